@@ -1,0 +1,76 @@
+# Sourced by the scripts beside it: installs what is missing and says so. Needs Debian or Ubuntu, Python 3.11+
+# and root or sudo for the Debian packages.
+set -euo pipefail
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+VENV="${TESTBED_VENV:-$ROOT/.venv}"
+cd "$ROOT"
+
+say() { printf '==> %s\n' "$*" >&2; }
+
+as_root() {
+  if [ "$(id -u)" -eq 0 ]; then
+    "$@"
+  elif command -v sudo >/dev/null; then
+    sudo "$@"
+  else
+    say "root is needed for: $*"
+    say "run this as root, or install sudo"
+    exit 3
+  fi
+}
+
+# need_packages COMMAND=PACKAGE ...: install the Debian packages whose command is not on the path.
+need_packages() {
+  local missing=() pair
+  for pair in "$@"; do
+    PATH="$PATH:/usr/sbin:/sbin" command -v "${pair%%=*}" >/dev/null || missing+=("${pair#*=}")
+  done
+  [ ${#missing[@]} -eq 0 ] && return
+  if ! command -v apt-get >/dev/null; then
+    say "these Debian packages (or what they are called here) are missing: ${missing[*]}"
+    exit 1
+  fi
+  say "installing Debian packages: ${missing[*]}"
+  # A package such as openssh-server would start its service; the lab runs its own sshd, so none is wanted.
+  local policy=/usr/sbin/policy-rc.d made_policy=no
+  if [ ! -e "$policy" ]; then
+    printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
+    as_root chmod 755 "$policy"
+    made_policy=yes
+  fi
+  local status=0
+  as_root apt-get update -qq && as_root env DEBIAN_FRONTEND=noninteractive \
+    apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null || status=$?
+  [ "$made_policy" = yes ] && as_root rm -f "$policy"
+  return "$status"
+}
+
+find_python() {
+  local name
+  for name in python3 python3.13 python3.12 python3.11; do
+    if command -v "$name" >/dev/null && "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      command -v "$name"
+      return
+    fi
+  done
+  say "Python 3.11 or newer is needed: apt-get install python3 python3-venv"
+  exit 1
+}
+
+# The environment is made again only when a dependency has changed.
+need_environment() {
+  local wanted stamp="$VENV/.testbed-stamp" python
+  wanted="$(cat pyproject.toml constraints.txt | sha256sum | cut -c1-64) $ROOT"
+  [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && return
+  python="$(find_python)"
+  if ! "$python" -c 'import ensurepip' 2>/dev/null; then
+    need_packages "no-ensurepip=$("$python" -c 'import sys; print("python3.%d-venv" % sys.version_info[1])')"
+  fi
+  say "making the Python environment in $VENV (a few minutes the first time)"
+  [ -x "$VENV/bin/python" ] || "$python" -m venv "$VENV"
+  "$VENV/bin/pip" install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+  echo "$wanted" >"$stamp"
+}
+
+LAB_PACKAGES=(sshd=openssh-server ssh=openssh-client ip=iproute2 nc=netcat-openbsd nsenter=util-linux ps=procps)
+BROWSER_PACKAGES=(chromium=chromium chromedriver=chromium-driver)

@@ -1,0 +1,1 @@
+"""Emulated boards: namespaces, sshd, synthetic sysfs under the real jtop."""

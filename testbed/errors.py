@@ -1,0 +1,112 @@
+"""Every error that testbed raises on purpose.
+
+    TestbedError                    exit code 1
+    ├── InputError                  exit code 2: a file or an option is wrong
+    ├── RefusedError                exit code 3: refused for safety
+    └── HostError                   something failed on one host
+        ├── ConnectError            also a ConnectionError
+        ├── HostKeyError            the host's key is unknown or has changed
+        ├── CommandError            a command answered with a failure
+        └── DeadlineError           also a TimeoutError
+
+Each carries its facts as fields and a ``hint`` that says what to do next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = [
+    "CommandError",
+    "ConnectError",
+    "DeadlineError",
+    "HostError",
+    "HostKeyError",
+    "InputError",
+    "RefusedError",
+    "TestbedError",
+]
+
+
+class TestbedError(Exception):
+    """The root of the tree.
+
+    Attributes:
+        hint: What the user can do next, or an empty string.
+    """
+
+    __test__ = False  # not a test case, whatever pytest makes of its name
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class InputError(TestbedError):
+    """A file or an option is wrong.
+
+    Attributes:
+        problems: One line for each mistake: ``file:line: key: what was expected``.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, problems: Sequence[str] = (), hint: str = "") -> None:
+        super().__init__("\n".join([message, *problems]) if problems else message, hint=hint)
+        self.problems = tuple(problems)
+
+    @classmethod
+    def at(cls, file: Path, line: int | None, key: str, expected: str) -> InputError:
+        """Return the error for one mistake at one place of a file."""
+        place = f"{file}:{line}" if line else str(file)
+        return cls(f"{place}: {key}: {expected}" if key else f"{place}: {expected}")
+
+
+class RefusedError(TestbedError):
+    """What was asked for is refused, since it could do harm."""
+
+    exit_code = 3
+
+
+class HostError(TestbedError):
+    """Something failed on one host.
+
+    Attributes:
+        host: The host's name in the inventory.
+    """
+
+    def __init__(self, host: str, message: str, *, hint: str = "") -> None:
+        super().__init__(f"{host}: {message}", hint=hint)
+        self.host = host
+
+
+class ConnectError(HostError, ConnectionError):
+    """The host could not be reached or did not let us in."""
+
+
+class HostKeyError(HostError):
+    """The host's key is not the recorded one, or none is recorded."""
+
+
+class DeadlineError(HostError, TimeoutError):
+    """The host did not answer in the time given."""
+
+
+class CommandError(HostError):
+    """A command on a host ended with a failure.
+
+    Attributes:
+        command: The command line as it was run.
+        exit_status: What it returned.
+        stderr: The end of what it wrote to its standard error.
+    """
+
+    def __init__(self, host: str, command: str, exit_status: int, stderr: str, *, hint: str = "") -> None:
+        answer = stderr.strip().splitlines()[-1] if stderr.strip() else "no message"
+        super().__init__(host, f"`{command}` ended with status {exit_status}: {answer}", hint=hint)
+        self.command = command
+        self.exit_status = exit_status
+        self.stderr = stderr

@@ -1,0 +1,1 @@
+"""Link scenarios, shaping plans and their verification."""

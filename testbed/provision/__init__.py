@@ -1,0 +1,1 @@
+"""Idempotent steps that make a host ready."""
