@@ -60,10 +60,12 @@ def resident_bytes(roots: set[int]) -> int:
     return sum(size for pid, size in resident.items() if belongs(pid))
 
 
-def testbed(*arguments: str, capture: bool = False) -> str:
+def call(*arguments: str, capture: bool = False) -> str:
     """Run one testbed command, shown first."""
     print(f"$ testbed {' '.join(arguments)}", file=sys.stderr, flush=True)
-    done = subprocess.run([*TESTBED, *arguments], check=True, text=True, stdout=subprocess.PIPE if capture else None)
+    done = subprocess.run(
+        [*TESTBED, *arguments], check=True, text=True, stdout=subprocess.PIPE if capture else None
+    )
     return done.stdout or ""
 
 
@@ -75,20 +77,22 @@ def main() -> int:
     began = time.monotonic()
     status = 0
     try:
-        lab = json.loads(testbed("emulate", "up", "--inventory", INVENTORY, "--json", capture=True))
+        lab = json.loads(call("emulate", "up", "--inventory", INVENTORY, "--json", capture=True))
         watch.roots.add(int(lab["keeper_pid"]))
-        testbed("provision", "--inventory", INVENTORY)
-        result = json.loads(testbed("run", CAMPAIGN, "--json", *sys.argv[1:], capture=True))
+        call("provision", "--inventory", INVENTORY)
+        result = json.loads(call("run", CAMPAIGN, "--json", *sys.argv[1:], capture=True))
     except subprocess.CalledProcessError as error:
         print(f"the demo ended: `{' '.join(error.cmd[1:])}` returned {error.returncode}", file=sys.stderr)
         return error.returncode
     finally:
-        testbed("emulate", "down", "--inventory", INVENTORY)
+        call("emulate", "down", "--inventory", INVENTORY)
         watch.ended.set()
     seconds = time.monotonic() - began
     gib = watch.peak_bytes / 2**30
     give_back(ROOT / "results")
-    print(f"took {seconds:.0f} s (limit {LIMIT_SECONDS}), peak memory {gib:.2f} GiB resident (limit {LIMIT_GIB})")
+    print(
+        f"took {seconds:.0f} s (limit {LIMIT_SECONDS}), peak memory {gib:.2f} GiB resident (limit {LIMIT_GIB})"
+    )
     print(f"report: {result['report']}")
     if gib > LIMIT_GIB:
         print("more memory than promised", file=sys.stderr)

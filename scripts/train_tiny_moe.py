@@ -131,7 +131,10 @@ def train(model: MixtralForCausalLM, data: torch.Tensor, steps: int, options: ar
             last = now
             loss = float(output.loss) - 0.02 * float(output.aux_loss)
             left = (steps - step - 1) * BATCH * SEQUENCE / rate / 60
-            print(f"step {step + 1}/{steps}  loss {loss:.3f}  {rate:.0f} tokens/s  {left:.0f} min left", flush=True)
+            print(
+                f"step {step + 1}/{steps}  loss {loss:.3f}  {rate:.0f} tokens/s  {left:.0f} min left",
+                flush=True,
+            )
         if (step + 1) % 250 == 0 or step + 1 == steps:
             save(checkpoint, model, optimizer, step + 1, seconds + time.monotonic() - began)
     return seconds + time.monotonic() - began
@@ -145,7 +148,9 @@ def learning_rate(step: int, steps: int) -> float:
     return PEAK_LEARNING_RATE * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def save(path: Path, model: MixtralForCausalLM, optimizer: torch.optim.Optimizer, step: int, seconds: float) -> None:
+def save(
+    path: Path, model: MixtralForCausalLM, optimizer: torch.optim.Optimizer, step: int, seconds: float
+) -> None:
     """Write weights and optimizer state to one safetensors file, whole or not at all."""
     tensors = {f"model/{name}": value.detach() for name, value in model.named_parameters()}
     for name, parameter in model.named_parameters():
@@ -167,7 +172,9 @@ def restore(path: Path, model: MixtralForCausalLM, optimizer: torch.optim.Optimi
     tensors = load_file(str(path))
     for name, parameter in model.named_parameters():
         parameter.data.copy_(tensors[f"model/{name}"])
-        optimizer.state[parameter] = {key: tensors[f"{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+        optimizer.state[parameter] = {
+            key: tensors[f"{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
+        }
     print(f"going on from step {metadata['step']}", flush=True)
     return int(metadata["step"]), float(metadata["seconds"])
 
@@ -182,7 +189,9 @@ def perplexity(model: MixtralForCausalLM, ids: list[int], experts: int) -> float
     total = count = 0.0
     for batch in windows.split(16):
         logits = model(input_ids=batch).logits[:, :-1]
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum")
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum"
+        )
         total += float(loss)
         count += batch[:, 1:].numel()
     for layer in model.model.layers:
@@ -209,7 +218,9 @@ def write_model(
         "training_tokens": steps * BATCH * SEQUENCE,
         "training_minutes": round(seconds / 60, 1),
         "seed": options.seed,
-        "held_out_perplexity": {str(k): {n: round(v, 2) for n, v in p.items()} for k, p in perplexities.items()},
+        "held_out_perplexity": {
+            str(k): {n: round(v, 2) for n, v in p.items()} for k, p in perplexities.items()
+        },
     }
     (options.out / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
     (options.out / "README.md").write_text(card(facts))
@@ -223,7 +234,8 @@ def card(facts: dict) -> str:
     table = facts["held_out_perplexity"]
     names = list(table["2"])
     rows = "\n".join(
-        f"| {experts} | " + " | ".join(f"{table[experts][name]:.2f}" for name in names) + " |" for experts in table
+        f"| {experts} | " + " | ".join(f"{table[experts][name]:.2f}" for name in names) + " |"
+        for experts in table
     )
     header = " | ".join(names)
     return f"""---

@@ -1,0 +1,1 @@
+"""Content-addressed objects: served by the base station, pulled by devices."""

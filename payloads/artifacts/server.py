@@ -1,0 +1,192 @@
+"""The base station's side: objects by name over HTTP, with ranges, to those who know the deploy's key."""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import os
+import re
+import signal
+import socket
+import stat
+import sys
+import threading
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Iterator
+
+from payloads.artifacts.store import DIGEST, ArtifactError, Store, bearer_token
+from payloads.services.ready import announce_ready
+
+__all__ = ["ObjectServer", "parse_range", "serve"]
+
+_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
+_PREFIX = "/objects/"
+
+
+def parse_range(text: str | None, size: int) -> tuple[int, int] | None:
+    """Return the first byte and the end (exclusive) that a Range header asks for.
+
+    Returns:
+        All of the object where the header asks for nothing we know (RFC 9110 lets a server ignore it), and
+        None where no byte of the object is in the range.
+    """
+    match = _RANGE.fullmatch(text.strip()) if text else None
+    if match is None or match.groups() == ("", ""):
+        return 0, size
+    first, last = match.groups()
+    if first == "":
+        count = min(int(last), size)
+        return (size - count, size) if count else None
+    if last and int(last) < int(first):
+        return 0, size
+    if int(first) >= size:
+        return None
+    return int(first), min(int(last) + 1, size) if last else size
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: ObjectServer
+    protocol_version = "HTTP/1.1"
+    server_version = "testbed-artifacts"
+    sys_version = ""
+    timeout = 60  # of silence, after which a client is taken for dead
+    disable_nagle_algorithm = True
+
+    def do_GET(self) -> None:
+        self._serve(with_body=True)
+
+    def do_HEAD(self) -> None:
+        self._serve(with_body=False)
+
+    def _serve(self, *, with_body: bool) -> None:
+        if "Content-Length" in self.headers or "Transfer-Encoding" in self.headers:
+            self.close_connection = True  # a body that nobody reads must not pass for the next request
+        if not self._is_authorized():
+            self._refuse(HTTPStatus.UNAUTHORIZED)
+            return
+        digest = self.path[len(_PREFIX) :]
+        if not self.path.startswith(_PREFIX) or not DIGEST.fullmatch(digest):
+            self._refuse(HTTPStatus.NOT_FOUND)
+            return
+        with self._opened(digest) as file:
+            if file is None:
+                self._refuse(HTTPStatus.NOT_FOUND)
+                return
+            size = os.fstat(file.fileno()).st_size
+            span = parse_range(self.headers.get("Range"), size)
+            if span is None:
+                self._refuse(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, ("Content-Range", f"bytes */{size}"))
+                return
+            first, end = span
+            partial = end - first != size
+            self.send_response(HTTPStatus.PARTIAL_CONTENT if partial else HTTPStatus.OK)
+            if partial:
+                self.send_header("Content-Range", f"bytes {first}-{end - 1}/{size}")
+            self.send_header("Accept-Ranges", "bytes")
+            self.send_header("Content-Type", "application/octet-stream")
+            self.send_header("Content-Length", str(end - first))
+            self.send_header("ETag", f'"{digest}"')
+            self.end_headers()
+            if with_body and end > first:
+                self.connection.sendfile(file, first, end - first)
+
+    def _is_authorized(self) -> bool:
+        given = self.headers.get("Authorization", "").encode("utf-8", "replace")
+        return hmac.compare_digest(given, b"Bearer " + self.server.token().encode())
+
+    @contextlib.contextmanager
+    def _opened(self, digest: str) -> Iterator[Any]:
+        """Open an object; None stands for one that is not here, or is no plain file."""
+        try:
+            descriptor = os.open(self.server.store.path(digest), os.O_RDONLY | os.O_NOFOLLOW)
+        except OSError:
+            yield None
+            return
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            yield None
+            return
+        with open(descriptor, "rb") as file:
+            yield file
+
+    def _refuse(self, status: HTTPStatus, *headers: tuple[str, str]) -> None:
+        self.send_response(status)
+        for key, value in headers:
+            self.send_header(key, value)
+        if status == HTTPStatus.UNAUTHORIZED:
+            self.send_header("WWW-Authenticate", "Bearer")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_request(self, code: Any = "-", size: Any = "-") -> None:
+        """Log refusals only: a line for each object would soon be all of the log."""
+        if int(code) >= 400:
+            print(f"{self.client_address[0]}: {self.requestline!r}: {int(code)}", file=sys.stderr, flush=True)
+
+    def log_error(self, format: str, *args: Any) -> None:  # noqa: A002
+        """Log what broke while a client was served."""
+        print(f"{self.client_address[0]}: {format % args}", file=sys.stderr, flush=True)
+
+
+class ObjectServer(ThreadingHTTPServer):
+    """Serves the objects of a store.
+
+    Args:
+        address: Where to listen.
+        store: The objects.
+        key_file: The deploy's key; read again when the file changes, so that a new deploy needs no restart.
+    """
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self, address: tuple[str, int], store: Store, key_file: Path) -> None:
+        self.store = store
+        self._key_file = key_file
+        self._token: tuple[object, str] = (None, "")
+        self.token()
+        super().__init__(address, _Handler)
+
+    def token(self) -> str:
+        """Return the token that clients must show."""
+        try:
+            found = self._key_file.stat()
+        except FileNotFoundError as error:
+            raise ArtifactError(
+                f"{self._key_file}: there is no key on this host; deploy makes one"
+            ) from error
+        stamp = (found.st_mtime_ns, found.st_ino, found.st_size)
+        if self._token[0] != stamp:
+            self._token = (stamp, bearer_token(self._key_file))
+        return self._token[1]
+
+    def server_bind(self) -> None:
+        """Bind without asking a name server for our own name, as the base class would."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say in one line what ended a connection: a client that goes away is nothing to worry about."""
+        error = sys.exc_info()[1]
+        print(f"{client_address[0]}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+
+
+def serve(listen: str, key_file: Path) -> int:
+    """Serve this host's objects until SIGTERM."""
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdigit():
+        raise ArtifactError(f"--listen {listen}: expected ADDRESS:PORT")
+    try:
+        server = ObjectServer((host, int(port)), Store(), key_file)
+    except (OSError, OverflowError) as error:
+        raise ArtifactError(f"cannot listen on {listen}: {error}") from error
+    with server:
+        # shutdown() waits for the loop that this very thread runs, so another thread must call it.
+        signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
+        announce_ready()
+        server.serve_forever()
+    return 0

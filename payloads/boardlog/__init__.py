@@ -1,0 +1,1 @@
+"""Power and jtop loggers of a board."""

@@ -1,0 +1,244 @@
+"""Services as transient systemd units, where a host has systemd.
+
+A unit ``testbed_lease.service`` waits until the lease ends, and every service is bound to it, so that
+systemd itself stops the services when that unit goes, however it goes. Root uses the system's manager,
+others their own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+from payloads.services.layout import ServiceError, code_folder, service_folder, service_names, write_whole
+from payloads.services.lease import LeaseWatch
+from payloads.services.service import RESTART_WINDOW_S, RESTARTS, STOP_S
+from payloads.services.spec import Spec, inherited_environment, read_spec
+
+__all__ = ["GUARD", "SystemdBackend", "environment_file", "guard", "run_command", "systemd_runs_here"]
+
+GUARD = "testbed_lease.service"
+_SHOWN = "Id,ActiveState,SubState,MainPID,Result,ExecMainStatus,NRestarts"
+_LOOK_S = 2.0
+_POLL_S = 0.05
+
+
+def systemd_runs_here() -> bool:
+    """Tell whether this user has a systemd manager (``TESTBED_SERVICES=systemd|supervisor`` overrides)."""
+    asked = os.environ.get("TESTBED_SERVICES")
+    if asked:
+        return asked == "systemd"
+    if not Path("/run/systemd/system").is_dir():
+        return False
+    return os.geteuid() == 0 or Path(f"/run/user/{os.geteuid()}/systemd").is_dir()
+
+
+def guard(initial_s: float) -> int:
+    """Wait until the lease ends; the first one may take ``initial_s`` seconds to appear."""
+    watch = LeaseWatch()
+    watch.allow(initial_s)
+    while not watch.ended():
+        time.sleep(0.5)
+    return 0
+
+
+def unit(name: str) -> str:
+    """Return the unit of a service."""
+    return f"testbed-{name}.service"
+
+
+def run_command(spec: Spec, folder: Path, scope: Sequence[str]) -> list[str]:
+    """Return the command that starts a service as a transient unit."""
+    properties = [
+        "Type=exec",
+        f"BindsTo={GUARD}",
+        f"After={GUARD}",
+        "KillMode=control-group",
+        f"TimeoutStopSec={STOP_S:g}",
+        "StandardInput=null",
+        f"WorkingDirectory={spec.directory}",
+        f"EnvironmentFile={folder / 'environment'}",
+        f"ExecStopPost=/bin/rm -f {folder / 'ready'}",
+    ]
+    if spec.restart:
+        properties += [
+            "Restart=on-failure",
+            "RestartSec=500ms",
+            f"StartLimitIntervalSec={RESTART_WINDOW_S:g}",
+            f"StartLimitBurst={RESTARTS + 1}",
+        ]
+    # The manager expands $NAME in arguments; a doubled $ is a plain one.
+    argv = [argument.replace("$", "$$") for argument in spec.argv]
+    return [
+        "systemd-run",
+        *scope,
+        "--quiet",
+        f"--unit={unit(spec.name)}",
+        f"--description=testbed: {spec.name}",
+        *(f"--property={each}" for each in properties),
+        "--",
+        *argv,
+    ]
+
+
+def environment_file(environment: Mapping[str, str]) -> str:
+    """Return the text of an EnvironmentFile; a file, so that no value is seen in a list of processes."""
+    lines = []
+    for key, value in sorted(environment.items()):
+        if not key.replace("_", "a").isalnum() or "\n" in value:
+            continue  # exported shell functions and the like: systemd takes no such names
+        for character in '\\"`$':
+            value = value.replace(character, "\\" + character)
+        lines.append(f'{key}="{value}"\n')
+    return "".join(lines)
+
+
+class SystemdBackend:
+    """Starts, stops and describes services through ``systemd-run``, ``systemctl`` and ``journalctl``."""
+
+    name = "systemd"
+
+    def __init__(self) -> None:
+        self._scope = [] if os.geteuid() == 0 else ["--user"]
+        self._looked_s = 0.0
+
+    def start(self, spec: Spec, *, initial_s: float, ready_s: float, again: bool = False) -> str:
+        """Start a service and wait until it is ready; return what was done."""
+        folder = service_folder(spec.name)
+        known, state = read_spec(folder), self._show([spec.name])[spec.name]
+        active = state.get("ActiveState") in ("active", "activating", "deactivating")
+        if active and known is not None and known.same_service(spec) and not again:
+            self._await_ready(spec, ready_s)
+            return "already running"
+        self._begin_guard(initial_s)
+        if active:
+            self._systemctl("stop", unit(spec.name))
+        # A unit that failed keeps its name until it is told to forget; for others this is an error to ignore.
+        self._call(["systemctl", *self._scope, "reset-failed", unit(spec.name)], check=False)
+        ready = folder / "ready"
+        ready.unlink() if ready.exists() else None
+        write_whole(folder / "spec.json", spec.to_json())
+        environment = dict(inherited_environment(), TESTBED_READY=str(ready))
+        write_whole(folder / "environment", environment_file(environment))
+        self._call(run_command(spec, folder, self._scope))
+        if not spec.awaits_ready:
+            ready.touch()
+        self._await_ready(spec, ready_s)
+        return "restarted" if active else "started"
+
+    def stop(self, names: Sequence[str]) -> list[str]:
+        """Stop services and wait for their end; return those that ran."""
+        running = self._running(names)
+        if running:
+            self._systemctl("stop", *(unit(name) for name in running))
+        return running
+
+    def stop_all(self, reason: str) -> list[str]:
+        """Stop all services and the unit that guards the lease; return the services that ran."""
+        running = self._running(service_names())
+        self._systemctl("stop", GUARD, *(unit(name) for name in running))
+        return running
+
+    def status(self) -> list[dict[str, Any]]:
+        """Describe every service of this host."""
+        names = service_names()
+        shown = self._show(names) if names else {}
+        return [_describe(name, shown[name]) for name in names]
+
+    def tail(self, name: str, lines: int) -> str:
+        """Return the last lines that a service wrote, from the system's journal."""
+        option = "--user-unit" if self._scope else "--unit"
+        count = str(lines) if lines else "all"
+        command = ["journalctl", "--quiet", "--no-pager", "--output=cat", f"--lines={count}"]
+        return self._call([*command, f"{option}={unit(name)}"]).rstrip("\n")
+
+    def lease_begins(self) -> None:
+        """Start the unit that guards the lease."""
+        self._begin_guard(0.0)
+
+    def lost(self) -> str:
+        """Say so if the unit that guards the lease has ended, else return an empty string."""
+        if time.monotonic() - self._looked_s < _LOOK_S:
+            return ""
+        self._looked_s = time.monotonic()
+        return "" if self._is_active(GUARD) else f"{GUARD} has ended"
+
+    def _begin_guard(self, initial_s: float) -> None:
+        if self._is_active(GUARD):
+            return
+        self._call(["systemctl", *self._scope, "reset-failed", GUARD], check=False)
+        command = [sys.executable, "-m", "payloads.services", "guard", f"--initial-lease={initial_s:g}"]
+        environment = [f"--setenv=PYTHONPATH={code_folder()}"]
+        if "TESTBED_HOME" in os.environ:
+            environment.append(f"--setenv=TESTBED_HOME={os.environ['TESTBED_HOME']}")
+        self._call(["systemd-run", *self._scope, "--quiet", f"--unit={GUARD}", *environment, "--", *command])
+
+    def _await_ready(self, spec: Spec, ready_s: float) -> None:
+        deadline = time.monotonic() + ready_s
+        while not (service_folder(spec.name) / "ready").exists():
+            shown = _describe(spec.name, self._show([spec.name])[spec.name])
+            if shown["state"] in ("failed", "stopped", "exited"):
+                raise ServiceError(self._failure(spec.name, f"{shown['state']} before it was ready"))
+            if time.monotonic() > deadline:
+                self.stop([spec.name])
+                raise ServiceError(self._failure(spec.name, f"was not ready within {ready_s:g} s; stopped"))
+            time.sleep(_POLL_S)
+
+    def _failure(self, name: str, reason: str) -> str:
+        words = self.tail(name, 15)
+        return f"{name}: {reason}" + (f"; its last words:\n{words}" if words else "; it wrote nothing")
+
+    def _running(self, names: Sequence[str]) -> list[str]:
+        shown = self._show(names) if names else {}
+        return [name for name in names if shown[name].get("ActiveState") not in ("inactive", "failed", None)]
+
+    def _is_active(self, unit_name: str) -> bool:
+        return subprocess.call(["systemctl", *self._scope, "is-active", "--quiet", unit_name]) == 0
+
+    def _show(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
+        units = [unit(name) for name in names]
+        text = self._call(["systemctl", *self._scope, "show", f"--property={_SHOWN}", *units])
+        blocks = [
+            dict(line.partition("=")[::2] for line in block.splitlines()) for block in text.split("\n\n")
+        ]
+        by_unit = {block.get("Id", ""): block for block in blocks}
+        return {name: by_unit.get(unit(name), {}) for name in names}
+
+    def _systemctl(self, *arguments: str) -> None:
+        self._call(["systemctl", *self._scope, *arguments])
+
+    @staticmethod
+    def _call(command: Sequence[str], *, check: bool = True) -> str:
+        try:
+            done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL)
+        except FileNotFoundError as error:
+            raise ServiceError(f"{command[0]}: not installed on this host") from error
+        if check and done.returncode != 0:
+            words = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+            raise ServiceError(
+                f"{' '.join(command[:4])} ... ended with status {done.returncode}: {words[-1]}"
+            )
+        return done.stdout.decode(errors="replace")
+
+
+def _describe(name: str, shown: Mapping[str, str]) -> dict[str, Any]:
+    active, result = shown.get("ActiveState"), shown.get("Result", "")
+    states = {"active": "running", "activating": "running", "deactivating": "ending", "failed": "failed"}
+    state = states.get(active or "", "stopped")
+    if shown.get("SubState") == "auto-restart":
+        state = "waiting"
+    reason = "" if result in ("", "success") else f"{result} (status {shown.get('ExecMainStatus', '?')})"
+    return {
+        "name": name,
+        "state": state,
+        "reason": reason,
+        "restarts": int(shown.get("NRestarts") or 0),
+        "pid": int(shown.get("MainPID") or 0) or None,
+        "since_unix": None,
+        "ready": state == "running" and (service_folder(name) / "ready").exists(),
+        "log": f"journalctl -u {unit(name)}",
+    }

@@ -1,0 +1,1 @@
+"""Wireless distributed mixture of experts: base station, workers, selection."""

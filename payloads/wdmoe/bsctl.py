@@ -1,0 +1,103 @@
+"""Ask the base station for work and print what it says.
+
+    python -m payloads.wdmoe.bsctl trial --spec ~/.testbed/runs/RUN/spec.json --trial t003
+    python -m payloads.wdmoe.bsctl quality --spec ~/.testbed/runs/RUN/spec.json --policy top-1
+    python -m payloads.wdmoe.bsctl status
+    python -m payloads.wdmoe.bsctl ping
+
+Prints JSON lines; the last one holds the result. When this process ends, the base station abandons the work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import select
+import socket
+import sys
+from pathlib import Path
+from typing import Any, Dict, Iterator, Optional, Sequence
+
+__all__ = ["main"]
+
+NAME = "bsctl"
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """Ask and print; return the exit status."""
+    options = _parse(arguments)
+    request: Dict[str, Any] = {"do": options.do}
+    for key in ("spec", "trial", "policy"):
+        if getattr(options, key, None) is not None:
+            request[key] = str(getattr(options, key))
+    try:
+        return _ask(options.control, request)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 1
+    except OSError as error:
+        reason = error.strerror or str(error)
+        print(f"{NAME}: cannot reach the base station at {options.control}: {reason}", file=sys.stderr)
+        return 1
+
+
+def _ask(control: Path, request: Dict[str, Any]) -> int:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.connect(str(control))
+        connection.sendall(json.dumps(request).encode() + b"\n")
+        for line in _lines(connection):
+            answer = json.loads(line.decode())
+            if "error" in answer:
+                print(answer["error"], file=sys.stderr)
+                return 1
+            print(json.dumps(answer), flush=True)
+            if "result" in answer:
+                return 0
+    print(f"{NAME}: the base station went away", file=sys.stderr)
+    return 1
+
+
+def _lines(connection: socket.socket) -> Iterator[bytes]:
+    """Yield lines until the other end closes, or until nobody reads our output any more."""
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    # Without events asked for, a pipe reports only that its reader has gone: the SSH session was cut.
+    poll.register(sys.stdout.fileno(), 0)
+    data = b""
+    while True:
+        for descriptor, _ in poll.poll():
+            if descriptor != connection.fileno():
+                raise BrokenPipeError
+            part = connection.recv(1 << 16)
+            if not part:
+                return
+            data += part
+        while b"\n" in data:
+            line, _, data = data.partition(b"\n")
+            yield line
+
+
+def _parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=NAME, description="Ask the base station for work.")
+    parser.add_argument(
+        "--control", type=_path, default=_path("~/.testbed/bs.sock"), help="the control socket"
+    )
+    verbs = parser.add_subparsers(dest="do", required=True)
+    trial = verbs.add_parser("trial", help="run a trial")
+    trial.add_argument("--spec", type=_path, required=True)
+    trial.add_argument("--trial", required=True)
+    quality = verbs.add_parser("quality", help="measure the quality of a policy")
+    quality.add_argument("--spec", type=_path, required=True)
+    quality.add_argument("--policy", required=True)
+    verbs.add_parser("status", help="what the base station does")
+    verbs.add_parser("ping", help="connect all devices and read their clocks")
+    return parser.parse_args(arguments)
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""The worker of a device: holds experts, computes what the base station dispatches.
+
+    python -m payloads.wdmoe.expert_worker --wanted ~/.testbed/shards.json --listen 0.0.0.0:7070 \
+        --key-file ~/.testbed/key
+
+Needs torch and the standard library. A dispatch for experts that are not here is answered with an error;
+a frame that breaks the format closes its connection; the worker goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import List, Optional, Sequence
+
+import torch
+
+from payloads.wdmoe.busy import BusyCounter, wait_until
+from payloads.wdmoe.compute import ExpertBank, NotHeldError
+from payloads.wdmoe.pace import Pace
+from payloads.wdmoe.shards import ShardError, WantedList, describe, load_experts, read_wanted
+from payloads.wire.auth import AuthError, read_key
+from payloads.wire.frames import (
+    Buffer,
+    Dispatch,
+    FrameError,
+    Header,
+    Kind,
+    pack_error,
+    pack_header,
+    pack_result,
+    unpack_dispatch,
+)
+from payloads.wire.ready import announce_ready
+from payloads.wire.server import Server, listen, parse_listen
+
+__all__ = ["Worker", "main"]
+
+NAME = "expert_worker"
+
+
+class Worker:
+    """Answers frames.
+
+    Attributes:
+        description: What it says of itself, as JSON.
+    """
+
+    def __init__(
+        self,
+        wanted: WantedList,
+        objects: Path,
+        pace: Pace,
+        busy: Optional[BusyCounter] = None,
+        device: Optional[torch.device] = None,
+    ) -> None:
+        device = device or torch.device("cpu")
+        experts = load_experts(wanted, objects, device)
+        self._bank = ExpertBank(
+            experts, wanted.dtype, wanted.hidden_size, wanted.intermediate_size, wanted.activation, device
+        )
+        self._shape = wanted.shape()
+        self._pace = pace
+        self._busy = busy
+        paced = {"ops_per_s": pace.ops_per_s, "bytes_per_s": pace.bytes_per_s}
+        self.description = json.dumps({**describe(wanted, experts), "pace": paced}).encode()
+
+    def handle(self, header: Header, payload: memoryview, received_ns: int) -> Sequence[Buffer]:
+        """Answer one frame.
+
+        Raises:
+            FrameError: The frame breaks the format.
+        """
+        if header.kind == Kind.DESCRIBE:
+            return [pack_header(Kind.DESCRIPTION, len(self.description), header.sequence), self.description]
+        if header.kind != Kind.DISPATCH:
+            raise FrameError(f"a frame of kind {header.kind} is not for a worker")
+        dispatch = unpack_dispatch(payload)
+        try:
+            return self._compute(dispatch, received_ns, header.sequence)
+        except (NotHeldError, RuntimeError) as error:
+            # RuntimeError: torch, such as memory that ran out. The base station must hear of it.
+            print(f"{NAME}: layer {dispatch.layer}: {error}", file=sys.stderr, flush=True)
+            return [pack_error(str(error), header.sequence)]
+
+    def _compute(self, dispatch: Dispatch, received_ns: int, sequence: int) -> List[Buffer]:
+        weights = self._bank.find(dispatch)
+        started_ns = time.monotonic_ns()
+        answer = self._bank.run(dispatch, weights)
+        worked_ns = time.monotonic_ns() - started_ns
+        if self._busy is not None:
+            self._busy.add(worked_ns)
+        paced_ns = round(self._pace.seconds(self._shape, dispatch.counts) * 1e9)
+        wait_until(started_ns + paced_ns, self._busy)
+        late = 0 < paced_ns < worked_ns
+        computed_ns = time.monotonic_ns()
+        head = pack_result(
+            dispatch, received_ns, started_ns, computed_ns, time.monotonic_ns(), late, sequence
+        )
+        return [head, answer]
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """Run a worker until SIGTERM; return the exit status."""
+    options = _parse(arguments)
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        wanted = read_wanted(options.wanted)
+        read_key(options.key_file)
+        objects = options.objects or options.wanted.parent / "objects"
+        pace = Pace(options.pace_ops_per_s, options.pace_bytes_per_s)
+        worker = Worker(wanted, objects, pace, _busy_counter(options.busy_file), _device(options.device))
+        server = Server(listen(*options.listen), options.key_file, worker.handle, NAME)
+    except (ShardError, AuthError, NotHeldError, OSError) as error:
+        print(f"{NAME}: {error}", file=sys.stderr)
+        return 1
+    try:
+        address, port = server.address
+        print(
+            f"{NAME}: serving {len(wanted.experts)} experts at {address}:{port}", file=sys.stderr, flush=True
+        )
+        announce_ready()
+        server.serve()
+    finally:
+        server.close()
+    return 0
+
+
+def _busy_counter(path: Optional[Path]) -> Optional[BusyCounter]:
+    if path is None:
+        return None
+    try:
+        return BusyCounter(path)
+    except OSError as error:
+        # The counter tells others how busy this board is; experts are served without it as well.
+        print(f"{NAME}: no busy counter: {path}: {error.strerror}", file=sys.stderr, flush=True)
+        return None
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def _parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=NAME, description="Serve experts to the base station.")
+    path = _expanded
+    parser.add_argument("--wanted", type=path, required=True, help="the wanted list")
+    parser.add_argument("--objects", type=path, help="the objects' folder; default: beside the wanted list")
+    parser.add_argument("--listen", type=parse_listen, required=True, metavar="ADDRESS:PORT")
+    parser.add_argument("--key-file", type=path, required=True, help="the data plane's key")
+    parser.add_argument("--pace-ops-per-s", type=_positive, help="compute no faster than this")
+    parser.add_argument("--pace-bytes-per-s", type=_positive, help="read memory no faster than this")
+    parser.add_argument("--busy-file", type=path, help="counter of the nanoseconds spent busy")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to compute")
+    return parser.parse_args(arguments)
+
+
+def _expanded(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""How long a board takes for the work of an expert: pure arithmetic, used by workers and simulators alike.
+
+A gated feed-forward expert with model width m and inner width m_h needs 4 m m_h + 2 m_h m + eta m_h + m_h
+operations a token (L_comp of WDMoE, a reconstruction; see the wdmoe reference). It also has to read its
+weights once, however few tokens there are, which is what binds when one token is decoded at a time.
+"""
+
+from __future__ import annotations
+
+from typing import Iterable, NamedTuple, Optional
+
+__all__ = ["ExpertShape", "Pace"]
+
+#: Operations of SiLU for one element (eta): negate, exponential, add, divide.
+ACTIVATION_OPERATIONS = 4
+
+
+class ExpertShape(NamedTuple):
+    """The size of one expert.
+
+    Attributes:
+        hidden: Model width m.
+        intermediate: Inner width m_h.
+        element_bytes: Bytes of one number.
+    """
+
+    hidden: int
+    intermediate: int
+    element_bytes: int
+
+    @property
+    def parameters(self) -> int:
+        """The number of weights."""
+        return 3 * self.hidden * self.intermediate
+
+    def operations(self, tokens: int) -> int:
+        """Return the operations for so many tokens; a multiplication and an addition count as two."""
+        each = 6 * self.hidden * self.intermediate + (ACTIVATION_OPERATIONS + 1) * self.intermediate
+        return tokens * each
+
+    def traffic_bytes(self, tokens: int) -> int:
+        """Return the bytes through memory: all weights once, each token's activations once."""
+        activations = tokens * (2 * self.hidden + 3 * self.intermediate)
+        return (self.parameters + activations) * self.element_bytes
+
+
+class Pace(NamedTuple):
+    """The speed of a board; a term that is ``None`` does not bind.
+
+    Attributes:
+        ops_per_s: Operations per second.
+        bytes_per_s: Bytes per second from memory.
+    """
+
+    ops_per_s: Optional[float]
+    bytes_per_s: Optional[float]
+
+    def seconds(self, shape: ExpertShape, tokens_by_expert: Iterable[int]) -> float:
+        """Return the time for one dispatch: for each expert the slower of the two, one after the other."""
+        total = 0.0
+        for tokens in tokens_by_expert:
+            compute = shape.operations(tokens) / self.ops_per_s if self.ops_per_s else 0.0
+            memory = shape.traffic_bytes(tokens) / self.bytes_per_s if self.bytes_per_s else 0.0
+            total += max(compute, memory)
+        return total

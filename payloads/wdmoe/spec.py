@@ -1,0 +1,131 @@
+"""The run's specification, as the controller writes it for the base station."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
+
+from payloads.wdmoe.gating import check_selection
+
+__all__ = ["Prompt", "QualitySpec", "Spec", "SpecError", "read_spec"]
+
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
+
+
+class SpecError(Exception):
+    """The specification cannot be read or is wrong."""
+
+
+class Prompt(NamedTuple):
+    """A prompt.
+
+    Attributes:
+        id: Its name in the records.
+        text: The text.
+    """
+
+    id: str
+    text: str
+
+
+class QualitySpec(NamedTuple):
+    """What the quality passes measure.
+
+    Attributes:
+        window_tokens: Length of a window.
+        windows: The most windows of a text.
+        texts: Name and file of each text.
+    """
+
+    window_tokens: int
+    windows: int
+    texts: Tuple[Tuple[str, Path], ...]
+
+
+class Spec(NamedTuple):
+    """What a run does at the base station.
+
+    Attributes:
+        folder: The run's folder; records go below it.
+        run: The run's name.
+        max_new_tokens: The most tokens of an answer.
+        warmup_prompts: How many of the prompts are first run once more, as a warm-up.
+        prompts: The prompts.
+        policies: Settings of each expert selection, by the policy's name.
+        quality: What the quality passes measure, if there are any.
+        trials: The policy of each trial, by the trial's name.
+    """
+
+    folder: Path
+    run: str
+    max_new_tokens: int
+    warmup_prompts: int
+    prompts: Tuple[Prompt, ...]
+    policies: Dict[str, Mapping[str, Any]]
+    quality: Optional[QualitySpec]
+    trials: Dict[str, str]
+
+    def policy(self, name: str) -> Mapping[str, Any]:
+        """Return a policy's settings.
+
+        Raises:
+            SpecError: There is none of that name, or its settings are wrong.
+        """
+        if name not in self.policies:
+            raise SpecError(f"the run has no policy {name!r}; it has {', '.join(self.policies)}")
+        problems = check_selection(self.policies[name])
+        if problems:
+            raise SpecError(f"policy {name}: {problems[0]}")
+        return self.policies[name]
+
+
+def read_spec(path: Path) -> Spec:
+    """Read a specification.
+
+    Raises:
+        SpecError: It cannot be read or is wrong.
+    """
+    try:
+        value = json.loads(path.read_text())
+        spec = Spec(
+            folder=path.parent,
+            run=str(value["run"]),
+            max_new_tokens=_count(value, "max_new_tokens", 1),
+            warmup_prompts=_count(value, "warmup_prompts", 0),
+            prompts=tuple(Prompt(str(p["id"]), str(p["text"])) for p in value["prompts"]),
+            policies={_name(name): dict(settings) for name, settings in value["policies"].items()},
+            quality=_quality(value.get("quality")),
+            trials={_name(trial["trial"]): str(trial["policy"]) for trial in value.get("trials", [])},
+        )
+    except OSError as error:
+        raise SpecError(f"cannot read {path}: {error.strerror}") from error
+    except KeyError as error:
+        raise SpecError(f"{path}: {error.args[0]} is missing") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise SpecError(f"{path} is wrong: {error}") from error
+    if not spec.prompts:
+        raise SpecError(f"{path}: there is no prompt")
+    return spec
+
+
+def _quality(value: Any) -> Optional[QualitySpec]:
+    if value is None:
+        return None
+    texts: List[Tuple[str, Path]] = [(str(t["name"]), Path(t["path"]).expanduser()) for t in value["texts"]]
+    return QualitySpec(_count(value, "window_tokens", 2), _count(value, "windows", 1), tuple(texts))
+
+
+def _count(value: Mapping[str, Any], key: str, least: int) -> int:
+    number = value[key]
+    if not isinstance(number, int) or isinstance(number, bool) or number < least:
+        raise ValueError(f"{key}: expected a whole number of at least {least}, got {number!r}")
+    return number
+
+
+def _name(text: Any) -> str:
+    # Trials and policies give folders their names.
+    if not isinstance(text, str) or not _NAME.match(text):
+        raise ValueError(f"expected a name of letters, digits, dots and dashes, got {text!r}")
+    return text

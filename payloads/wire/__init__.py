@@ -1,0 +1,1 @@
+"""Frames, sockets, authentication and clocks of the data plane."""

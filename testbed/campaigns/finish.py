@@ -1,0 +1,44 @@
+"""What is made of a run when its last step is done: power tables, the state in the manifest, the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from testbed.config.inventory import Inventory
+from testbed.records import RecordWriter, load_run, read_manifest, write_manifest
+from testbed.telemetry.logs import board_rows, power_rows
+
+__all__ = ["finish", "update_manifest"]
+
+
+def update_manifest(folder: Path, **changes: Any) -> dict[str, Any]:
+    """Change some keys of a run's manifest and return it whole."""
+    manifest = {**read_manifest(folder), **changes}
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def finish(folder: Path, inventory: Inventory, state: str) -> Path:
+    """Turn the boards' logs into tables, write the run's state and build its report; return the report's path.
+
+    Args:
+        folder: The run's folder.
+        inventory: The fleet.
+        state: ``completed``, ``failed`` or ``interrupted``.
+    """
+    started_unix = float(read_manifest(folder)["started_unix"])
+    records = RecordWriter(folder)
+    clocks = load_run(folder).clocks
+    for device in inventory.devices:
+        logs = folder / "boards" / device.name
+        offsets = clocks[clocks["device"] == device.name]
+        if offsets.empty:
+            continue  # no trial reached the device: nothing says what its clock showed
+        for table, name, rows in (("power", "power.csv", power_rows), ("boards", "jtop.csv", board_rows)):
+            if (logs / name).exists():
+                records.write(table, device.name, rows(logs / name, device.name, offsets, started_unix))
+    update_manifest(folder, state=state)
+    from testbed.report.page import write_report
+
+    return write_report(load_run(folder), folder / "report.html")

@@ -1,0 +1,207 @@
+"""Gather what a plan follows from: the hosts' facts, the sharded model, the placement."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from testbed.artifacts.manifest import Manifest
+from testbed.artifacts.placement import DeviceCapacity, Placement, place_auto, place_explicit
+from testbed.artifacts.shard import Sharded, shard_model
+from testbed.campaigns.journal import Journal
+from testbed.campaigns.plan import Phase, RunInputs
+from testbed.campaigns.trials import Trial
+from testbed.config.boards import memory_bandwidth_bytes_per_s
+from testbed.config.campaign import Campaign
+from testbed.config.inventory import Host, Inventory
+from testbed.errors import HostError
+from testbed.hosts.facts import Facts, assume_facts, facts_command, gather_facts
+from testbed.hosts.fleet import Fleet
+from testbed.hosts.steps import Command
+from testbed.hosts.transport import Transport
+from testbed.provision.plan import plan_fleet
+
+__all__ = ["Probed", "cache_folder", "capacities", "gather", "probe_hosts", "probe_phase"]
+
+T = TypeVar("T")
+
+MEMORY_SHARE = 0.6  # of a board's memory for experts; the rest is for torch, the system and activations
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What the hosts said of themselves.
+
+    Attributes:
+        facts: The facts of each host, some of them assumed where it did not answer.
+        why_assumed: Why a host's facts had to be assumed.
+        objects_at_bs: The digests of the objects that the base station holds.
+    """
+
+    facts: Mapping[str, Facts]
+    why_assumed: Mapping[str, str]
+    objects_at_bs: frozenset[str]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the facts as plain data."""
+        return {name: facts.as_json() for name, facts in self.facts.items()}
+
+    def as_lines(self) -> list[str]:
+        """Return a line a host, an assumed fact marked as such."""
+        lines = []
+        for name, facts in self.facts.items():
+            lines.append(f"{name}: {facts.describe()}")
+            if name in self.why_assumed:
+                lines.append(f"  assumed, since {self.why_assumed[name]}")
+        return lines
+
+
+def probe_phase(inventory: Inventory) -> Phase:
+    """Return the phase that only looks: the facts of every host, and what the base station holds already."""
+    steps = [facts_command(host) for host in inventory.hosts.values()]
+    return Phase("probe", (*steps, _listing(inventory.base_station)))
+
+
+def _listing(bs: Host) -> Command:
+    """Return the command that lists the objects that the base station holds."""
+    shell = 'if [ -d "$HOME/.testbed/objects" ]; then ls -1 "$HOME/.testbed/objects"; fi'
+    return Command(bs.name, shell, "list objects")
+
+
+def probe_hosts(fleet: Fleet, *, assume: bool, journal: Journal | None = None) -> Probed:
+    """Ask every host for its facts.
+
+    Args:
+        fleet: The hosts.
+        assume: Whether a host that does not answer gets assumed facts; else it is an error.
+        journal: Where the steps are written.
+
+    Raises:
+        HostError: A host did not answer, and nothing is to be assumed.
+    """
+    phase = probe_phase(fleet.inventory)
+    numbers = {step.line(): number for number, step in enumerate(phase.steps)}
+
+    def journalled(command: Command, action: Callable[[], T]) -> T:
+        def write(state: str, detail: str = "") -> None:
+            if journal:
+                journal.write(numbers[command.line()], phase.name, state, command, detail)
+
+        write("begin")
+        try:
+            answer = action()
+        except BaseException as error:
+            write("failed", str(error))
+            raise
+        write("end")
+        return answer
+
+    def ask(host: Host, transport: Transport) -> tuple[Facts, frozenset[str]]:
+        facts = journalled(facts_command(host), lambda: gather_facts(host, transport))
+        if host.is_device:
+            return facts, frozenset()
+        listing = _listing(host)
+        return facts, frozenset(journalled(listing, lambda: transport.run(listing)).stdout.split())
+
+    facts: dict[str, Facts] = {}
+    why: dict[str, str] = {}
+    objects: frozenset[str] = frozenset()
+    for outcome in fleet.each(ask):
+        host = outcome.host
+        if outcome.error is None:
+            facts[host.name], found = outcome.get()
+            objects |= found
+        elif assume and isinstance(outcome.error, HostError):
+            facts[host.name] = assume_facts(host)
+            why[host.name] = outcome.error.message
+        else:
+            raise outcome.error
+    return Probed(facts, why, objects)
+
+
+def cache_folder() -> Path:
+    """Return the folder of what can be made again, ``$XDG_CACHE_HOME/testbed``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "testbed"
+
+
+def sharded(model: Path) -> Sharded:
+    """Return a model's objects, made in the cache where they are not there yet."""
+    return shard_model(model, cache_folder() / "shards" / model.name)
+
+
+def capacities(inventory: Inventory, facts: Mapping[str, Facts]) -> list[DeviceCapacity]:
+    """Return what each device can hold and how fast it is, for the placement."""
+    devices = []
+    for device in inventory.devices:
+        memory_bytes = facts[device.name].memory_bytes or 0
+        speed = device.pace.bytes_per_s if device.pace else memory_bandwidth_bytes_per_s(device.board)
+        devices.append(DeviceCapacity(device.name, int(memory_bytes * MEMORY_SHARE), speed))
+    return devices
+
+
+def place(
+    campaign: Campaign, inventory: Inventory, manifest: Manifest, facts: Mapping[str, Facts]
+) -> Placement:
+    """Return which devices hold which expert.
+
+    Raises:
+        InputError: The model does not fit, or the campaign's own placement is wrong.
+    """
+    devices = capacities(inventory, facts)
+    if campaign.placement == "auto":
+        return place_auto(manifest, devices, campaign.dtype)
+    return place_explicit(manifest, campaign.placement, devices, campaign.dtype)
+
+
+def gather(
+    run: str,
+    folder: Path,
+    campaign: Campaign,
+    inventory: Inventory,
+    all_trials: Sequence[Trial],
+    probed: Probed,
+) -> RunInputs:
+    """Return all that the plan of a run (or of what is left of it) follows from.
+
+    Args:
+        run: The run's name.
+        folder: Its local folder.
+        campaign: The campaign.
+        inventory: The fleet.
+        all_trials: All trials of the campaign.
+        probed: What the hosts answered.
+    """
+    model = sharded(campaign.model)
+    whole = _whole_parts(folder)
+    trials = [trial for trial in all_trials if trial.name not in whole]
+    policies = [policy.name for policy in campaign.policies] if campaign.quality else []
+    return RunInputs(
+        run=run,
+        campaign=campaign,
+        inventory=inventory,
+        manifest=model.manifest,
+        shards=model.path.parent,
+        placement=place(campaign, inventory, model.manifest, probed.facts),
+        trials=trials,
+        all_trials=all_trials,
+        policies_to_rate=[name for name in policies if f"quality-{name}" not in whole],
+        provision=plan_fleet(inventory, probed.facts),
+        objects_at_bs=probed.objects_at_bs,
+        key=secrets.token_hex(32),
+        folder=folder,
+    )
+
+
+def _whole_parts(folder: Path) -> set[str]:
+    """Return the trials and quality passes that are whole on disk."""
+    if not (folder / "tables").is_dir():
+        return set()
+    from testbed.records import load_run
+
+    run = load_run(folder)
+    rated = {f"quality-{policy}" for policy in run.quality["policy"].unique()}
+    return {str(name) for name in run.completed["trial"]} | rated

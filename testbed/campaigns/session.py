@@ -1,0 +1,303 @@
+"""One start of a run: from the files to a plan, and from the plan to a report.
+
+``new`` and ``resumed`` say what is to be run, ``dry_run`` plans it, ``execute`` does it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from testbed.campaigns.describe import describe_run
+from testbed.campaigns.journal import Journal, read_journal
+from testbed.campaigns.plan import Phase, plan_run
+from testbed.campaigns.prepare import Probed, gather, probe_hosts, probe_phase
+from testbed.campaigns.progress import Progress
+from testbed.campaigns.runner import Runner
+from testbed.campaigns.trials import Trial, interleave
+from testbed.config.campaign import Campaign, check_campaign, load_campaign
+from testbed.config.inventory import Inventory, load_inventory
+from testbed.errors import InputError, RefusedError
+from testbed.hosts.fleet import Fleet
+from testbed.records import find_run, read_manifest, write_manifest
+
+__all__ = ["Finished", "Plan", "Target", "dry_run", "execute", "new", "resumed"]
+
+PROBE_TIMEOUT_S = 8.0
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is to be run.
+
+    Attributes:
+        run: The run's name.
+        folder: Its local folder.
+        campaign_file: The campaign file.
+        inventory_file: The inventory file.
+        campaign: The campaign.
+        inventory: The fleet.
+        limit: The devices that the run is limited to; all where it is empty.
+        resumed: Whether the run was started before.
+    """
+
+    run: str
+    folder: Path
+    campaign_file: Path
+    inventory_file: Path
+    campaign: Campaign
+    inventory: Inventory
+    limit: tuple[str, ...] = ()
+    resumed: bool = False
+
+    @property
+    def trials(self) -> list[Trial]:
+        """All trials of the campaign, in order."""
+        return interleave(
+            [policy.name for policy in self.campaign.policies],
+            [scenario.name for scenario in self.campaign.scenarios],
+            self.campaign.repeats,
+            self.campaign.seed,
+        )
+
+    @property
+    def command(self) -> str:
+        """The command that makes such a run again."""
+        words = ["testbed", "run", str(self.campaign_file), "--inventory", str(self.inventory_file)]
+        for name in self.limit:
+            words += ["--limit", name]
+        return shlex.join(words)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do.
+
+    Attributes:
+        target: What is to be run.
+        probed: What the hosts answered, or what was assumed of them.
+        phases: The phases, the probe first.
+    """
+
+    target: Target
+    probed: Probed
+    phases: Sequence[Phase]
+
+    def lines(self) -> list[str]:
+        """Return every step's line, in order."""
+        return [step.line() for phase in self.phases for step in phase.steps]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the plan as plain data."""
+        return {
+            "run": self.target.run,
+            "trials": len(self.target.trials),
+            "facts": self.probed.as_json(),
+            "phases": [
+                {"name": phase.name, "steps": [step.line() for step in phase.steps]} for phase in self.phases
+            ],
+        }
+
+    def as_text(self) -> str:
+        """Return the plan for people: the facts that it rests on, then each phase's steps."""
+        campaign = self.target.campaign
+        shape = f"{len(campaign.policies)} policies x {len(campaign.scenarios)} scenarios x {campaign.repeats} repeats"
+        lines = [
+            f"run {self.target.run}: {len(self.target.trials)} trials ({shape}), nothing is changed",
+            "",
+            "facts",
+        ]
+        lines += [f"  {line}" for line in self.probed.as_lines()]
+        for phase in self.phases:
+            lines += ["", phase.name]
+            lines += [f"  {step.line()}" for step in phase.steps]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a run ended.
+
+    Attributes:
+        run: The run's name.
+        folder: Its folder.
+        report: The report's path.
+        completed: How many trials of the campaign are whole, earlier starts included.
+        planned: How many trials the campaign has.
+        failed: What each failed trial said.
+        stopped: What else went wrong, or an empty string.
+    """
+
+    run: str
+    folder: Path
+    report: Path
+    completed: int
+    planned: int
+    failed: dict[str, str]
+    stopped: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the outcome as plain data."""
+        return {
+            "run": self.run,
+            "folder": str(self.folder),
+            "report": str(self.report),
+            "completed": self.completed,
+            "planned": self.planned,
+            "failed": self.failed,
+            "stopped": self.stopped,
+        }
+
+    def as_text(self) -> str:
+        """Return the outcome for people."""
+        lines = [f"{self.run}: {self.completed} of {self.planned} trials completed"]
+        lines += [f"  {trial} failed: {error}" for trial, error in self.failed.items()]
+        if self.stopped:
+            lines.append(f"  {self.stopped}")
+        if self.completed < self.planned:
+            lines.append(f"  the others: testbed run --resume {self.run}")
+        lines.append(f"report: {self.report}")
+        return "\n".join(lines)
+
+
+def new(results: Path, campaign_file: Path, inventory_file: Path | None, limit: Sequence[str]) -> Target:
+    """Return a run that has not been started yet, named after its campaign and the next free number.
+
+    Raises:
+        InputError: A file is wrong, or they do not fit each other.
+    """
+    campaign = load_campaign(campaign_file)
+    inventory_file = inventory_file or campaign.inventory
+    inventory = _limited(load_inventory(inventory_file), limit)
+    check_campaign(campaign, inventory)
+    taken = [path.name.rpartition("-")[2] for path in results.glob(f"{campaign.campaign}-*")]
+    number = max((int(tail) for tail in taken if tail.isdigit()), default=0) + 1
+    run = f"{campaign.campaign}-{number:04d}"
+    return Target(run, results / run, campaign_file, inventory_file, campaign, inventory, tuple(limit))
+
+
+def resumed(results: Path, run: str, limit: Sequence[str]) -> Target:
+    """Return a run that was cut off.
+
+    Raises:
+        InputError: There is no such run, or its files have changed since.
+    """
+    folder = find_run(results, run)
+    manifest = read_manifest(folder)
+    if limit:
+        raise InputError("--limit cannot change when a run goes on", hint="start a new run for other devices")
+    campaign_file, inventory_file = Path(manifest["files"]["campaign"]), Path(manifest["files"]["inventory"])
+    campaign = load_campaign(campaign_file)
+    if campaign.text != manifest["campaign"]:
+        raise InputError(
+            f"{campaign_file}: the file has changed since {folder.name} was started",
+            hint=f"put it back as it is in {folder / 'manifest.json'}, or start a new run",
+        )
+    limit = tuple(manifest["files"]["limit"])
+    inventory = _limited(load_inventory(inventory_file), limit)
+    check_campaign(campaign, inventory)
+    name = str(manifest["run"])
+    return Target(
+        name, folder, campaign_file, inventory_file, campaign, inventory, tuple(limit), resumed=True
+    )
+
+
+def dry_run(target: Target) -> Plan:
+    """Return what a run would do; a host that does not answer gets assumed facts."""
+    with Fleet(target.inventory, connect_timeout_s=PROBE_TIMEOUT_S) as fleet:
+        probed = probe_hosts(fleet, assume=True)
+    inputs = gather(target.run, target.folder, target.campaign, target.inventory, target.trials, probed)
+    return Plan(target, probed, [probe_phase(target.inventory), *plan_run(inputs)])
+
+
+def execute(target: Target) -> Finished:
+    """Run what is to be run and return how it ended.
+
+    Raises:
+        TestbedError: Something other than a trial failed; what was recorded is kept and can be resumed.
+        KeyboardInterrupt: The user stopped the run; likewise.
+    """
+    with _locked(target.folder):
+        journal_file = target.folder / "journal.jsonl"
+        entries = read_journal(journal_file)
+        journal = Journal(journal_file, session=entries[-1].session + 1 if entries else 1)
+        try:
+            return _execute(target, journal)
+        finally:
+            journal.close()
+
+
+def _execute(target: Target, journal: Journal) -> Finished:
+    probing = probe_phase(target.inventory)
+    with Fleet(target.inventory, connect_timeout_s=PROBE_TIMEOUT_S) as fleet:
+        probed = probe_hosts(fleet, assume=False, journal=journal)
+    inputs = gather(target.run, target.folder, target.campaign, target.inventory, target.trials, probed)
+    if target.resumed:
+        started_unix = float(read_manifest(target.folder)["started_unix"])
+    else:
+        base_station = probed.facts[target.inventory.base_station.name]
+        started_unix = time.time() + (base_station.clock_offset_s or 0.0)
+        manifest = describe_run(inputs, probed, target.command, started_unix)
+        manifest["files"] = {
+            "campaign": str(target.campaign_file.resolve()),
+            "inventory": str(target.inventory_file.resolve()),
+            "limit": list(target.limit),
+        }
+        write_manifest(target.folder, manifest)
+    from testbed.campaigns.finish import finish, update_manifest
+
+    update_manifest(target.folder, state="running")
+    state = "failed"
+    with Progress(len(inputs.trials)) as progress:
+        runner = Runner(
+            lambda: Fleet(target.inventory), target.folder, target.run, started_unix, journal, progress
+        )
+        try:
+            outcome = runner.execute(plan_run(inputs), first_number=len(probing.steps))
+            if not outcome.failed and not outcome.stopped:
+                state = "completed"
+        except KeyboardInterrupt:
+            state = "interrupted"
+            print(f"stopped; go on with: testbed run --resume {target.run}", file=sys.stderr)
+            raise
+        finally:
+            report = finish(target.folder, target.inventory, state)
+    whole = len(target.trials) - len(inputs.trials) + len(outcome.completed)
+    return Finished(
+        target.run, target.folder, report, whole, len(target.trials), outcome.failed, outcome.stopped
+    )
+
+
+def _limited(inventory: Inventory, limit: Sequence[str]) -> Inventory:
+    """Return the inventory with the named devices only; the base station always stays."""
+    if not limit:
+        return inventory
+    names = {host.name for host in inventory.select(limit)} | {inventory.base_station.name}
+    hosts = {name: host for name, host in inventory.hosts.items() if name in names}
+    if len(hosts) == 1:
+        raise InputError(
+            "--limit leaves no device", hint=f"name at least one device of the lab {inventory.lab}"
+        )
+    return inventory.model_copy(update={"hosts": hosts})
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a run's folder against a second controller; a folder that nothing was written to goes again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RefusedError(
+                f"{folder.name} is being run by another testbed",
+                hint="wait until it ends, or stop it with Ctrl-C",
+            ) from None
+        yield

@@ -1,0 +1,109 @@
+"""What the verbs share: options, progress, and output (data to standard output, the rest to standard error)."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.status import Status
+
+__all__ = [
+    "DEFAULT_INVENTORY",
+    "DryRunOption",
+    "HostProgress",
+    "InventoryOption",
+    "JsonOption",
+    "LimitOption",
+    "print_error",
+    "print_json",
+    "print_table",
+    "say",
+]
+
+DEFAULT_INVENTORY = Path("inventory/emulated.yaml")
+
+InventoryOption = Annotated[
+    Path,
+    typer.Option("--inventory", "-i", envvar="TESTBED_INVENTORY", help="The inventory file of the lab."),
+]
+LimitOption = Annotated[
+    list[str] | None, typer.Option("--limit", "-l", metavar="HOST", help="Only this host; may be repeated.")
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and change nothing.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def say(text: str) -> None:
+    """Write a message to standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_error(message: str, hint: str = "") -> None:
+    """Write an error to standard error, its hint beneath it."""
+    say(f"error: {message}")
+    if hint:
+        say(f"hint: {hint}")
+
+
+def print_json(value: Any) -> None:
+    """Write a value to standard output as JSON."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Write rows to standard output in columns; the first row is the heading."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        print("  ".join(cells).rstrip())
+
+
+class HostProgress:
+    """Shows on a terminal what the hosts are doing; elsewhere it is quiet.
+
+    Args:
+        title: What is going on.
+        hosts: How many hosts take part.
+    """
+
+    def __init__(self, title: str, hosts: int) -> None:
+        self._title = title
+        self._hosts = hosts
+        self._doing: dict[str, str] = {}
+        self._lock = threading.Lock()
+        self._status: Status | None = None
+
+    def __call__(self, host: str, text: str) -> None:
+        """Note what a host is doing; safe to call from any thread."""
+        with self._lock:
+            self._doing[host] = text
+            if self._status is not None:
+                doing = ", ".join(f"{name}: {what}" for name, what in self._doing.items() if what)
+                done = sum(not what for what in self._doing.values())
+                self._status.update(f"{self._title} ({done} of {self._hosts} done) {doing}")
+
+    def done(self, host: str) -> None:
+        """Note that a host is done."""
+        self(host, "")
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty():
+            from rich.console import Console
+
+            self._status = Console(stderr=True).status(self._title)
+            self._status.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._status is not None:
+            self._status.stop()

@@ -1,0 +1,122 @@
+"""`testbed inventory`: check and show the inventory of a lab."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from testbed.cli.common import (
+    DEFAULT_INVENTORY,
+    HostProgress,
+    JsonOption,
+    LimitOption,
+    print_json,
+    print_table,
+    say,
+)
+
+if TYPE_CHECKING:
+    from testbed.config.inventory import Inventory
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Check and show the inventory of a lab.", no_args_is_help=True)
+
+FileArgument = Annotated[Path, typer.Argument(help="The inventory file.", envvar="TESTBED_INVENTORY")]
+
+
+@app.command()
+def check(file: FileArgument = DEFAULT_INVENTORY, as_json: JsonOption = False) -> None:
+    """Check an inventory file. Each mistake is named with its line; the exit code is 2 where there is one."""
+    from testbed.config.inventory import load_inventory
+
+    inventory = load_inventory(file)
+    if as_json:
+        print_json({"file": str(file), "lab": inventory.lab, "hosts": list(inventory.hosts)})
+        return
+    count = len(inventory.devices)
+    devices = "1 device" if count == 1 else f"{count} devices"
+    print(f"{file}: lab {inventory.lab}, 1 base station and {devices}, no mistake")
+
+
+@app.command()
+def show(
+    file: FileArgument = DEFAULT_INVENTORY,
+    limit: LimitOption = None,
+    facts: Annotated[bool, typer.Option("--facts", help="Ask the hosts what they are, too.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the hosts with all their settings, defaults filled in; with --facts, what they really are."""
+    from testbed.config.inventory import load_inventory
+
+    inventory = load_inventory(file)
+    if facts:
+        _show_facts(inventory, limit, as_json)
+        return
+    hosts = inventory.select(limit)
+    if as_json:
+        resolved = inventory.resolved()
+        resolved["hosts"] = {host.name: resolved["hosts"][host.name] for host in hosts}
+        print_json(resolved)
+        return
+    rows = [("host", "role", "address", "user", "board", "python", "gateway")]
+    for host in hosts:
+        where = host.address if host.port == 22 else f"{host.address}:{host.port}"
+        python = f"{host.python.interpreter}{' (managed)' if host.python.manage else ''}"
+        rows.append(
+            (
+                host.name,
+                host.role,
+                where,
+                host.user,
+                host.board or "-",
+                python,
+                "yes" if host.gateway else "-",
+            )
+        )
+    print_table(rows)
+
+
+def _show_facts(inventory: Inventory, limit: list[str] | None, as_json: bool) -> None:
+    from testbed.hosts.facts import gather_facts
+    from testbed.hosts.fleet import Fleet
+
+    hosts = inventory.select(limit)
+    with Fleet(inventory) as fleet, HostProgress("asking for facts", len(hosts)) as progress:
+        outcomes = fleet.each(gather_facts, hosts, on_done=lambda outcome: progress.done(outcome.host.name))
+    if as_json:
+        print_json(
+            [
+                {
+                    "host": o.host.name,
+                    "facts": o.value.as_json() if o.value else None,
+                    "error": _text(o.error),
+                }
+                for o in outcomes
+            ]
+        )
+    for outcome in outcomes:
+        if outcome.value is not None and not as_json:
+            print(f"{outcome.host.name}: {outcome.value.describe()}")
+        if outcome.error is not None:
+            say(f"failed: {outcome.error}")
+    if not all(outcome.ok for outcome in outcomes):
+        raise typer.Exit(1)
+
+
+def _text(error: Exception | None) -> str | None:
+    return None if error is None else str(error)
+
+
+@app.command()
+def schema(
+    campaign: Annotated[
+        bool, typer.Option("--campaign", help="The schema of campaign files instead.")
+    ] = False,
+) -> None:
+    """Print the JSON schema of inventory files, by which an editor completes and checks them."""
+    from testbed.config.schema import campaign_schema, inventory_schema
+
+    print(campaign_schema() if campaign else inventory_schema(), end="")

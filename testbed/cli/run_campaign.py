@@ -1,0 +1,62 @@
+"""`testbed run`: one campaign, from its file to its report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from testbed.cli.common import print_json
+from testbed.errors import InputError
+
+__all__ = ["run"]
+
+
+def run(
+    campaign: Annotated[
+        Path | None, typer.Argument(help="The campaign file.", show_default=False, dir_okay=False)
+    ] = None,
+    inventory: Annotated[
+        Path | None,
+        typer.Option("--inventory", "-i", help="Another lab than the one that the campaign names."),
+    ] = None,
+    results: Annotated[Path, typer.Option("--results", help="Where runs are kept.")] = Path("results"),
+    resume: Annotated[
+        str | None, typer.Option("--resume", metavar="RUN", help="Go on with a run that was cut off.")
+    ] = None,
+    limit: Annotated[
+        list[str] | None, typer.Option("--limit", metavar="HOST", help="Only this device; may be repeated.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print every step that a run would take, and change nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome (or the plan) as JSON.")] = False,
+) -> None:
+    """Run a campaign: provision what is missing, deploy the experts, shape the links, measure, report.
+
+    A run that was cut off goes on with `testbed run --resume RUN`: trials that are whole are not run again.
+    """
+    if (campaign is None) == (resume is None):
+        raise InputError(
+            "name a campaign file, or a run with --resume",
+            hint="testbed run campaigns/quickstart.yaml",
+        )
+    from testbed.campaigns import session
+
+    if resume is not None:
+        target = session.resumed(results, resume, limit or [])
+    else:
+        assert campaign is not None
+        target = session.new(results, campaign, inventory, limit or [])
+    if dry_run:
+        plan = session.dry_run(target)
+        print_json(plan.as_json()) if as_json else typer.echo(plan.as_text())
+        return
+    finished = session.execute(target)
+    if as_json:
+        print_json(finished.as_json())
+    else:
+        typer.echo(finished.as_text())
+    if finished.failed or finished.stopped:
+        raise typer.Exit(1)

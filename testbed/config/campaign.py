@@ -1,0 +1,330 @@
+"""The campaign file: which model, prompts, policies and link scenarios make the trials of a run."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, ConfigDict, Field, PrivateAttr, ValidationInfo, model_validator
+
+from testbed.config.inventory import Inventory
+from testbed.config.model import Count, FilePath, Model, Name, Problem, Rate, problems_error, validate
+from testbed.config.yaml import Document, read_yaml
+from testbed.errors import InputError
+
+__all__ = [
+    "Campaign",
+    "LinkRates",
+    "Policy",
+    "Prompts",
+    "Quality",
+    "Scenario",
+    "Selection",
+    "Telemetry",
+    "Verify",
+    "check_campaign",
+    "load_campaign",
+    "models_folder",
+    "policy_kinds",
+]
+
+
+def models_folder() -> Path:
+    """Return the folder of the models that come with testbed."""
+    import payloads
+
+    return Path(payloads.__path__[0]) / "models"
+
+
+def policy_kinds() -> tuple[str, ...]:
+    """Return the kinds of expert selection that the base station knows."""
+    from payloads.wdmoe.gating import POLICY_KINDS
+
+    return tuple(POLICY_KINDS)
+
+
+def _readable(path: Path) -> Path:
+    try:
+        with path.open("rb"):
+            return path
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+
+
+ReadableFile = Annotated[FilePath, AfterValidator(_readable)]
+
+
+def _known_model(name: str, info: ValidationInfo) -> Path:
+    """Return the folder of a model given by its name or by a path."""
+    shipped = models_folder()
+    base = (info.context or {}).get("base") or Path()
+    for folder in (shipped / name, base / Path(name).expanduser()):
+        if (folder / "config.json").is_file():
+            return folder.resolve()
+    names = sorted(path.parent.name for path in shipped.glob("*/config.json"))
+    close = difflib.get_close_matches(name, names, n=1)
+    there = f"did you mean {close[0]}?" if close else f"there are: {', '.join(names) or 'none'}"
+    raise ValueError(f"no model of this name or path (a folder with config.json): {name!r}; {there}")
+
+
+def _known_kind(kind: str) -> str:
+    kinds = policy_kinds()
+    if kind not in kinds:
+        raise ValueError(f"unknown policy kind {kind!r}; there are: {', '.join(kinds)}")
+    return kind
+
+
+class Prompts(Model):
+    """What is asked, and how much is answered."""
+
+    file: ReadableFile
+    """A file of lines such as `{"id": "p1", "text": "..."}`."""
+    count: Count | None = None
+    """How many prompts are taken from the start of the file; all where it is left out."""
+    max_new_tokens: Count = 24
+    """How many tokens each answer has at most."""
+    warmup: Annotated[int, Field(strict=True, ge=0)] = 1
+    """How many prompts are answered before the first one that counts, in each trial."""
+
+
+class Quality(Model):
+    """How the quality of a policy is measured: its perplexity on held-out text."""
+
+    texts: Annotated[tuple[ReadableFile, ...], Field(min_length=1)]
+    """Text files that the model was not trained on."""
+    windows: Count = 16
+    """How many windows of each text are rated."""
+    window_tokens: Annotated[int, Field(strict=True, ge=2)] = 256
+    """How many tokens a window has."""
+
+
+class Selection(Model):
+    """How the experts of a token are chosen: the kind, and the settings of that kind."""
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: Annotated[str, AfterValidator(_known_kind)]
+    """The kind of selection, such as `top_k`."""
+    k: Any = None
+    """How many experts each token keeps (kind `top_k`)."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return the kind and its settings, as the base station is told them."""
+        return self.model_dump(exclude_none=True)
+
+
+class Policy(Model):
+    """One policy that the campaign compares."""
+
+    name: Name
+    """The policy's name in the records."""
+    selection: Selection
+    """How the experts of a token are chosen."""
+
+
+class LinkRates(Model):
+    """The rates of one device's link."""
+
+    downlink_mbit: Rate
+    """From the base station to the device, in Mbit/s."""
+    uplink_mbit: Rate
+    """From the device to the base station, in Mbit/s."""
+
+
+class Scenario(Model):
+    """What the links do in a trial."""
+
+    name: Name
+    """The scenario's name in the records."""
+    links: dict[str, LinkRates]
+    """The rates by device; `default` is for every device that is not named."""
+
+    def rates(self, device: str) -> LinkRates:
+        """Return the rates of one device.
+
+        Raises:
+            KeyError: The scenario says nothing about the device.
+        """
+        return self.links.get(device) or self.links["default"]
+
+
+class Telemetry(Model):
+    """How often each device is asked about itself."""
+
+    power_hz: Annotated[float, Field(strict=True, gt=0, le=100)] = 20.0
+    """Readings of the power rails a second."""
+    jtop_hz: Annotated[float, Field(strict=True, gt=0, le=10)] = 2.0
+    """Readings of jtop a second."""
+
+
+class Verify(Model):
+    """How the links are checked before a scenario."""
+
+    message_bytes: Annotated[tuple[Count, ...], Field(min_length=1)] = (4096, 65536)
+    """The sizes of the messages that are timed."""
+    repeats: Count = 5
+    """How many messages of each size."""
+    tolerance: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.05
+    """How far a time may be from the expected one, as a share of it."""
+
+
+Placement = dict[str, dict[str, str | tuple[str, ...]]]
+
+
+class Campaign(Model):
+    """One campaign: every policy in every scenario, several times."""
+
+    campaign: Name
+    """The campaign's name; runs are named after it."""
+    inventory: FilePath
+    """The inventory of the lab, from the folder of this file."""
+    model: Annotated[Path, AfterValidator(lambda path, info: _known_model(str(path), info))]
+    """The name of a model that comes with testbed, or the path of a model's folder."""
+    dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
+    """The number format that the model runs in."""
+    seed: Annotated[int, Field(strict=True, ge=0)] = 0
+    """What all random choices follow from."""
+    repeats: Count = 1
+    """How many times each policy runs in each scenario."""
+    placement: Literal["auto"] | Placement = "auto"
+    """Which devices hold which expert: `auto` (by memory and speed), or layer -> expert -> device(s)."""
+    prompts: Prompts
+    """What is asked."""
+    quality: Quality | None = None
+    """How quality is measured; not at all where it is left out."""
+    policies: Annotated[tuple[Policy, ...], Field(min_length=1)]
+    """The policies that are compared."""
+    scenarios: Annotated[tuple[Scenario, ...], Field(min_length=1)]
+    """The link scenarios that they are compared in."""
+    telemetry: Telemetry = Telemetry()
+    """How often each device is asked about itself."""
+    verify: Verify = Verify()
+    """How the links are checked."""
+    _document: Document | None = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        problems = [
+            *_doubled("policies", [policy.name for policy in self.policies]),
+            *_doubled("scenarios", [scenario.name for scenario in self.scenarios]),
+            *self._selection_problems(),
+        ]
+        if problems:
+            raise problems_error(problems)
+        return self
+
+    def _selection_problems(self) -> Iterator[Problem]:
+        from payloads.wdmoe.gating import check_selection
+
+        experts = self.experts_per_layer()
+        for number, policy in enumerate(self.policies):
+            settings = policy.selection.settings()
+            place = ("policies", number, "selection")
+            for line in check_selection(settings):
+                name, _, text = line.partition(": ")
+                yield Problem((*place, name), text.replace("got None", "and it is missing"))
+            k = settings.get("k")
+            if isinstance(k, int) and experts is not None and k > experts:
+                yield Problem((*place, "k"), f"at most {experts} was expected (the model's experts), not {k}")
+
+    def experts_per_layer(self) -> int | None:
+        """Return how many experts a layer of the model has, where its config.json says so."""
+        config = json.loads((self.model / "config.json").read_text(encoding="utf-8"))
+        for key in ("num_local_experts", "num_experts", "n_routed_experts"):
+            if isinstance(config.get(key), int):
+                return int(config[key])
+        return None
+
+    @property
+    def model_name(self) -> str:
+        """The model's name: that of its folder."""
+        return self.model.name
+
+    def policy(self, name: str) -> Policy:
+        """Return one policy by name."""
+        return next(policy for policy in self.policies if policy.name == name)
+
+    def scenario(self, name: str) -> Scenario:
+        """Return one scenario by name."""
+        return next(scenario for scenario in self.scenarios if scenario.name == name)
+
+    @property
+    def text(self) -> str:
+        """The campaign file as it was read, or the campaign as JSON where there was none."""
+        if self._document is None:
+            return self.model_dump_json(indent=1)
+        return self._document.text
+
+
+def _doubled(key: str, names: Sequence[str]) -> Iterator[Problem]:
+    for number, name in enumerate(names):
+        first = names.index(name)
+        if first < number:
+            yield Problem((key, number, "name"), f"{name} is a name already", see=(key, first, "name"))
+
+
+def load_campaign(path: Path) -> Campaign:
+    """Read a campaign file.
+
+    Args:
+        path: The file.
+
+    Raises:
+        InputError: The file cannot be read or holds a mistake; one line for each.
+    """
+    document = read_yaml(path)
+    campaign = validate(document, Campaign)
+    campaign._document = document
+    return campaign
+
+
+def check_campaign(campaign: Campaign, inventory: Inventory) -> None:
+    """Check what a campaign says about devices against the lab.
+
+    Args:
+        campaign: The campaign.
+        inventory: The lab's inventory.
+
+    Raises:
+        InputError: The campaign names a device that the lab has not, or leaves one without a link.
+    """
+    problems = [*_link_problems(campaign, inventory), *_placement_problems(campaign, inventory)]
+    if not problems:
+        return
+    document = campaign._document or Document(Path("campaign"), None, {}, "")
+    lines = [document.problem(problem.place, problem.text) for problem in problems]
+    if len(lines) == 1:
+        raise InputError(lines[0])
+    raise InputError(f"{document.file}: {len(lines)} mistakes", problems=lines)
+
+
+def _link_problems(campaign: Campaign, inventory: Inventory) -> Iterator[Problem]:
+    devices = [device.name for device in inventory.devices]
+    for number, scenario in enumerate(campaign.scenarios):
+        place = ("scenarios", number, "links")
+        for name in scenario.links:
+            if name != "default" and name not in devices:
+                yield Problem((*place, name), _no_device(name, inventory))
+        left = [name for name in devices if name not in scenario.links]
+        if left and "default" not in scenario.links:
+            yield Problem(place, f"no rates for {', '.join(left)}, and no default")
+
+
+def _placement_problems(campaign: Campaign, inventory: Inventory) -> Iterator[Problem]:
+    devices = {device.name for device in inventory.devices}
+    for layer, experts in campaign.placement.items() if isinstance(campaign.placement, dict) else ():
+        for expert, holders in experts.items():
+            for name in (holders,) if isinstance(holders, str) else holders:
+                if name not in devices:
+                    yield Problem(("placement", layer, expert), _no_device(name, inventory))
+
+
+def _no_device(name: str, inventory: Inventory) -> str:
+    names = [device.name for device in inventory.devices]
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"the lab has no device {name!r}; " + (
+        f"did you mean {close[0]}?" if close else f"its devices are {', '.join(names)}"
+    )

@@ -1,0 +1,239 @@
+"""The inventory: which hosts a lab has, how to reach them and what they are."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic.json_schema import SkipJsonSchema
+
+from testbed.config.model import FilePath, Model, Name, Port, Problem, Rate, problems_error, validate
+from testbed.config.yaml import Place, read_yaml
+from testbed.errors import InputError
+
+__all__ = ["Host", "Inventory", "Network", "Pace", "Python", "Role", "load_inventory"]
+
+Role = Literal["base_station", "device"]
+
+_ADDRESS = r"^[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?$"
+_FIELD = re.compile(r"\{([^{}]*)\}")
+
+
+class Python(Model):
+    """Which Python runs the payload code on a host."""
+
+    interpreter: Annotated[str, Field(min_length=1)] = "python3"
+    """The interpreter that runs the payload code, or that makes its environment."""
+    manage: Annotated[bool, Field(strict=True)] = True
+    """Whether testbed makes an environment (`~/.testbed/venv`) and installs `packages` there."""
+    packages: tuple[str, ...] = ()
+    """What pip installs in a managed environment, such as `torch==2.5.0`."""
+    index: str | None = None
+    """Where pip looks for packages: the address of an index, for the wheels of the host's JetPack."""
+    system_packages: Annotated[bool, Field(strict=True)] = True
+    """Whether a managed environment also sees what is installed on the host, such as jetson-stats."""
+
+
+class Pace(Model):
+    """How fast an emulated board computes: a worker waits until such a board would have been done."""
+
+    ops_per_s: Rate
+    """Operations a second."""
+    bytes_per_s: Rate
+    """Bytes of weights read a second."""
+
+
+class Network(Model):
+    """The ports of the data plane."""
+
+    artifact_port: Port = 7080
+    """Where the base station serves objects."""
+    data_port: Port = 7070
+    """Where each device's worker listens."""
+    probe_port: Port = 7071
+    """Where each device answers link probes; shaped together with the data port."""
+
+
+class Host(Model):
+    """One host."""
+
+    name: SkipJsonSchema[str] = ""
+    role: Role
+    """What the host does in the lab."""
+    address: Annotated[
+        str,
+        Field(
+            pattern=_ADDRESS, max_length=253, json_schema_extra={"expected": "an IPv4 address or a host name"}
+        ),
+    ]
+    """An IPv4 address or a host name; the base station reaches a device by the same one."""
+    user: Annotated[str, Field(min_length=1)] = "root"
+    """The user to log in as; one that is not root needs `sudo` without a password."""
+    port: Port = 22
+    """The port of the host's SSH server."""
+    key_file: FilePath | None = None
+    """A private key; without it the SSH agent and the keys in `~/.ssh` are tried."""
+    gateway: str | None = None
+    """A command whose standard input and output lead to the host's SSH server, with {address} and {port}."""
+    board: str | None = None
+    """The kind of board, such as `jetson-orin-nano-8gb`."""
+    python: Python = Python()
+    """Which Python runs the payload code."""
+    pace: Pace | None = None
+    """How fast the host computes, where it is emulated."""
+    power_mode: str | None = None
+    """The power mode that the board should be in, by its name."""
+
+    @property
+    def is_device(self) -> bool:
+        """Whether the host computes experts."""
+        return self.role == "device"
+
+    @model_validator(mode="after")
+    def _gateway_is_whole(self) -> Self:
+        for field in _FIELD.findall(self.gateway or ""):
+            if field not in {"address", "port"}:
+                place: Place = ("hosts", self.name, "gateway") if self.name else ("gateway",)
+                text = f"unknown field {{{field}}}; there are {{address}} and {{port}}"
+                raise problems_error([Problem(place, text)])
+        return self
+
+
+class Inventory(Model):
+    """The hosts of one lab."""
+
+    lab: Name
+    """The lab's name."""
+    defaults: Annotated[dict[str, Any], Field(exclude=True, default_factory=dict)]
+    """Settings of a host for all hosts that do not say otherwise."""
+    network: Network = Network()
+    """The ports of the data plane."""
+    known_hosts: FilePath = Path("known_hosts")
+    """The file of the hosts' keys, which `testbed trust` writes; beside NAME.yaml it is NAME.known_hosts."""
+    hosts: dict[Name, Host]
+    """The hosts by name: one base station and at least one device."""
+    emulation: dict[str, Any] | None = None
+    """The settings of an emulated lab."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _host_names(cls, data: Any) -> Any:
+        """Give each host its name, and the defaults that it does not override."""
+        if not isinstance(data, Mapping) or not isinstance(data.get("hosts"), Mapping):
+            return data
+        defaults = data.get("defaults") or {}
+        if not isinstance(defaults, Mapping):
+            return data
+        hosts: dict[Any, Any] = {}
+        for name, host in data["hosts"].items():
+            if not isinstance(host, Mapping):
+                hosts[name] = host
+                continue
+            if host.get("name", name) != name:
+                text = "unknown key; a host's name is the key that it stands under"
+                raise problems_error([Problem(("hosts", name, "name"), text)])
+            hosts[name] = _merged(defaults, host) | {"name": name}
+        return {**data, "hosts": hosts}
+
+    @model_validator(mode="after")
+    def _fleet_is_whole(self) -> Self:
+        problems = [*self._role_problems(), *self._address_problems()]
+        if problems:
+            raise problems_error(problems)
+        return self
+
+    def _role_problems(self) -> Iterator[Problem]:
+        if not self.hosts:
+            text = "the fleet is empty: one base_station and at least one device were expected"
+            yield Problem(("hosts",), text)
+            return
+        stations = [name for name, host in self.hosts.items() if host.role == "base_station"]
+        if not stations:
+            yield Problem(("hosts",), "no host has the role base_station; exactly one was expected")
+        for name in stations[1:]:
+            text = f"a second base_station; {stations[0]} is one already"
+            yield Problem(("hosts", name, "role"), text, see=("hosts", stations[0], "role"))
+        if not self.devices and not stations[1:]:
+            yield Problem(("hosts",), "no host has the role device; at least one was expected")
+
+    def _address_problems(self) -> Iterator[Problem]:
+        """Yield doubled addresses: host keys are recorded and links are shaped by address."""
+        first: dict[str, str] = {}
+        for name, host in self.hosts.items():
+            other = first.setdefault(host.address.lower(), name)
+            if other != name:
+                text = f"{host.address} is the address of {other} too"
+                yield Problem(("hosts", name, "address"), text, see=("hosts", other, "address"))
+
+    @property
+    def base_station(self) -> Host:
+        """The one base station."""
+        return next(host for host in self.hosts.values() if host.role == "base_station")
+
+    @property
+    def devices(self) -> list[Host]:
+        """The devices, in the inventory's order."""
+        return [host for host in self.hosts.values() if host.is_device]
+
+    def host(self, name: str) -> Host:
+        """Return one host.
+
+        Raises:
+            InputError: The lab has no host of that name.
+        """
+        if name not in self.hosts:
+            close = difflib.get_close_matches(name, self.hosts, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"its hosts are {', '.join(self.hosts)}"
+            raise InputError(f"the lab {self.lab} has no host {name!r}", hint=hint)
+        return self.hosts[name]
+
+    def select(self, names: Sequence[str] | None = None) -> list[Host]:
+        """Return the named hosts (all, where none is named) in the inventory's order.
+
+        Raises:
+            InputError: The lab has no host of a name.
+        """
+        wanted = {self.host(name).name for name in names or ()}
+        return [host for host in self.hosts.values() if not wanted or host.name in wanted]
+
+    def resolved(self) -> dict[str, Any]:
+        """Return the inventory as plain data for a run's records, without the paths of keys."""
+        return self.model_dump(mode="json", exclude={"known_hosts": True, "hosts": {"__all__": {"key_file"}}})
+
+
+def _merged(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a host's own settings over the defaults; settings that have parts are merged part by part."""
+    result = {**defaults, **own}
+    for key in ("python", "pace"):
+        if isinstance(defaults.get(key), Mapping) and isinstance(own.get(key), Mapping):
+            result[key] = {**defaults[key], **own[key]}
+    return result
+
+
+def load_inventory(path: Path) -> Inventory:
+    """Read an inventory file.
+
+    Args:
+        path: The file.
+
+    Raises:
+        InputError: The file cannot be read or holds a mistake; one line for each.
+    """
+    document = read_yaml(path)
+    data = document.data
+    if isinstance(data, dict):
+        data = {"known_hosts": f"{path.stem}.known_hosts", **data}
+
+    def relocate(place: Place) -> Place:
+        """Point at the defaults where a host's own lines do not hold what is wrong."""
+        if len(place) > 2 and place[0] == "hosts" and place not in document.lines:
+            default = ("defaults", *place[2:])
+            if default in document.lines:
+                return default
+        return place
+
+    return validate(document, Inventory, data=data, relocate=relocate)

@@ -1,0 +1,415 @@
+"""The keeper: the one process that a lab lives by.
+
+It owns the lab's network namespace and, as its children, process 1 of every host. Each of them asked the kernel to be
+killed at the keeper's death, so that the end of the keeper, however it comes, is the end of the lab. While it lives it
+brings the boards' power models up to date and answers on the lab's control socket.
+
+Run by ``testbed emulate up`` as ``python -S -m testbed.emulation.keeper LIFELINE REPORT``, with the lab and its keys
+as JSON on standard input. Until a byte comes over the lifeline the lab is not handed over, and its end ends the lab.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import stat
+import sys
+import time
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from testbed.emulation import cgroups, cleanup
+from testbed.emulation.board_simulator import BoardSimulator
+from testbed.emulation.host import HostKeys, Pipes, become_host
+from testbed.emulation.namespaces import (
+    CLONE_NEWNET,
+    CLONE_NEWNS,
+    CLONE_NEWPID,
+    MS_NODEV,
+    MS_NOSUID,
+    MS_PRIVATE,
+    MS_REC,
+    mount,
+    name_process,
+    setns,
+    unshare,
+)
+from testbed.emulation.network import bridge_lines, link_lines, run_lines
+from testbed.emulation.power import parse_script
+from testbed.emulation.procfiles import meminfo, stat_file
+from testbed.emulation.rootfs import HostFolders, make_host_folders
+from testbed.emulation.spec import HostSpec, LabSpec
+from testbed.emulation.tree import serial_number, sysfs, write_tree
+
+__all__ = ["Keeper", "main"]
+
+_READY_TIMEOUT_S = 60.0
+_CHECK_EVERY_S = 0.1
+_PRIORITY = -10
+
+
+class _Running:
+    """One host that was started."""
+
+    def __init__(self, host: HostSpec, pid: int, group: cgroups.Group, board: BoardSimulator | None) -> None:
+        self.host = host
+        self.pid = pid
+        self.group = group
+        self.board = board
+        self.sshd = self.jtop = False
+        self.ended: int | None = None
+
+    @property
+    def ready(self) -> bool:
+        return self.sshd and self.jtop
+
+
+class Keeper:
+    """A lab while it lives.
+
+    Args:
+        spec: The lab.
+        keys: The SSH keys: ``client`` (``private``, ``public``) and ``hosts`` (the same, by name).
+        layout: Where its control groups go.
+        reaper: The pipe to the reaper.
+        lifeline: Where a byte hands the lab over.
+        report: Where ``up`` reads what happens, as lines of JSON.
+    """
+
+    def __init__(
+        self,
+        spec: LabSpec,
+        keys: dict[str, Any],
+        *,
+        layout: cgroups.Layout,
+        reaper: int,
+        lifeline: int,
+        report: int,
+    ) -> None:
+        self.spec = spec
+        self._keys = keys
+        self._lifeline: int | None = lifeline
+        self._report: int | None = report
+        self._layout = layout
+        self._reaper = reaper
+        self._hosts: list[_Running] = []
+        self._ending = False
+        self._control: socket.socket | None = None
+        self._started = time.time()
+
+    def say(self, event: str, **facts: Any) -> None:
+        """Tell ``up`` what has happened."""
+        if self._report is not None:
+            with contextlib.suppress(BrokenPipeError):
+                os.write(self._report, json.dumps({"event": event, **facts}).encode() + b"\n")
+
+    def run(self) -> None:
+        """Start the lab, keep it until it is told to end, and end it."""
+        signal.signal(signal.SIGTERM, self._end)
+        signal.signal(signal.SIGINT, self._end)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            self._make_files()
+            self._make_network()
+            self._write_state("starting")
+            for number, host in enumerate(self.spec.hosts):
+                if self._abandoned():
+                    return
+                self._hosts.append(self._start(number, host))
+                self.say("started", host=host.name)
+            self._write_state("starting")
+            self._loop()
+        finally:
+            for running in self._hosts:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(running.pid, signal.SIGKILL)
+            for running in self._hosts:
+                if running.ended is None:
+                    os.waitpid(running.pid, 0)
+
+    def _end(self, _signal: int, _frame: FrameType | None) -> None:
+        self._ending = True
+
+    def _abandoned(self) -> bool:
+        """Return whether ``up`` has ended before the lab is handed over."""
+        assert self._lifeline is not None
+        return self._ending or bool(select.select([self._lifeline], [], [], 0)[0])
+
+    def _make_files(self) -> None:
+        """Write the log from here on, and the keys."""
+        files = self.spec.files
+        log = os.open(files.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.setpriority(os.PRIO_PROCESS, 0, _PRIORITY)
+        client = self._keys["client"]
+        _write_secret(files.key, client["private"])
+        _write_secret(files.root / "id_ed25519.pub", client["public"])
+        lines = []
+        for host in self.spec.hosts:
+            names = [host.address, host.name]
+            names = names if host.port == 22 else [f"[{name}]:{host.port}" for name in names]
+            lines.append(f"{','.join(names)} {self._keys['hosts'][host.name]['public']}")
+        _write_secret(files.known_hosts, "\n".join(lines) + "\n")
+        files.boards.mkdir()
+
+    def _make_network(self) -> None:
+        """Move into the lab's own network and mount namespaces."""
+        self._pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        unshare(CLONE_NEWNS | CLONE_NEWNET)
+        os.write(self._reaper, b"n")
+        mount("none", "/", "", MS_REC | MS_PRIVATE)
+        mount("testbed", str(self.spec.files.boards), "tmpfs", MS_NOSUID | MS_NODEV, "mode=0700")
+        run_lines(bridge_lines(self.spec))
+        self.spec.files.net.symlink_to(f"/proc/{os.getpid()}/ns/net")
+
+    def _start(self, number: int, host: HostSpec) -> _Running:
+        """Start one host and return when its process 1 is about to run."""
+        folders = make_host_folders(self.spec.files.boards / host.name)
+        board = host.kind
+        if board is not None:
+            write_tree(sysfs(board, serial_number(self.spec.lab, host.name)), folders.sys)
+            (folders.proc / "stat").write_bytes(stat_file(board.cpus, 0, 0))
+            (folders.proc / "meminfo").write_bytes(meminfo(host.memory_mib * 1024, 0))
+        group = cgroups.Group(self._layout, self.spec.lab, host.name)
+        group.make(cpu_cores=host.cpu_cores, memory_mib=host.memory_mib)
+        go_read, go_write = os.pipe2(os.O_CLOEXEC)
+        said_read, said_write = os.pipe2(os.O_CLOEXEC)
+        console = os.open(
+            self.spec.files.console(host.name), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
+        )
+        keys = HostKeys(self._keys["hosts"][host.name]["private"], self._keys["client"]["public"] + "\n")
+        # The next child, and it alone, is process 1 of a new PID namespace.
+        unshare(CLONE_NEWPID)
+        pid = os.fork()
+        if pid == 0:
+            os.close(go_write)
+            os.setpriority(os.PRIO_PROCESS, 0, 0)
+            become_host(self.spec, host, folders, keys, Pipes(go_read, said_write, console))
+        setns(self._pid_namespace, CLONE_NEWPID)
+        for descriptor in (go_read, said_write, console):
+            os.close(descriptor)
+        try:
+            group.add(pid)
+            os.write(go_write, b"1")
+            _expect(said_read, b"n", host.name)
+            run_lines(link_lines(number, host, pid))
+            os.write(go_write, b"2")
+            _expect(said_read, b"", host.name)
+        except BaseException:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
+        finally:
+            os.close(go_write)
+            os.close(said_read)
+        simulator = None
+        if board is not None:
+            simulator = BoardSimulator(
+                host,
+                board,
+                folders,
+                group,
+                unified=self._layout.unified,
+                seed=self.spec.seed,
+                now_ns=time.monotonic_ns(),
+            )
+        return _Running(host, pid, group, simulator)
+
+    def _write_state(self, state: str) -> None:
+        files = self.spec.files
+        text = json.dumps(
+            {
+                "state": state,
+                "pid": os.getpid(),
+                "start_ticks": cleanup.start_ticks(os.getpid()),
+                "started_unix": self._started,
+                "digest": self.spec.digest(),
+                "groups": [str(path) for path in cgroups.lab_folders(self._layout, self.spec.lab)],
+                "hosts": {running.host.name: running.pid for running in self._hosts},
+                "limits": list(self._layout.problems),
+            }
+        )
+        part = files.state.with_suffix(".part")
+        part.write_text(text)
+        part.rename(files.state)
+
+    def _loop(self) -> None:
+        """Tick, watch and answer until told to end."""
+        self._control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._control.bind(str(self.spec.files.control))
+        self._control.listen(8)
+        poller = select.poll()
+        poller.register(self._control, select.POLLIN)
+        assert self._lifeline is not None
+        poller.register(self._lifeline, select.POLLIN)
+        period_s = 1 / self.spec.tick_hz
+        due_s = time.monotonic()
+        check_s = 0.0
+        ready_s: float | None = time.monotonic() + _READY_TIMEOUT_S
+        while not self._ending:
+            now_s = time.monotonic()
+            if now_s >= due_s:
+                self._tick()
+                # A tick that is late is not made up for: the model does not need it.
+                due_s = max(due_s + period_s, now_s)
+            if now_s >= check_s:
+                check_s = now_s + _CHECK_EVERY_S
+                self._check()
+                if ready_s is not None and self._became_ready(now_s > ready_s):
+                    ready_s = None
+            for descriptor, _ in poller.poll(max(0.0, due_s - time.monotonic()) * 1000):
+                if descriptor == self._lifeline:
+                    poller.unregister(descriptor)
+                    self._handed_over()
+                else:
+                    self._answer()
+
+    def _tick(self) -> None:
+        now_ns = time.monotonic_ns()
+        for running in self._hosts:
+            if running.board is not None:
+                running.board.tick(now_ns)
+
+    def _check(self) -> None:
+        """Note which hosts have ended and which services have begun to answer."""
+        for running in self._hosts:
+            if running.ended is None:
+                pid, status = os.waitpid(running.pid, os.WNOHANG)
+                if pid:
+                    running.ended = status
+                    print(f"{running.host.name} ended with {os.waitstatus_to_exitcode(status)}", flush=True)
+            if running.ended is None and not running.sshd:
+                running.sshd = _ssh_answers(running.host)
+            if running.ended is None and not running.jtop:
+                running.jtop = running.board is None or not self.spec.jtop or _jtop_listens(running.pid)
+
+    def _became_ready(self, too_late: bool) -> bool:
+        """Tell ``up`` when all hosts answer, or which one will not."""
+        waiting = [running for running in self._hosts if not running.ready]
+        if not waiting:
+            self._write_state("up")
+            self.say("ready")
+            return True
+        ended = [running for running in waiting if running.ended is not None]
+        if ended or too_late:
+            running = (ended or waiting)[0]
+            what = "ended at once" if ended else f"no {'jtop' if running.sshd else 'sshd'} after a minute"
+            console = self.spec.files.console(running.host.name).read_text().strip().splitlines()
+            raise OSError(f"{running.host.name}: {what}: {console[-1] if console else 'no message'}")
+        return False
+
+    def _handed_over(self) -> None:
+        assert self._lifeline is not None
+        if os.read(self._lifeline, 1) == b"":
+            print("the command that started the lab is gone before it was up", flush=True)
+            self._ending = True
+        os.close(self._lifeline)
+        self._lifeline = None
+        if self._report is not None:
+            os.close(self._report)
+            self._report = None
+
+    def _answer(self) -> None:
+        """Answer one request on the control socket: one line of JSON each way."""
+        assert self._control is not None
+        connection, _ = self._control.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.settimeout(0.5)
+            try:
+                with connection.makefile("r") as lines:
+                    answer = self._do(json.loads(lines.readline()))
+            except (ValueError, KeyError) as error:
+                answer = {"error": str(error)}
+            connection.sendall(json.dumps(answer).encode() + b"\n")
+
+    def _do(self, request: dict[str, Any]) -> dict[str, Any]:
+        if request["do"] == "status":
+            return self._status()
+        if request["do"] == "load":
+            steps = parse_script(request["script"])
+            board = next((r.board for r in self._hosts if r.host.name == request["host"]), None)
+            if board is None:
+                raise ValueError(f"{request['host']} is no board of this lab")
+            now_ns = time.monotonic_ns()
+            board.start_script(steps, now_ns)
+            return {"start_mono_ns": now_ns, "level": board.level}
+        raise ValueError(f"unknown request {request['do']!r}")
+
+    def _status(self) -> dict[str, Any]:
+        used = time.clock_gettime(time.CLOCK_PROCESS_CPUTIME_ID)
+        hosts = []
+        for running in self._hosts:
+            board = running.board
+            hosts.append(
+                {
+                    "name": running.host.name,
+                    "state": "down" if running.ended is not None else "up" if running.ready else "starting",
+                    "pid": running.pid,
+                    "memory_mib": cgroups.memory_of(running.group.memory_file) >> 20,
+                    "load": round(board.level, 3) if board else None,
+                    "power_mw": round(board.power_mw) if board else None,
+                    "temperature_c": round(board.temperature_c, 1) if board else None,
+                }
+            )
+        return {"hosts": hosts, "keeper_cpu_s": round(used, 3), "uptime_s": round(time.time() - self._started, 1)}
+
+
+def _write_secret(path: Path, text: str) -> None:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+
+
+def _expect(descriptor: int, wanted: bytes, host: str) -> None:
+    """Wait for the child to say something; an empty ``wanted`` is the end of the pipe."""
+    said = os.read(descriptor, 4096)
+    if said != wanted:
+        text = said[1:].decode(errors="replace") if said.startswith(b"e") else "ended while it was started"
+        raise OSError(f"{host}: {text}")
+
+
+def _ssh_answers(host: HostSpec) -> bool:
+    try:
+        with socket.create_connection((host.address, host.port), timeout=0.2) as connection:
+            return connection.recv(256).startswith(b"SSH-")
+    except OSError:
+        return False
+
+
+def _jtop_listens(pid: int) -> bool:
+    """Return whether the board's jtop socket is there with its final mode."""
+    try:
+        return stat.S_IMODE(os.stat(f"/proc/{pid}/root/run/jtop.sock").st_mode) == 0o660
+    except OSError:
+        return False
+
+
+def main() -> int:
+    """Keep one lab."""
+    lifeline, report = int(sys.argv[1]), int(sys.argv[2])
+    os.set_inheritable(lifeline, False)
+    os.set_inheritable(report, False)
+    data = json.load(sys.stdin)
+    spec = LabSpec.from_json(data["spec"])
+    layout = cgroups.find_layout()
+    spec.files.root.mkdir(mode=0o700)
+    reaper = cleanup.fork_under_reaper(spec.files.root, cgroups.lab_folders(layout, spec.lab))
+    name_process("testbed-keeper")
+    keeper = Keeper(spec, data["keys"], layout=layout, reaper=reaper, lifeline=lifeline, report=report)
+    try:
+        keeper.run()
+    except Exception as error:
+        traceback.print_exc()
+        keeper.say("error", message=str(error))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

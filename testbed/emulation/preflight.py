@@ -1,0 +1,80 @@
+"""What an emulated lab needs of this machine, asked before anything is done."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from testbed.emulation.namespaces import effective_capabilities
+from testbed.errors import RefusedError, TestbedError
+
+__all__ = ["missing_programs", "require_programs", "require_root"]
+
+_PROGRAMS = {
+    "sshd": "openssh-server",
+    "ssh": "openssh-client",
+    "ip": "iproute2",
+    "nc": "netcat-openbsd",
+    "nsenter": "util-linux",
+    "swapon": "mount",
+}
+_NET_ADMIN, _SYS_ADMIN = 12, 21
+_SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def require_root(verb: str) -> None:
+    """Refuse to go on where namespaces and mounts cannot be made.
+
+    Args:
+        verb: The command that needs it, such as ``up``.
+
+    Raises:
+        RefusedError: One line that says what is needed and how to give it.
+    """
+    if os.geteuid() != 0:
+        command = f"sudo {shlex.quote(str(Path(sys.argv[0]).absolute()))} emulate {verb}"
+        raise RefusedError(
+            f"an emulated lab needs root, for network namespaces, mounts and control groups: run `{command}`"
+        )
+    mask = effective_capabilities(Path("/proc/self/status").read_text())
+    if not mask >> _SYS_ADMIN & 1 or not mask >> _NET_ADMIN & 1:
+        raise RefusedError(
+            "an emulated lab needs the capabilities SYS_ADMIN and NET_ADMIN, which this container's root has not:"
+            " start the container with `--privileged`"
+        )
+
+
+def missing_programs(find: Callable[[str], str | None]) -> dict[str, str]:
+    """Return the programs that cannot be found, with the Debian package of each."""
+    return {program: package for program, package in _PROGRAMS.items() if find(program) is None}
+
+
+def require_programs(jtop: bool) -> None:
+    """Refuse to go on where a program is missing.
+
+    Args:
+        jtop: Whether boards will run the jtop service.
+
+    Raises:
+        TestbedError: One line with what is missing and the Debian packages that have it.
+    """
+    missing = missing_programs(lambda program: shutil.which(program, path=_SEARCH_PATH))
+    if missing:
+        packages = " ".join(dict.fromkeys(missing.values()))
+        raise TestbedError(
+            f"not installed: {', '.join(missing)}; get them with `apt-get install {packages}` (Debian, Ubuntu)"
+        )
+    if jtop and importlib.util.find_spec("jtop") is None:
+        raise TestbedError(
+            f"the Python of the boards has no jtop: run `{sys.executable} -m pip install jetson-stats`,"
+            " or set `emulation: {jtop: false}` in the inventory"
+        )
+    with open("/proc/filesystems") as file:
+        kinds = {line.split()[-1] for line in file}
+    if "overlay" not in kinds and os.system("modprobe overlay 2>/dev/null") != 0:  # noqa: S605, S607
+        raise TestbedError("this kernel has no overlay filesystem: load the module `overlay`")

@@ -1,0 +1,240 @@
+"""One SSH connection, made by a deadline: host keys are checked, drops by a busy server are tried again."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import fabric
+import paramiko
+from paramiko.ssh_exception import (
+    AuthenticationException,
+    BadHostKeyException,
+    IncompatiblePeer,
+    PasswordRequiredException,
+)
+
+from testbed.config.inventory import Host
+from testbed.errors import ConnectError, HostError, HostKeyError
+from testbed.hosts.deadline import Deadline
+from testbed.hosts.dial import GatewaySocket, dial
+from testbed.hosts.endpoint import Endpoint, SshSettings
+
+__all__ = ["Session", "close_jump", "connect", "open_socket", "unlocked_after", "with_retries"]
+
+T = TypeVar("T")
+FIRST_PAUSE_S = 0.2
+
+
+@dataclass(frozen=True)
+class Session:
+    """One connection that is logged in, and the one that leads to it.
+
+    Attributes:
+        connection: The connection.
+        jump: The connection to the host on the way (ProxyJump).
+    """
+
+    connection: fabric.Connection
+    jump: fabric.Connection | None
+
+    @property
+    def user(self) -> str:
+        """The user who is logged in."""
+        return str(self.connection.user)
+
+    @property
+    def active(self) -> bool:
+        """Whether the connection stands, as far as is known."""
+        return bool(self.connection.is_connected)
+
+    @property
+    def transport(self) -> paramiko.Transport:
+        """The SSH transport."""
+        transport: paramiko.Transport = self.connection.transport
+        return transport
+
+    def close(self) -> None:
+        """Close the connection, and then the one that leads to it."""
+        self.connection.client.close()
+        if self.jump is not None:
+            close_jump(self.jump)
+
+
+def close_jump(jump: fabric.Connection) -> None:
+    """Close a connection to a host on the way, and those that lead to it."""
+    jump.client.close()
+    if isinstance(jump.gateway, fabric.Connection):
+        close_jump(jump.gateway)
+
+
+@contextmanager
+def unlocked_after(deadline: Deadline, action: Callable[[], object]) -> Iterator[None]:
+    """Call ``action`` from another thread if the block has not ended by the deadline."""
+    timer = threading.Timer(deadline.remaining_s, action)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def open_socket(host: Host, endpoint: Endpoint, deadline: Deadline, called_off: threading.Event) -> object:
+    """Return a socket to the host's SSH server, through whatever leads there."""
+    if endpoint.jump is None:
+        return dial(
+            host.name,
+            endpoint.address,
+            endpoint.port,
+            gateway=endpoint.gateway,
+            deadline=deadline,
+            called_off=called_off,
+        )
+    jump: fabric.Connection | None = endpoint.jump
+    while jump is not None:  # fabric would take any key of a host on the way
+        jump.client.set_missing_host_key_policy(paramiko.RejectPolicy())
+        jump.client.load_system_host_keys()
+        jump.connect_timeout = deadline.remaining_s
+        jump = jump.gateway if isinstance(jump.gateway, fabric.Connection) else None
+    target = fabric.Connection(
+        endpoint.address, port=endpoint.port, gateway=endpoint.jump, config=endpoint.jump.config
+    )
+    return target.open_gateway()
+
+
+class _Unknown(paramiko.SSHException):
+    """The server's key is not recorded."""
+
+
+class _RejectUnknown(paramiko.MissingHostKeyPolicy):
+    """Refuses a server whose key is not recorded."""
+
+    def missing_host_key(self, client: object, hostname: str, key: paramiko.PKey) -> None:
+        raise _Unknown(f"{key.get_name()} {key.fingerprint}")
+
+
+def connect(host: Host, settings: SshSettings, deadline: Deadline, called_off: threading.Event) -> Session:
+    """Connect and log in.
+
+    Args:
+        host: The host.
+        settings: The SSH configuration.
+        deadline: Covers name look-up, connect, key exchange and login, and all repeats of them.
+        called_off: Set by another thread to end the wait.
+
+    Raises:
+        ConnectError: The host does not answer or does not let us in.
+        HostKeyError: The host's key is unknown or has changed.
+    """
+    endpoint = settings.endpoint(host)
+
+    def once() -> Session:
+        sock = open_socket(host, endpoint, deadline, called_off)
+        left_s = deadline.remaining_s
+        connection = fabric.Connection(
+            endpoint.address,
+            user=endpoint.user,
+            port=endpoint.port,
+            gateway=False,
+            forward_agent=False,
+            config=settings.config,
+            connect_kwargs=endpoint.connect
+            | {
+                "sock": sock,
+                "timeout": left_s,
+                "banner_timeout": left_s,
+                "auth_timeout": left_s,
+                "channel_timeout": left_s,
+            },
+        )
+        client = connection.client
+        client.set_missing_host_key_policy(_RejectUnknown())
+        if settings.known_hosts.exists():
+            client.load_system_host_keys(str(settings.known_hosts))
+        try:
+            with unlocked_after(deadline, client.close):
+                connection.open()
+            if deadline.passed:
+                raise paramiko.SSHException("too late")
+        except BaseException as error:
+            client.close()
+            sock.close()  # type: ignore[attr-defined]
+            raise _explained(error, host, endpoint, settings, sock) from error
+        connection.transport.set_keepalive(10)
+        return Session(connection, endpoint.jump)
+
+    try:
+        return with_retries(host, endpoint, deadline, called_off, once)
+    except BaseException:
+        if endpoint.jump is not None:
+            close_jump(endpoint.jump)
+        raise
+
+
+def _explained(
+    error: BaseException, host: Host, endpoint: Endpoint, settings: SshSettings, sock: object
+) -> BaseException:
+    """Return our own error for what went wrong, or the same one where it is worth another try."""
+    known, where = settings.known_hosts, endpoint.known_name
+    if isinstance(error, BadHostKeyException):
+        return HostKeyError(
+            host.name,
+            f"the host's key has changed: {error.key.get_name()} {error.key.fingerprint} instead of "
+            f"{error.expected_key.get_name()} {error.expected_key.fingerprint}",
+            hint="if the host was installed anew, forget its old key by "
+            f"`ssh-keygen -f {known} -R '{where}'`, then run `testbed trust --limit {host.name}`",
+        )
+    if isinstance(error, _Unknown):
+        return HostKeyError(
+            host.name,
+            f"the host's key is not recorded in {known}: {error}",
+            hint=f"compare it with the host's own, then record it by `testbed trust --limit {host.name}`",
+        )
+    if isinstance(error, AuthenticationException):
+        tried = f"key file {host.key_file}" if host.key_file else "SSH agent and keys in ~/.ssh"
+        needs = "; its key file has a passphrase" if isinstance(error, PasswordRequiredException) else ""
+        return ConnectError(
+            host.name,
+            f"the host does not let {endpoint.user} in ({tried}){needs}",
+            hint=f"put the public key into {endpoint.user}'s ~/.ssh/authorized_keys on the host, "
+            "or load the key into the SSH agent",
+        )
+    if isinstance(error, IncompatiblePeer):
+        return ConnectError(host.name, f"no common SSH algorithm: {error}")
+    if isinstance(sock, GatewaySocket) and (failure := sock.failure()):
+        return ConnectError(host.name, failure)
+    return error
+
+
+def with_retries(
+    host: Host, endpoint: Endpoint, deadline: Deadline, called_off: threading.Event, once: Callable[[], T]
+) -> T:
+    """Try a connect again where the server dropped it, as a busy sshd does (MaxStartups).
+
+    Raises:
+        ConnectError: The deadline passed.
+    """
+    pause_s = FIRST_PAUSE_S
+    while True:
+        try:
+            return once()
+        except HostError:
+            raise
+        except (paramiko.SSHException, EOFError, OSError) as error:
+            last = error
+        # Hosts that were dropped together must not come back together.
+        pause_s = random.uniform(pause_s, 2 * pause_s)
+        if called_off.is_set() or deadline.remaining_s < pause_s:
+            where = f"{endpoint.address}:{endpoint.port}"
+            answer = str(last) or type(last).__name__
+            raise ConnectError(
+                host.name,
+                f"no SSH session with {where} within {deadline.seconds:.3g} s: {answer}",
+                hint="is it an SSH server, and is it overloaded?",
+            ) from last
+        called_off.wait(pause_s)

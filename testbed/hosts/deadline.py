@@ -1,0 +1,41 @@
+"""One moment by which something must be done, passed down instead of timeouts that add up."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+__all__ = ["Deadline"]
+
+
+class Deadline:
+    """A moment on the monotonic clock.
+
+    Args:
+        seconds: How far away it is; ``math.inf`` for never.
+        clock: Gives the seconds of a monotonic clock.
+    """
+
+    def __init__(self, seconds: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.seconds = seconds
+        self._clock = clock
+        self._end = clock() + seconds
+
+    @property
+    def remaining_s(self) -> float:
+        """The seconds that are left, never below 0."""
+        return max(0.0, self._end - self._clock())
+
+    @property
+    def passed(self) -> bool:
+        """Whether the moment has come."""
+        return self.remaining_s <= 0
+
+    def timeout_s(self, at_most: float = math.inf) -> float:
+        """Return a timeout for one wait: what is left, but no more than ``at_most``."""
+        return min(self.remaining_s, at_most)
+
+    def sooner(self, seconds: float) -> Deadline:
+        """Return a deadline that far away, but no later than this one."""
+        return Deadline(min(seconds, self.remaining_s), clock=self._clock)

@@ -1,0 +1,191 @@
+"""The transport over SSH: one connection for each host, kept open, with a deadline over everything."""
+
+from __future__ import annotations
+
+import shlex
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import paramiko
+
+from testbed.config.inventory import Host
+from testbed.errors import CommandError, ConnectError, DeadlineError
+from testbed.hosts.channel import SshStream, end_channel, pump
+from testbed.hosts.connect import Session, connect, unlocked_after
+from testbed.hosts.deadline import Deadline
+from testbed.hosts.endpoint import SshSettings
+from testbed.hosts.files import SftpFiles
+from testbed.hosts.steps import Command, Completed, Fetch, Put
+from testbed.hosts.transport import OnLine, Stream
+
+__all__ = ["SshTransport", "ssh_connect"]
+
+CLOSE_GRACE_S = 2.0
+
+
+def ssh_connect(known_hosts: Path, *, connect_timeout_s: float = 15.0) -> Callable[[Host], SshTransport]:
+    """Return what makes the SSH transports of a fleet.
+
+    Args:
+        known_hosts: The lab's file of host keys.
+        connect_timeout_s: The most seconds that reaching one host may take.
+    """
+    settings = SshSettings(known_hosts)
+    return lambda host: SshTransport(host, settings, connect_timeout_s=connect_timeout_s)
+
+
+class SshTransport:
+    """The way to one host over SSH. Connects when first used, and again where the connection was lost.
+
+    Args:
+        host: The host.
+        settings: The SSH configuration and the file of host keys.
+        connect_timeout_s: The most seconds that reaching the host may take.
+    """
+
+    def __init__(self, host: Host, settings: SshSettings, *, connect_timeout_s: float = 15.0) -> None:
+        self.host = host
+        self._settings = settings
+        self._connect_timeout_s = connect_timeout_s
+        self._session: Session | None = None
+        self._files: SftpFiles | None = None
+        self._connecting = threading.Lock()
+        self._sftp_lock = threading.Lock()
+        self._called_off = threading.Event()
+
+    def run(self, command: Command, *, on_line: OnLine | None = None) -> Completed:
+        """Run a command to its end, see :meth:`Transport.run`."""
+        deadline = Deadline(command.timeout_s)
+        channel = self._start(command, deadline)
+        try:
+            status, stdout, stderr = pump(channel, command.stdin, deadline, on_line)
+        except TimeoutError:
+            end_channel(channel)
+            raise DeadlineError(
+                self.host.name, f"`{command.shell}` took longer than {command.timeout_s:g} s and was ended"
+            ) from None
+        except (OSError, EOFError, paramiko.SSHException) as error:
+            raise self._lost(error) from error
+        finally:
+            channel.close()
+        if status < 0:  # none came: the command was ended by a signal, or the connection with it
+            if channel.transport is None or not channel.transport.is_active():
+                raise self._lost(None)
+            raise CommandError(self.host.name, command.shell, status, stderr or "ended by a signal")
+        completed = Completed(command, status, stdout, stderr, command.timeout_s - deadline.remaining_s)
+        if status:
+            raise CommandError(self.host.name, command.shell, status, stderr or stdout)
+        return completed
+
+    def stream(self, command: Command) -> Stream:
+        """Start a command that goes on running, see :meth:`Transport.stream`."""
+        channel = self._start(command, Deadline(command.timeout_s))
+        stream = SshStream(self.host.name, command.shell, channel)
+        if command.stdin:
+            stream.write(command.stdin)
+        return stream
+
+    def put(self, put: Put) -> None:
+        """Write one file on the host, see :meth:`Transport.put`."""
+        with self._sftp_lock:
+            self._sftp().put(put)
+
+    def fetch(self, fetch: Fetch) -> None:
+        """Copy files from the host, see :meth:`Transport.fetch`."""
+        with self._sftp_lock:
+            self._sftp().fetch(fetch)
+
+    def close(self) -> None:
+        """Close the connection, see :meth:`Transport.close`."""
+        self._called_off.set()
+        session, self._session, self._files = self._session, None, None
+        if session is not None:
+            session.close()
+
+    def _start(self, command: Command, deadline: Deadline) -> paramiko.Channel:
+        """Return a channel in which the command runs."""
+        try:
+            channel = self._channel(deadline)
+            with unlocked_after(deadline, channel.close):
+                channel.exec_command(self._shell(command))
+        except (OSError, EOFError, paramiko.SSHException) as error:
+            if isinstance(error, ConnectError):
+                raise
+            if deadline.passed:
+                raise DeadlineError(self.host.name, f"not started within {command.timeout_s:g} s") from error
+            raise self._lost(error) from error
+        return channel
+
+    def _shell(self, command: Command) -> str:
+        """Return the command line for sshd: by `sh`, whatever the user's login shell is."""
+        line = f"sh -c {shlex.quote(command.shell)}"
+        # One user's home holds one testbed, so root works in it as well.
+        return f'sudo -n env HOME="$HOME" {line}' if command.become and self._user != "root" else line
+
+    @property
+    def _user(self) -> str:
+        return self._session.user if self._session is not None else self.host.user
+
+    def _channel(self, deadline: Deadline) -> paramiko.Channel:
+        for attempt in (1, 2):
+            session = self._open(deadline)
+            try:
+                return session.transport.open_session(timeout=deadline.remaining_s)
+            except (EOFError, OSError, paramiko.SSHException) as error:
+                # A silent connection can be lost unnoticed. Nothing was started yet: try a new one.
+                if isinstance(error, paramiko.ChannelException) or attempt == 2 or deadline.passed:
+                    raise
+                self._drop(session)
+        raise AssertionError("unreachable")
+
+    def _open(self, deadline: Deadline) -> Session:
+        if not self._connecting.acquire(timeout=deadline.timeout_s(threading.TIMEOUT_MAX)):
+            raise DeadlineError(self.host.name, f"no connection within {deadline.seconds:.3g} s")
+        try:
+            session = self._session
+            if session is None or not session.active:
+                if self._called_off.is_set():
+                    raise ConnectError(self.host.name, "the connection is closed")
+                if session is not None:
+                    self._drop(session)
+                soon = deadline.sooner(self._connect_timeout_s)
+                try:
+                    session = connect(self.host, self._settings, soon, self._called_off)
+                except ConnectError as error:
+                    if deadline.passed:
+                        raise DeadlineError(
+                            self.host.name, f"no connection within {deadline.seconds:.3g} s: {error.message}"
+                        ) from error
+                    raise
+                if self._called_off.is_set():
+                    session.close()
+                    raise ConnectError(self.host.name, "the connection is closed")
+                self._session = session
+            return session
+        finally:
+            self._connecting.release()
+
+    def _drop(self, session: Session) -> None:
+        session.close()
+        self._files = None
+        if self._session is session:
+            self._session = None
+
+    def _sftp(self) -> SftpFiles:
+        deadline = Deadline(self._connect_timeout_s)
+        if self._files is None or self._session is None or not self._session.active:
+            try:
+                channel = self._channel(deadline)
+                with unlocked_after(deadline, channel.close):
+                    channel.invoke_subsystem("sftp")
+                    self._files = SftpFiles(self.host.name, channel)
+            except (EOFError, OSError, paramiko.SSHException) as error:
+                if isinstance(error, ConnectError | DeadlineError):
+                    raise
+                raise self._lost(error) from error
+        return self._files
+
+    def _lost(self, error: BaseException | None) -> ConnectError:
+        reason = str(error) or type(error).__name__ if error is not None else "no exit status came"
+        return ConnectError(self.host.name, f"the connection was lost: {reason}")

@@ -1,0 +1,107 @@
+"""The runs of a results folder, at a glance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from testbed.errors import InputError
+from testbed.records.manifest import MANIFEST_NAME, read_manifest
+from testbed.records.outline import outline_of
+
+__all__ = ["RunSummary", "find_run", "list_runs"]
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One run of a results folder.
+
+    Attributes:
+        run: Its name.
+        path: Its folder.
+        campaign: The campaign's name.
+        state: running, completed, failed or interrupted; ``unreadable`` where the manifest is damaged.
+        started_unix: When it was started.
+        completed: How many trials were completed.
+        planned: How many trials there should be; None where the campaign file does not say.
+        emulated: Whether its boards were emulated.
+        problem: Why it is unreadable, or an empty string.
+    """
+
+    run: str
+    path: Path
+    campaign: str
+    state: str
+    started_unix: float
+    completed: int
+    planned: int | None
+    emulated: bool
+    problem: str = ""
+
+
+def list_runs(results: Path) -> list[RunSummary]:
+    """Return the runs of a folder, the newest first.
+
+    Args:
+        results: The folder that holds the runs' folders.
+    """
+    if not results.is_dir():
+        return []
+    folders = [path for path in results.iterdir() if (path / MANIFEST_NAME).is_file()]
+    return sorted((_summary(folder) for folder in folders), key=lambda run: (-run.started_unix, run.run))
+
+
+def find_run(results: Path, run: str) -> Path:
+    """Return the folder of a run that was given by name or by path.
+
+    Args:
+        results: The folder that holds the runs' folders.
+        run: A run's name, a path of its folder, or ``latest``.
+
+    Raises:
+        InputError: There is no such run.
+    """
+    if run == "latest":
+        runs = [summary for summary in list_runs(results) if not summary.problem]
+        if runs:
+            return runs[0].path
+        raise InputError(f"{results}: there is no run yet", hint="`testbed run CAMPAIGN` makes one")
+    for folder in (results / run, Path(run)):
+        if (folder / MANIFEST_NAME).is_file():
+            return folder
+    known = ", ".join(summary.run for summary in list_runs(results)[:5])
+    hint = f"the latest in {results}: {known}" if known else "`testbed run CAMPAIGN` makes one"
+    raise InputError(f"{run}: there is no such run in {results}", hint=hint)
+
+
+def _summary(folder: Path) -> RunSummary:
+    try:
+        manifest = read_manifest(folder)
+        completed = _completed(folder)
+    except InputError as error:
+        return RunSummary(folder.name, folder, "", "unreadable", 0.0, 0, None, False, error.message)
+    return RunSummary(
+        run=str(manifest["run"]),
+        path=folder,
+        campaign=str(manifest.get("campaign_name", "")),
+        state=str(manifest["state"]),
+        started_unix=float(manifest["started_unix"]),
+        completed=completed,
+        planned=outline_of(manifest).trials,
+        emulated=bool(manifest.get("emulated", False)),
+    )
+
+
+def _completed(folder: Path) -> int:
+    """Count the completed trials without pandas."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    count = 0
+    for path in (folder / "tables" / "trials").glob("*.parquet"):
+        try:
+            with pq.ParquetFile(path) as file:
+                count += file.read(columns=["state"]).column("state").to_pylist().count("completed")
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"{path}: cannot be read as Parquet: {error}") from error
+    return count

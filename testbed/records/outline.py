@@ -1,0 +1,63 @@
+"""What a run's campaign file asked for, read from the text in the manifest as far as it can be read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+__all__ = ["Outline", "outline_of"]
+
+
+@dataclass(frozen=True)
+class Outline:
+    """The plan behind a run; what the campaign file does not say is empty or None.
+
+    Attributes:
+        policies: The policies' names in the file's order; the first is the reference of every comparison.
+        scenarios: The scenarios' names in the file's order.
+        repeats: How often each pair of a policy and a scenario is run.
+        tolerance: The share by which a link may miss its rate.
+    """
+
+    policies: tuple[str, ...] = ()
+    scenarios: tuple[str, ...] = ()
+    repeats: int | None = None
+    tolerance: float | None = None
+
+    @property
+    def trials(self) -> int | None:
+        """Return how many trials the campaign has."""
+        if self.policies and self.scenarios and self.repeats:
+            return len(self.policies) * len(self.scenarios) * self.repeats
+        return None
+
+
+def outline_of(manifest: Mapping[str, Any]) -> Outline:
+    """Return the plan behind a run.
+
+    Args:
+        manifest: The run's manifest; its ``campaign`` is the text of the campaign file.
+    """
+    try:
+        campaign = yaml.safe_load(str(manifest.get("campaign") or ""))
+    except yaml.YAMLError:
+        return Outline()
+    if not isinstance(campaign, dict):
+        return Outline()
+    repeats, verify = campaign.get("repeats"), campaign.get("verify")
+    tolerance = verify.get("tolerance") if isinstance(verify, dict) else None
+    return Outline(
+        policies=_names(campaign.get("policies")),
+        scenarios=_names(campaign.get("scenarios")),
+        repeats=repeats if isinstance(repeats, int) else None,
+        tolerance=float(tolerance) if isinstance(tolerance, int | float) else None,
+    )
+
+
+def _names(listed: Any) -> tuple[str, ...]:
+    if not isinstance(listed, list):
+        return ()
+    return tuple(str(entry["name"]) for entry in listed if isinstance(entry, dict) and "name" in entry)

@@ -1,0 +1,227 @@
+"""Can the numbers be trusted: one entry for each thing that could spoil them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from testbed.records.outline import outline_of
+from testbed.records.run import Run
+from testbed.report.metrics import measured_tokens
+from testbed.report.numbers import number
+
+__all__ = [
+    "COVERAGE_LEAST",
+    "Check",
+    "ClockError",
+    "checks_of",
+    "clock_errors",
+    "energy_problems",
+    "probes_of",
+]
+
+COVERAGE_LEAST = 0.95
+"""Below this share of a window covered by power readings, its energy is an error."""
+CLOCK_SHARE = 0.2
+"""A clock error above this share of the mean downlink time spoils the split into downlink, compute and uplink."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One entry of the trust strip.
+
+    Attributes:
+        title: What was checked.
+        value: What was found, in a few characters.
+        state: good, bad, or plain where there is nothing to judge.
+        detail: One sentence.
+        anchor: The id in the page where the rows behind it stand.
+    """
+
+    title: str
+    value: str
+    state: Literal["good", "bad", "plain"]
+    detail: str
+    anchor: str
+
+
+@dataclass(frozen=True)
+class ClockError:
+    """How far a device's clock may be off, from its pings.
+
+    Attributes:
+        device: The device.
+        bound_ms: Half of the largest round trip behind the estimates used: no offset can be off by more.
+        drift_ppm: How fast its clock ran away from the base station's, from the first to the last estimate; NaN where
+            too few.
+        estimates: How many estimates there are.
+    """
+
+    device: str
+    bound_ms: float
+    drift_ppm: float
+    estimates: int
+
+
+def checks_of(run: Run, energy: pd.DataFrame) -> list[Check]:
+    """Return the entries of the trust strip.
+
+    Args:
+        run: The run.
+        energy: What ``run.energy()`` gave.
+    """
+    return [
+        _trials(run),
+        _links(run),
+        _power(run, energy),
+        _clocks(run),
+        _records(run),
+        _kind(run),
+        _security(run),
+    ]
+
+
+def probes_of(run: Run) -> pd.DataFrame:
+    """Return the rows of ``links`` that are probes."""
+    return run.links[run.links["message_bytes"].notna()].reset_index(drop=True)
+
+
+def clock_errors(run: Run) -> list[ClockError]:
+    """Return the clock error of each device, in the devices' order."""
+    errors = []
+    for device in run.devices:
+        own = run.clocks[run.clocks["device"] == device]
+        if own.empty:
+            continue
+        span_s = float(own["t_s"].iloc[-1] - own["t_s"].iloc[0])
+        moved_s = float(own["offset_s"].iloc[-1] - own["offset_s"].iloc[0])
+        drift = moved_s / span_s * 1e6 if span_s > 0 else math.nan
+        errors.append(ClockError(device, float(own["rtt_ms"].max()) / 2, drift, len(own)))
+    return errors
+
+
+def energy_problems(energy: pd.DataFrame) -> pd.DataFrame:
+    """Return what is wrong with the energy: one row a device, with its errors, trials and least coverage.
+
+    Args:
+        energy: What ``run.energy()`` gave.
+    """
+    wrong = energy[energy["error"].notna() | (energy["coverage"] < COVERAGE_LEAST) | energy["joules"].isna()]
+    texts = wrong["error"].where(wrong["error"].notna(), "the readings do not cover the trials")
+    grouped = wrong.assign(error=texts).groupby("device", sort=False)
+    summary = grouped.agg(error=("error", _errors), trials=("trial", ", ".join), coverage=("coverage", "min"))
+    return summary.reset_index()
+
+
+def _errors(texts: pd.Series[str]) -> str:
+    """Return the first of several errors, and how many others there are."""
+    kinds = list(dict.fromkeys(texts))
+    return kinds[0] if len(kinds) == 1 else f"{kinds[0]} (and {len(kinds) - 1} more of the kind)"
+
+
+def _trials(run: Run) -> Check:
+    done, planned = len(run.completed), outline_of(run.manifest).trials
+    failed = int((run.trials["state"] == "failed").sum())
+    state = str(run.manifest["state"])
+    value = f"{done} of {planned}" if planned else str(done)
+    detail = f"The run is {state}: {value} trials completed, {failed} failed."
+    good = done > 0 and not failed and state == "completed" and (planned is None or done >= planned)
+    return Check("trials completed", value, "good" if good else "bad", detail, "trials")
+
+
+def _links(run: Run) -> Check:
+    probes = probes_of(run)
+    if probes.empty:
+        return Check("links", "not verified", "bad", "No link was probed: no rate can be relied on.", "links")
+    fine = int((probes["ok"] == True).sum())  # noqa: E712 (a nullable column)
+    tolerance = outline_of(run.manifest).tolerance
+    within = f" of {tolerance * 100:g} %" if tolerance else ""
+    detail = f"{fine} of {len(probes)} probes were within the tolerance{within} (or one frame)."
+    anchor = "links" if fine == len(probes) else "links-bad"
+    return Check(
+        "links in tolerance",
+        f"{fine} of {len(probes)}",
+        "good" if fine == len(probes) else "bad",
+        detail,
+        anchor,
+    )
+
+
+def _power(run: Run, energy: pd.DataFrame) -> Check:
+    if energy.empty:
+        return Check("power coverage", "none", "bad", "No trial has a power reading.", "energy")
+    least, problems = float(energy["coverage"].min()), energy_problems(energy)
+    value = f"{math.floor(least * 1000) / 10:g}\N{NO-BREAK SPACE}%"
+    if problems.empty:
+        detail = "The least share of a trial that the power readings of a board cover."
+        return Check("power coverage", value, "good", detail, "energy")
+    wrong = list(dict.fromkeys(problems["device"]))
+    fine = len(run.devices) - len(wrong)
+    detail = f"The energy of {', '.join(wrong)} is wrong or missing."
+    return Check("boards with full power", f"{fine} of {len(run.devices)}", "bad", detail, "energy-bad")
+
+
+def _clocks(run: Run) -> Check:
+    errors = clock_errors(run)
+    missing = [device for device in run.devices if device not in {error.device for error in errors}]
+    if not errors or missing:
+        detail = f"No clock estimate of {', '.join(missing) or 'any device'}: the split into links and compute is void."
+        return Check("clock error", "unknown", "bad", detail, "clocks")
+    worst = max(errors, key=lambda error: error.bound_ms)
+    value = f"\N{LESS-THAN OR EQUAL TO} {number(worst.bound_ms, 2)}\N{NO-BREAK SPACE}ms"
+    detail = f"Half of the largest round trip of a clock estimate ({worst.device})."
+    downlink_ms = float(((run.dispatches["t_received_s"] - run.dispatches["t_send_s"]) * 1000).mean())
+    if np.isfinite(downlink_ms) and worst.bound_ms > CLOCK_SHARE * downlink_ms:
+        detail += (
+            f" That is more than {CLOCK_SHARE:.0%} of the mean downlink time ({number(downlink_ms)} ms)."
+        )
+        return Check("clock error", value, "bad", detail, "clocks")
+    return Check("clock error", value, "good", detail, "clocks")
+
+
+def _records(run: Run) -> Check:
+    """Hold the dispatches against the tokens: a token without any, or without all stamps, has lost records."""
+    tokens = measured_tokens(run)[["trial", "request", "position"]]
+    if tokens.empty:
+        return Check("tokens with full records", "none", "bad", "No token was recorded.", "time")
+    stamps = ["t_received_s", "t_started_s", "t_computed_s", "t_replied_s"]
+    layers = run.dispatches.assign(whole=run.dispatches[stamps].notna().all(axis=1))
+    by_token = layers.groupby(["trial", "request", "step"], sort=False).agg(
+        layers=("layer", "nunique"), whole=("whole", "all")
+    )
+    expected = run.dispatches["layer"].nunique()
+    keys = list(zip(tokens["trial"], tokens["request"], tokens["position"], strict=True))
+    found = by_token.reindex(pd.MultiIndex.from_tuples(keys))
+    fine = int(((found["layers"] == expected) & (found["whole"] == True)).sum())  # noqa: E712
+    detail = f"{fine} of {len(tokens)} tokens have every layer's dispatches with every time stamp."
+    value = f"{fine} of {len(tokens)}"
+    return Check("tokens with full records", value, "good" if fine == len(tokens) else "bad", detail, "time")
+
+
+def _kind(run: Run) -> Check:
+    if run.manifest.get("simulated"):
+        return Check(
+            "boards", "simulated", "plain", "Nothing was measured: a model made these figures.", "fleet"
+        )
+    if run.manifest.get("emulated"):
+        detail = "Boards are emulated: real SSH, links, jtop and experts; their speed and power are settings."
+        return Check("boards", "emulated", "plain", detail, "fleet")
+    return Check("boards", "hardware", "plain", "Measured on hardware.", "fleet")
+
+
+def _security(run: Run) -> Check:
+    mode = str(run.manifest.get("security") or "")
+    if not mode:
+        return Check(
+            "data plane",
+            "unknown",
+            "bad",
+            "The manifest does not say how the data plane is secured.",
+            "fleet",
+        )
+    notes = {"plain-hmac": "Both ends prove a shared key; the data itself is not encrypted."}
+    return Check("data plane", mode, "plain", notes.get(mode, f"Security mode {mode}."), "fleet")

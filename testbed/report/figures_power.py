@@ -1,0 +1,308 @@
+"""The figures of power and energy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+
+from testbed.records.energy import TotalPower
+from testbed.report.checks import COVERAGE_LEAST
+from testbed.report.numbers import number, with_interval
+from testbed.report.stats import Interval, bootstrap_mean
+from testbed.report.style import Device, Figure, combination, escape, figure_of, finite
+
+__all__ = ["ALL_DEVICES", "EnergyRow", "energy_figure", "energy_rows", "power_figure", "thin"]
+
+ALL_DEVICES = "all devices"
+POINTS = 3000
+SHADES = 4
+
+
+@dataclass(frozen=True)
+class EnergyRow:
+    """Energy per generated token on one device, for one policy and scenario.
+
+    Attributes:
+        policy: The policy.
+        scenario: The scenario.
+        device: The device.
+        joules_per_token: The mean over trials.
+        idle_joules_per_token: What the board would have taken in the same time idling; NaN where unknown.
+        trials: The trials that were run.
+        problem: What is wrong, or an empty string.
+    """
+
+    policy: str
+    scenario: str
+    device: str
+    joules_per_token: Interval
+    idle_joules_per_token: float
+    trials: int
+    problem: str
+
+
+def energy_rows(
+    energy: pd.DataFrame, order: Sequence[tuple[str, str]], devices: Sequence[str]
+) -> list[EnergyRow]:
+    """Return the energy per token; trials with an error or too little coverage are left out of the mean and named.
+
+    Args:
+        energy: What ``run.energy()`` gave.
+        order: Policies and scenarios in order.
+        devices: The devices in order.
+
+    Returns:
+        One row a policy, scenario and device, and one for all devices together, from trials in which none is wrong.
+    """
+    rows = []
+    if len(devices) > 1:
+        energy = pd.concat([energy, _together(energy, len(devices))], ignore_index=True)
+        devices = [*devices, ALL_DEVICES]
+    for policy, scenario in order:
+        for device in devices:
+            own = energy[
+                (energy["policy"] == policy) & (energy["scenario"] == scenario) & (energy["device"] == device)
+            ]
+            if own.empty:
+                continue
+            good = own[
+                own["error"].isna() & (own["coverage"] >= COVERAGE_LEAST) & own["joules_per_token"].notna()
+            ]
+            bad = own[~own.index.isin(good.index)]
+            idle = (good["idle_joules"] / good["output_tokens"]).mean() if len(good) else float("nan")
+            rows.append(
+                EnergyRow(
+                    policy,
+                    scenario,
+                    device,
+                    bootstrap_mean(good["joules_per_token"]),
+                    float(idle),
+                    len(own),
+                    _problem(bad, len(own)),
+                )
+            )
+    return rows
+
+
+def power_figure(
+    powers: Mapping[str, TotalPower],
+    idle_mw: Mapping[str, float],
+    trials: pd.DataFrame,
+    policies: Sequence[str],
+    devices: Mapping[str, Device],
+) -> Figure:
+    """Return the power of each board over time, one panel a board, the trials shaded by policy."""
+    figure = go.Figure()
+    count = len(devices)
+    layout: dict[str, Any] = {}
+    for place, (name, device) in enumerate(devices.items()):
+        power = powers[name]
+        axis = "" if place == 0 else str(place + 1)
+        # Panels from the top down, a tenth of each left free for its title.
+        top = 1 - place / count
+        layout[f"yaxis{axis}"] = {
+            "domain": [max(0.0, top - 0.72 / count), top - 0.06 / count],
+            "rangemode": "tozero",
+            "title": {"text": "W"},
+            "nticks": 4,
+        }
+        figure.add_annotation(
+            xref="paper",
+            yref="paper",
+            x=0,
+            y=top - 0.05 / count,
+            xanchor="left",
+            yanchor="bottom",
+            showarrow=False,
+            text=_panel_title(device, power, idle_mw[name]),
+        )
+        if power.error is not None:
+            # An axis without a trace is not drawn, and a missing board must not vanish.
+            figure.add_scatter(x=[None], y=[None], yaxis=f"y{axis}", showlegend=False, hoverinfo="skip")
+            layout[f"yaxis{axis}"] |= {"range": [0, 1], "showticklabels": False, "title": {"text": ""}}
+            continue
+        t_s, mw = thin(power.t_s, power.mw)
+        figure.add_scatter(
+            x=t_s.round(3).astype(np.float32),
+            y=(mw / 1000).round(4).astype(np.float32),
+            yaxis=f"y{axis}",
+            mode="lines",
+            line={"color": device.colour, "width": 1.3, "dash": device.dash},
+            name=escape(name),
+            showlegend=False,
+            hovertemplate="%{x:.1f} s: %{y:.3g} W<extra>" + escape(name) + "</extra>",
+        )
+        if np.isfinite(idle_mw[name]):
+            figure.add_shape(
+                type="line",
+                xref="paper",
+                yref=f"y{axis}",
+                x0=0,
+                x1=1,
+                y0=idle_mw[name] / 1000,
+                y1=idle_mw[name] / 1000,
+                line={"color": "var(--muted)", "width": 1, "dash": "dot"},
+            )
+    _shade(figure, trials, policies)
+    figure.update_layout(
+        height=70 + 120 * count,
+        xaxis={"title": {"text": "time since the start of the run (s)"}, "anchor": "free", "position": 0},
+        legend={"title": {"text": "trials with"}, "itemclick": False, "itemdoubleclick": False},
+        **layout,
+    )
+    return figure_of(
+        "power",
+        "Power over time",
+        figure,
+        alt="Lines of the power of each board over time, one panel a board, with the trials shaded.",
+        note=(
+            "The total by each board's rule (see fleet). Shaded: the trials. Dotted: idle, the median while no trial, "
+            "no quality pass and no probe was within a second. Long runs are thinned to the extremes of each interval."
+        ),
+    )
+
+
+def energy_figure(
+    rows: Sequence[EnergyRow], order: Sequence[tuple[str, str]], devices: Mapping[str, Device]
+) -> Figure | None:
+    """Return joules per token by policy and scenario, a bar a device; the idle part in a lighter tone."""
+    shown = [key for key in order if any((row.policy, row.scenario) == key for row in rows)]
+    if not shown:
+        return None
+    figure = go.Figure()
+    for name, device in devices.items():
+        own = {(row.policy, row.scenario): row for row in rows if row.device == name}
+        chosen = [own[key] for key in shown if key in own]
+        labels = [combination(row.policy, row.scenario) for row in chosen]
+        totals = [row.joules_per_token for row in chosen]
+        idle = [finite(row.idle_joules_per_token) or 0.0 for row in chosen]
+        spread = {
+            "type": "data",
+            "symmetric": False,
+            "array": [t.high - t.value if t.known else 0.0 for t in totals],
+            "arrayminus": [t.value - t.low if t.known else 0.0 for t in totals],
+            "thickness": 1.2,
+            "width": 3,
+            "color": "var(--ink)",
+        }
+        common = {"orientation": "h", "y": labels, "offsetgroup": name, "legendgroup": name}
+        figure.add_bar(
+            **common,
+            x=idle,
+            name=f"{escape(name)}, idle",
+            showlegend=False,
+            marker={"color": device.colour, "opacity": 0.35, "pattern": {"shape": device.pattern}},
+            hovertemplate="idle: %{x:.3g} J a token<extra>" + escape(name) + "</extra>",
+        )
+        figure.add_bar(
+            **common,
+            base=idle,
+            x=[(finite(t.value) or 0.0) - part for t, part in zip(totals, idle, strict=True)],
+            error_x=spread,
+            name=escape(name),
+            marker={"color": device.colour, "pattern": {"shape": device.pattern}},
+            text=["" if t.n else " <b>no energy</b>" for t in totals],
+            textposition="outside",
+            textfont={"color": "var(--bad)"},
+            customdata=[[*with_interval(t, "J"), t.n] for t in totals],
+            hovertemplate="%{customdata[0]} a token (%{customdata[1]}, n = %{customdata[2]})"
+            "<extra>" + escape(name) + "</extra>",
+        )
+    figure.update_layout(
+        barmode="group",
+        height=110 + len(shown) * (20 + 16 * len(devices)),
+        bargap=0.25,
+        bargroupgap=0.08,
+        xaxis={"title": {"text": "energy of a board per generated token (J)"}, "rangemode": "tozero"},
+        yaxis={"autorange": "reversed"},
+        legend={"traceorder": "normal"},
+    )
+    labels = [combination(*key) for key in shown]
+    return figure_of(
+        "energy-figure",
+        "Energy per token",
+        figure,
+        alt="Bars of the energy per generated token of each device by policy and scenario, with intervals.",
+        note=(
+            "Bars with 95 % intervals over repeats. The lighter part is what the board would have taken idling for as "
+            "long; where idle power is unknown the bar has no lighter part."
+        ),
+        narrow={"yaxis": {"ticktext": [text.replace(" · ", "<br>") for text in labels], "tickvals": labels}},
+    )
+
+
+def thin(
+    t_s: NDArray[np.float64], mw: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return at most about ``POINTS`` readings: of each stretch the lowest and the highest, in order of time."""
+    if t_s.size <= POINTS:
+        return t_s, mw
+    kept: list[int] = [0, t_s.size - 1]
+    for stretch in np.array_split(np.arange(t_s.size), POINTS // 2):
+        kept += [int(stretch[mw[stretch].argmin()]), int(stretch[mw[stretch].argmax()])]
+    chosen = np.unique(kept)
+    return t_s[chosen], mw[chosen]
+
+
+def _together(energy: pd.DataFrame, devices: int) -> pd.DataFrame:
+    """Return the energy of all devices of each trial as rows of one more device; what one lacks, all lack."""
+    keys = ["trial", "policy", "scenario", "repeat"]
+    grouped = energy.groupby(keys, sort=False)
+    sums = grouped[["idle_joules", "joules_per_token"]].sum(min_count=devices)
+    sums["joules"] = grouped["joules"].sum(min_count=devices)
+    sums["coverage"] = grouped["coverage"].min()
+    sums["output_tokens"] = grouped["output_tokens"].first()
+    sums["error"] = grouped["error"].first()
+    return sums.reset_index().assign(device=ALL_DEVICES)
+
+
+def _shade(figure: go.Figure, trials: pd.DataFrame, policies: Sequence[str]) -> None:
+    for place, policy in enumerate(policies):
+        colour = f"var(--shade-{place % SHADES + 1})"
+        own = trials[trials["policy"] == policy]
+        if own.empty:
+            continue
+        for row in own.itertuples():
+            figure.add_shape(
+                type="rect",
+                xref="x",
+                yref="paper",
+                x0=row.t_start_s,
+                x1=row.t_end_s,
+                y0=0,
+                y1=1,
+                fillcolor=colour,
+                line={"width": 0},
+                layer="below",
+            )
+        marker = {
+            "symbol": "square",
+            "size": 13,
+            "color": colour,
+            "line": {"width": 1, "color": "var(--muted)"},
+        }
+        figure.add_scatter(
+            x=[None], y=[None], mode="markers", marker=marker, name=escape(policy), hoverinfo="skip"
+        )
+
+
+def _panel_title(device: Device, power: TotalPower, idle_mw: float) -> str:
+    if power.error is not None:
+        return f'{device.label}  <span style="color:var(--bad)"><b>{escape(power.error)}</b></span>'
+    known = np.isfinite(idle_mw)
+    idle = f"idle {number(idle_mw / 1000)} W" if known else "idle power was not measured"
+    return f'{device.label}  <span style="color:var(--muted)">{idle}</span>'
+
+
+def _problem(bad: pd.DataFrame, trials: int) -> str:
+    if bad.empty:
+        return ""
+    errors = list(dict.fromkeys(str(error) for error in bad["error"].dropna()))
+    first = errors[0] if errors else f"coverage down to {bad['coverage'].min():.0%}"
+    return f"{first} ({len(bad)} of {trials} trials)"

@@ -1,0 +1,397 @@
+"""The sections of the report below its first screen: each a list of blocks, each block from the records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from testbed.records.energy import idle_power_mw, total_power
+from testbed.records.outline import outline_of
+from testbed.records.run import Run
+from testbed.report.breakdown import bottlenecks, mean_parts, timeline, token_parts
+from testbed.report.checks import clock_errors, energy_problems, probes_of
+from testbed.report.figures import bottleneck_figure, parts_figure, timeline_figure
+from testbed.report.figures_links import link_summary, rates_figure, ratio_figure
+from testbed.report.figures_power import energy_figure, energy_rows, power_figure
+from testbed.report.metrics import policies_of, quality_of, scenarios_of, serving_rows, trial_means
+from testbed.report.numbers import number
+from testbed.report.style import PART_LEGEND, Device, Figure, device_styles
+from testbed.report.tables import (
+    DataTable,
+    clock_table,
+    energy_table,
+    fleet_table,
+    links_table,
+    quality_table,
+    serving_table,
+    trials_table,
+)
+
+__all__ = [
+    "Alert",
+    "Block",
+    "Code",
+    "Facts",
+    "Grid",
+    "Missing",
+    "Note",
+    "Plot",
+    "Section",
+    "Sheet",
+    "sections_of",
+]
+
+SHOWN_AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One figure, as wide as the page."""
+
+    figure: Figure
+    kind: str = "plot"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Several small figures that are read side by side; those beyond the first few are folded away."""
+
+    title: str
+    note: str
+    figures: Sequence[Figure]
+    scale: bool = False
+    legend: Sequence[tuple[str, str]] = ()
+    kind: str = "grid"
+
+    @property
+    def shown(self) -> Sequence[Figure]:
+        """Return the figures that are seen at once."""
+        return self.figures[:SHOWN_AT_ONCE]
+
+    @property
+    def folded(self) -> Sequence[Figure]:
+        """Return the others."""
+        return self.figures[SHOWN_AT_ONCE:]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One table, folded away where it is long."""
+
+    table: DataTable
+    folded: bool = False
+    kind: str = "sheet"
+
+
+@dataclass(frozen=True)
+class Alert:
+    """Something is wrong with the data: always seen, in red."""
+
+    text: str
+    name: str = ""
+    kind: str = "alert"
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Something is not in the records: said, never left blank."""
+
+    text: str
+    kind: str = "missing"
+
+
+@dataclass(frozen=True)
+class Note:
+    """A line of text."""
+
+    text: str
+    kind: str = "note"
+
+
+@dataclass(frozen=True)
+class Code:
+    """A text as it stands, to be copied."""
+
+    title: str
+    text: str
+    folded: bool = False
+    kind: str = "code"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Names and values."""
+
+    title: str
+    entries: Sequence[tuple[str, str]]
+    kind: str = "facts"
+
+
+Block = Plot | Grid | Sheet | Alert | Missing | Note | Code | Facts
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section.
+
+    Attributes:
+        name: Its id in the page.
+        title: Its title.
+        short: Its title in the navigation.
+        blocks: What it shows, in order.
+    """
+
+    name: str
+    title: str
+    short: str
+    blocks: Sequence[Block] = field(repr=False)
+
+
+def sections_of(run: Run, energy: pd.DataFrame) -> list[Section]:
+    """Return the sections of a run's report.
+
+    Args:
+        run: The run.
+        energy: What ``run.energy()`` gave.
+    """
+    devices = device_styles(run.devices)
+    pairs = set(zip(run.completed["policy"], run.completed["scenario"], strict=True))
+    # Bars of one scenario stand together, since a policy is chosen and a scenario is not.
+    order = [(p, s) for s in scenarios_of(run) for p in policies_of(run) if (p, s) in pairs]
+    return [
+        Section("time", "Where a token’s time goes", "time", _time(run, order, devices)),
+        Section("timeline", "One token’s timeline", "timeline", _timeline(run, order, devices)),
+        Section("energy", "Power and energy", "energy", _energy(run, energy, order, devices)),
+        Section("links", "Links", "links", _links(run, devices)),
+        Section("metrics", "Serving metrics", "metrics", _metrics(run)),
+        Section("trials", "Trials", "trials", _trials(run)),
+        Section("fleet", "Fleet and provenance", "fleet", _provenance(run, devices)),
+    ]
+
+
+def _time(run: Run, order: Sequence[tuple[str, str]], devices: Mapping[str, Device]) -> list[Block]:
+    parts = token_parts(run)
+    later = parts_figure(mean_parts(parts, first=False), order, first=False)
+    first = parts_figure(mean_parts(parts, first=True), order, first=True)
+    blocks: list[Block] = []
+    if later is None:
+        blocks.append(Missing("No token has the time stamps that the parts of its time follow from."))
+    else:
+        blocks.append(
+            Note(
+                "Per layer, downlink, compute (with the device’s queue) and uplink are averaged over the devices "
+                "used; waiting is the rest of the layer’s time, until its slowest device has answered. The base "
+                "station has what is left. The five parts sum to the token’s time. Means are over trials."
+            )
+        )
+        blocks.append(Plot(later))
+    if first is not None:
+        blocks.append(Plot(first))
+    shares = bottlenecks(run)
+    maps = [bottleneck_figure(shares, *key, devices, place) for place, key in enumerate(order)]
+    found = [figure for figure in maps if figure is not None]
+    if found:
+        note = "Share of tokens, in percent, for which a device was the last of a layer to answer. A row sums to 100."
+        blocks.append(Grid("Bottleneck device per layer", note, found, scale=True))
+    colours = {name: device.colour for name, device in devices.items()}
+    errors = clock_errors(run)
+    if errors:
+        blocks.append(
+            Note(
+                "A clock error moves time between downlink and uplink of a device; compute, waiting and the sums do "
+                "not depend on it."
+            )
+        )
+        blocks.append(Sheet(clock_table(errors, colours)))
+    else:
+        blocks.append(Alert("No clock was estimated: the split into downlink and uplink is void.", "clocks"))
+    return blocks
+
+
+def _timeline(run: Run, order: Sequence[tuple[str, str]], devices: Mapping[str, Device]) -> list[Block]:
+    parts = token_parts(run)
+    lines = [timeline(run, parts, *key) for key in order]
+    longest = max((line.duration_ms for line in lines if line is not None), default=0.0)
+    found = [line for line in lines if line is not None]
+    longest = max((line.duration_ms for line in found), default=0.0)
+    figures = [timeline_figure(line, devices, place, longest) for place, line in enumerate(found)]
+    if not figures:
+        return [Missing("No token has the time stamps that a timeline needs.")]
+    note = (
+        "The token of median duration of each policy and scenario, dispatch by dispatch, all on one scale; dotted "
+        "lines begin a layer. `testbed report --trace` gives every token to a trace viewer."
+    )
+    return [Grid("", note, figures, legend=PART_LEGEND)]
+
+
+def _energy(
+    run: Run, energy: pd.DataFrame, order: Sequence[tuple[str, str]], devices: Mapping[str, Device]
+) -> list[Block]:
+    blocks: list[Block] = []
+    problems = energy_problems(energy)
+    for place, row in enumerate(problems.to_dict("records")):
+        coverage = "" if math.isnan(row["coverage"]) else f" Least coverage: {row['coverage']:.1%}."
+        text = f"{row['device']}: {row['error']}. Trials: {row['trials']}.{coverage}"
+        blocks.append(Alert(f"The energy is wrong or missing. {text}", "energy-bad" if place == 0 else ""))
+    powers = {name: total_power(run, name) for name in devices}
+    idle = {name: idle_power_mw(run, power) for name, power in powers.items()}
+    if not devices:
+        return [*blocks, Alert("The records name no device, so there is no power.", "energy-bad")]
+    if energy.empty:
+        for name, power in powers.items():
+            if power.error is not None:
+                blocks.append(Alert(f"{name}: {power.error}."))
+    if any(power.error is None for power in powers.values()):
+        blocks.append(Plot(power_figure(powers, idle, run.trials, policies_of(run), devices)))
+    rows = energy_rows(energy, order, list(devices))
+    figure = energy_figure(rows, order, devices)
+    if figure is None:
+        blocks.append(Missing("No trial was completed, so there is no energy per token."))
+        return blocks
+    colours = {name: device.colour for name, device in devices.items()}
+    return [*blocks, Plot(figure), Sheet(energy_table(rows, colours))]
+
+
+def _links(run: Run, devices: Mapping[str, Device]) -> list[Block]:
+    probes, outline = probes_of(run), outline_of(run.manifest)
+    blocks: list[Block] = []
+    colours = {name: device.colour for name, device in devices.items()}
+    if probes.empty:
+        blocks.append(Alert("No link was probed in this run, so its rates are not known.", "links-bad"))
+    else:
+        summary = link_summary(probes)
+        failed = summary[summary["failed"] > 0]
+        if len(failed):
+            worst = "; ".join(
+                f"{row['device']} {row['direction']} in {row['scenario']}, {int(row['message_bytes']):,} B: "
+                f"ratio {row['low']:.3f} to {row['high']:.3f}"
+                for row in failed.to_dict("records")
+            )
+            blocks.append(Alert(f"Outside the tolerance: {worst}.", "links-bad"))
+        figure = ratio_figure(probes, scenarios_of(run), devices, outline.tolerance)
+        if figure is not None:
+            blocks.append(Plot(figure))
+    settings = run.links[run.links["message_bytes"].isna() & run.links["asked_mbit"].notna()]
+    ends = [run.trials["t_end_s"].max(), run.links["t_s"].max()]
+    until_s = max((float(end) for end in ends if pd.notna(end)), default=0.0)
+    rates, _ = rates_figure(settings, devices, until_s)
+    if rates is not None:
+        blocks.append(Plot(rates))
+    if len(probes):
+        blocks.append(Sheet(links_table(summary, colours), folded=True))
+    return blocks
+
+
+def _metrics(run: Run) -> list[Block]:
+    rows = serving_rows(run)
+    blocks: list[Block] = []
+    if rows:
+        blocks.append(Sheet(serving_table(rows)))
+        blocks.append(
+            Note(
+                "ttft: time to first token. tpot: (e2el − ttft) / (tokens − 1) of a request. itl: between one token "
+                "and the next. e2el: to the last token. Mean and interval are over trials; percentiles over requests "
+                "(over tokens for itl). Faint: too few values for that percentile."
+            )
+        )
+    else:
+        blocks.append(Missing("No request of a completed trial was recorded."))
+    quality = quality_of(run)
+    if quality:
+        blocks.append(Sheet(quality_table(quality)))
+    else:
+        blocks.append(Missing("No perplexity was measured."))
+    left_out = int(run.requests["warmup"].sum())
+    blocks.append(
+        Note(
+            f"Left out everywhere: {left_out} requests marked as warm-up (the first of each trial, as many as the "
+            "campaign says), and trials that were not completed. Intervals speak of repeats of these prompts on this "
+            "fleet: a paired bootstrap over repeats (10,000 resamples, fixed seed), widened to Student’s interval "
+            "for how few repeats there are."
+        )
+    )
+    return blocks
+
+
+def _trials(run: Run) -> list[Block]:
+    blocks: list[Block] = []
+    planned, done = outline_of(run.manifest).trials, len(run.completed)
+    failed = run.trials[run.trials["state"] == "failed"]
+    for row in failed.to_dict("records"):
+        error = row["error"] if pd.notna(row["error"]) else "no reason was recorded"
+        blocks.append(Alert(f"{row['trial']} ({row['policy']}, {row['scenario']}) failed: {error}"))
+    if planned and done + len(failed) < planned:
+        missing = planned - done - len(failed)
+        blocks.append(
+            Alert(f"{missing} of {planned} trials were not run: `testbed run --resume {run.name}` goes on.")
+        )
+    if run.trials.empty:
+        return [*blocks, Missing("No trial was recorded.")]
+    return [*blocks, Sheet(trials_table(run, trial_means(run)), folded=len(run.trials) > 12)]
+
+
+def _provenance(run: Run, devices: Mapping[str, Device]) -> list[Block]:
+    manifest = run.manifest
+    colours = {name: device.colour for name, device in devices.items()}
+    blocks: list[Block] = [Sheet(fleet_table(manifest, colours))]
+    if manifest.get("command"):
+        blocks.append(Code("The command that repeats this run", str(manifest["command"])))
+    else:
+        blocks.append(Missing("The command that repeats this run was not recorded."))
+    for key, title in _PROVENANCE.items():
+        entries = list(_flat(manifest.get(key)))
+        if entries:
+            blocks.append(Facts(title, entries))
+    if manifest.get("campaign"):
+        blocks.append(
+            Code(f"Campaign file: {manifest.get('campaign_name', '')}", str(manifest["campaign"]), True)
+        )
+    else:
+        blocks.append(Missing("The campaign file was not recorded."))
+    placement = manifest.get("placement")
+    if isinstance(placement, dict) and placement:
+        blocks.append(Code("Placement: layer, expert, devices", _placement_text(placement), True))
+    return blocks
+
+
+_PROVENANCE = {
+    "model": "Model",
+    "versions": "Versions",
+    "machine": "Base station and controller",
+    "links": "Links",
+    "seeds": "Seeds",
+}
+
+
+def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
+    """Return nested values as dotted names with texts."""
+    if isinstance(value, dict):
+        return [
+            entry
+            for key, inner in value.items()
+            for entry in _flat(inner, f"{name}.{key}" if name else str(key))
+        ]
+    if value is None or value == "":
+        return []
+    if isinstance(value, list):
+        return [(name, ", ".join(str(entry) for entry in value))]
+    if isinstance(value, float):
+        return [(name, number(value, 6))]
+    return [(name or "value", f"{value:,}" if type(value) is int and abs(value) >= 10_000 else str(value))]
+
+
+def _placement_text(placement: Mapping[str, Any]) -> str:
+    lines = []
+    for layer, experts in placement.items():
+        if isinstance(experts, dict):
+            held = ", ".join(f"{expert}: {_names(names)}" for expert, names in experts.items())
+            lines.append(f"layer {layer}   {held}")
+    return "\n".join(lines)
+
+
+def _names(names: Any) -> str:
+    return " + ".join(str(name) for name in names) if isinstance(names, list) else str(names)

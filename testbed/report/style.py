@@ -1,0 +1,125 @@
+"""How figures look. Colours are named here and given their values, light and dark, by report.css."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import plotly.graph_objects as go
+
+from testbed.report.breakdown import PARTS
+
+__all__ = [
+    "PART_COLOURS",
+    "PART_LEGEND",
+    "Device",
+    "Figure",
+    "combination",
+    "device_styles",
+    "escape",
+    "figure_of",
+    "finite",
+    "pair_name",
+]
+
+HUES = 8
+_DASHES = ("solid", "dash", "dot")
+_PATTERNS = ("", "/", ".")
+
+PART_COLOURS: Mapping[str, str] = {part: f"var(--{part.removesuffix('_ms')})" for part in PARTS}
+PART_LEGEND = tuple((title, PART_COLOURS[part]) for part, title in PARTS.items())
+
+
+@dataclass(frozen=True)
+class Device:
+    """The look of one device, the same in every figure.
+
+    Attributes:
+        name: Its name.
+        colour: A reference to a colour of report.css.
+        dash: The dash of its lines: tells the devices beyond the eighth from those of the same hue.
+        pattern: The pattern of its bars, to the same end.
+    """
+
+    name: str
+    colour: str
+    dash: str
+    pattern: str
+
+    @property
+    def label(self) -> str:
+        """Return its name with a swatch of its colour, for the ticks of an axis."""
+        return f'<span style="color:{self.colour}">\N{BLACK SQUARE}</span> {escape(self.name)}'
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of the page. Its texts are plain: the template escapes them.
+
+    Attributes:
+        name: Its id in the page.
+        title: Its title.
+        spec: ``data`` and ``layout`` for plotly.js.
+        alt: What it shows, in a sentence, for those who do not see it.
+        note: How to read it.
+        narrow: What changes in the layout on a narrow screen.
+        legend: Names and colours of a legend that the page draws itself, above the figure.
+    """
+
+    name: str
+    title: str
+    spec: dict[str, Any] = field(repr=False)
+    alt: str
+    note: str = ""
+    narrow: dict[str, Any] = field(default_factory=dict)
+    legend: Sequence[tuple[str, str]] = ()
+
+
+def device_styles(devices: Sequence[str]) -> dict[str, Device]:
+    """Return the look of each device by its place in the inventory."""
+    styles = {}
+    for place, name in enumerate(devices):
+        turn = min(place // HUES, len(_DASHES) - 1)
+        styles[name] = Device(name, f"var(--d{place % HUES + 1})", _DASHES[turn], _PATTERNS[turn])
+    return styles
+
+
+def figure_of(
+    name: str,
+    title: str,
+    figure: go.Figure,
+    *,
+    alt: str,
+    note: str = "",
+    narrow: dict[str, Any] | None = None,
+    legend: Sequence[tuple[str, str]] = (),
+) -> Figure:
+    """Return a plotly figure as a figure of the page, without plotly's own template: the page brings the look."""
+    # By way of JSON, which packs arrays into base64 and turns NaN into null.
+    spec: dict[str, Any] = json.loads(figure.to_json(validate=False))
+    spec["layout"].pop("template", None)
+    return Figure(name, title, spec, alt, note, narrow or {}, legend)
+
+
+def escape(text: object) -> str:
+    """Return text that plotly.js shows as it stands: it would take ``<b>`` for markup."""
+    return html.escape(str(text), quote=False)
+
+
+def pair_name(policy: str, scenario: str) -> str:
+    """Return how a policy in a scenario is called."""
+    return f"{policy} · {scenario}"
+
+
+def combination(policy: str, scenario: str) -> str:
+    """Return how a policy in a scenario is called within a figure, escaped for plotly.js."""
+    return escape(pair_name(policy, scenario))
+
+
+def finite(value: float) -> float | None:
+    """Return a number that JSON can hold: None for NaN and the infinities."""
+    return value if math.isfinite(value) else None

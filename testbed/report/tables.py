@@ -1,0 +1,371 @@
+"""The tables of the page: cells that carry a text for people and a raw value for sorting and for CSV."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from testbed.records.run import Run
+from testbed.report.checks import ClockError
+from testbed.report.figures_power import EnergyRow
+from testbed.report.metrics import METRICS, Quality, Row
+from testbed.report.numbers import NO_VALUE, change, number, plain, with_interval
+from testbed.report.stats import Interval
+
+__all__ = [
+    "Cell",
+    "DataTable",
+    "Header",
+    "clock_table",
+    "energy_table",
+    "fleet_table",
+    "links_table",
+    "quality_table",
+    "serving_table",
+    "trials_table",
+]
+
+# A percentile of fewer values than this says little more than the greatest of them.
+LEAST_FOR_P95 = 20
+LEAST_FOR_P99 = 100
+
+
+@dataclass(frozen=True)
+class Header:
+    """One column's header.
+
+    Attributes:
+        text: Its name, with the unit.
+        numeric: Whether its cells are numbers: set right, sorted as numbers.
+        title: What it means.
+    """
+
+    text: str
+    numeric: bool = False
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell.
+
+    Attributes:
+        text: What is shown.
+        raw: What sorting and CSV use; the text where None.
+        style: A class of report.css: bad, weak, interval.
+        colour: A device's colour, for a swatch before the text.
+        title: Shown on hovering.
+        csv: What CSV has instead of the raw value.
+    """
+
+    text: str
+    raw: float | str | None = None
+    style: str = ""
+    colour: str = ""
+    title: str = ""
+    csv: str | None = None
+
+    @property
+    def value(self) -> str:
+        """Return the raw value as text; empty for a missing number."""
+        if self.raw is None:
+            return "" if self.text == NO_VALUE else self.text
+        if isinstance(self.raw, float):
+            return repr(self.raw) if math.isfinite(self.raw) else ""
+        return str(self.raw)
+
+
+@dataclass(frozen=True)
+class DataTable:
+    """One table.
+
+    Attributes:
+        name: Its id in the page, and the name of its CSV file.
+        caption: What it shows.
+        headers: The columns.
+        rows: The cells.
+        grouped: Whether rows that begin alike are set apart from the others.
+    """
+
+    name: str
+    caption: str
+    headers: Sequence[Header]
+    rows: Sequence[Sequence[Cell]]
+    grouped: bool = False
+
+
+def serving_table(rows: Sequence[Row]) -> DataTable:
+    """Return the serving metrics by metric, policy and scenario."""
+    headers = [
+        Header("metric"),
+        Header("policy"),
+        Header("scenario"),
+        Header("n", True, "requests (tokens for itl) behind the percentiles"),
+        Header("trials", True, "trials behind the mean: each counts once"),
+        Header("mean (ms)", True),
+        Header("95 % interval (ms)", True, "over trials"),
+        Header("median (ms)", True),
+        Header("p95 (ms)", True),
+        Header("p99 (ms)", True),
+    ]
+    body = []
+    for row in rows:
+        value, interval = with_interval(row.mean)
+        body.append(
+            [
+                Cell(row.metric, title=METRICS[row.metric]),
+                Cell(row.policy),
+                Cell(row.scenario),
+                _count(row.n),
+                _count(row.mean.n),
+                Cell(value, row.mean.value, "strong"),
+                _interval_cell(row.mean, interval),
+                _ms(row.median),
+                _tail(row.p95, row.n, LEAST_FOR_P95),
+                _tail(row.p99, row.n, LEAST_FOR_P99),
+            ]
+        )
+    return DataTable("serving", "Latency by policy and scenario", headers, body, grouped=True)
+
+
+def quality_table(quality: Sequence[Quality]) -> DataTable:
+    """Return the perplexity of each policy."""
+    headers = [
+        Header("policy"),
+        Header("perplexity", True),
+        Header("95 % interval", True, "over windows of text"),
+        Header("change", True, "against the reference, paired by window"),
+        Header("95 % interval of the change", True),
+        Header("tokens", True),
+        Header("windows", True),
+    ]
+    body = []
+    for entry in quality:
+        value, interval = with_interval(entry.perplexity)
+        difference = change(entry.change) if entry.change else ("reference", "")
+        body.append(
+            [
+                Cell(entry.policy),
+                Cell(value, entry.perplexity.value, "strong"),
+                _interval_cell(entry.perplexity, interval),
+                Cell(difference[0], entry.change.value if entry.change else None),
+                _interval_cell(entry.change, difference[1])
+                if entry.change
+                else Cell(NO_VALUE, style="interval"),
+                _count(entry.tokens),
+                _count(entry.perplexity.n),
+            ]
+        )
+    return DataTable("quality", "Perplexity on held-out text", headers, body)
+
+
+def energy_table(rows: Sequence[EnergyRow], colours: Mapping[str, str]) -> DataTable:
+    """Return the energy per token; what is wrong stands in red in place of a number."""
+    headers = [
+        Header("device"),
+        Header("policy"),
+        Header("scenario"),
+        Header(
+            "J per token", True, "joules of the board over tokens generated, reading the prompts included"
+        ),
+        Header("95 % interval (J)", True, "over trials"),
+        Header("idle part (J)", True, "what the board would have taken idling for as long"),
+        Header("above idle (J)", True),
+        Header("trials", True, "trials behind the mean"),
+        Header("problem"),
+    ]
+    body = []
+    for row in rows:
+        value, interval = with_interval(row.joules_per_token)
+        above = row.joules_per_token.value - row.idle_joules_per_token
+        missing = row.joules_per_token.n == 0
+        body.append(
+            [
+                Cell(row.device, colour=colours.get(row.device, "")),
+                Cell(row.policy),
+                Cell(row.scenario),
+                Cell("missing", math.nan, "bad")
+                if missing
+                else Cell(value, row.joules_per_token.value, "strong"),
+                _interval_cell(row.joules_per_token, interval),
+                _ms(row.idle_joules_per_token),
+                _ms(above),
+                Cell(f"{row.joules_per_token.n} of {row.trials}", float(row.joules_per_token.n)),
+                Cell(row.problem, style="bad") if row.problem else Cell("none", style="weak"),
+            ]
+        )
+    return DataTable("energy-table", "Energy per token", headers, body)
+
+
+def links_table(summary: pd.DataFrame, colours: Mapping[str, str]) -> DataTable:
+    """Return the probes by scenario, link and message size.
+
+    Args:
+        summary: What :func:`testbed.report.figures_links.link_summary` gave.
+        colours: The devices' colours.
+    """
+    headers = [
+        Header("scenario"),
+        Header("device"),
+        Header("direction"),
+        Header("asked (Mbit/s)", True),
+        Header("message (B)", True),
+        Header("expected (ms)", True),
+        Header("measured (ms)", True, "mean over probes of the median of each"),
+        Header("p95 (ms)", True, "the greatest over the probes"),
+        Header("ratio", True, "the least and the greatest of measured over expected"),
+        Header("probes", True),
+        Header("messages", True),
+        Header("verdict"),
+    ]
+    body = []
+    for row in summary.to_dict("records"):
+        failed = int(row["failed"])
+        verdict = Cell(f"{failed} of {row['probes']} failed", style="bad") if failed else Cell("ok")
+        low, high = plain(row["low"], 3), plain(row["high"], 3)
+        body.append(
+            [
+                Cell(str(row["scenario"])),
+                Cell(str(row["device"]), colour=colours.get(str(row["device"]), "")),
+                Cell(str(row["direction"])),
+                Cell(f"{row['asked_mbit']:g}", float(row["asked_mbit"])),
+                Cell(f"{int(row['message_bytes']):,}", float(row["message_bytes"])),
+                _ms(float(row["expected_ms"])),
+                _ms(float(row["measured_ms"])),
+                _ms(float(row["p95_ms"])),
+                Cell(low if low == high else f"{low} to {high}", float(row["high"])),
+                _count(int(row["probes"])),
+                _count(int(row["n"])),
+                verdict,
+            ]
+        )
+    return DataTable("links-table", "Links asked for, expected and measured", headers, body)
+
+
+def clock_table(errors: Sequence[ClockError], colours: Mapping[str, str]) -> DataTable:
+    """Return the clock error of each device."""
+    headers = [
+        Header("device"),
+        Header("error at most (ms)", True, "half of the largest round trip behind an estimate"),
+        Header("drift (ppm)", True, "against the base station, from the first to the last estimate"),
+        Header("estimates", True),
+    ]
+    body = [
+        [
+            Cell(error.device, colour=colours.get(error.device, "")),
+            Cell(number(error.bound_ms, 2), error.bound_ms),
+            Cell(number(error.drift_ppm, 2), error.drift_ppm),
+            _count(error.estimates),
+        ]
+        for error in errors
+    ]
+    return DataTable("clocks-table", "Clocks", headers, body)
+
+
+def trials_table(run: Run, means: pd.DataFrame) -> DataTable:
+    """Return the trials in the order of running.
+
+    Args:
+        run: The run.
+        means: What :func:`testbed.report.metrics.trial_means` gave.
+    """
+    headers = [
+        Header("trial"),
+        Header("policy"),
+        Header("scenario"),
+        Header("repeat", True),
+        Header("state"),
+        Header("start (s)", True),
+        Header("took (s)", True),
+        Header("mean ttft (ms)", True),
+        Header("mean itl (ms)", True),
+        Header("links"),
+        Header("error"),
+    ]
+    by_trial = means.set_index("trial")
+    body = []
+    for row in run.trials.to_dict("records"):
+        name, completed = str(row["trial"]), row["state"] == "completed"
+        ttft = float(by_trial["ttft_ms"].get(name, math.nan))
+        itl = float(by_trial["itl_ms"].get(name, math.nan))
+        links = row["links_ok"]
+        body.append(
+            [
+                Cell(name),
+                Cell(str(row["policy"])),
+                Cell(str(row["scenario"])),
+                Cell(str(row["repeat"]), float(row["repeat"])),
+                Cell(str(row["state"]), style="" if completed else "bad"),
+                Cell(f"{row['t_start_s']:.1f}", float(row["t_start_s"])),
+                Cell(f"{row['t_end_s'] - row['t_start_s']:.1f}", float(row["t_end_s"] - row["t_start_s"])),
+                _ms(ttft),
+                _ms(itl),
+                Cell(NO_VALUE) if pd.isna(links) else Cell("ok") if links else Cell("failed", style="bad"),
+                Cell("" if pd.isna(row["error"]) else str(row["error"]), style="bad"),
+            ]
+        )
+    return DataTable("trials-table", "Trials in the order of running", headers, body)
+
+
+def fleet_table(manifest: Mapping[str, Any], colours: Mapping[str, str]) -> DataTable:
+    """Return the hosts with what was found on them; what is not known is a dash, what was assumed is marked."""
+    facts = manifest.get("facts") or {}
+    hosts = (manifest.get("inventory") or {}).get("hosts") or {}
+    rules = manifest.get("power_total") or {}
+    shown = {
+        "board": "board_model",
+        "JetPack": "jetpack",
+        "L4T": "l4t",
+        "Python": "python",
+        "torch": "torch",
+        "CUDA": "cuda",
+        "power mode": "power_mode",
+    }
+    headers = [Header("host"), Header("role"), *(Header(title) for title in shown)]
+    headers += [
+        Header("power total", title="the rails that make a board's total"),
+        Header("memory (GiB)", True),
+    ]
+    body = []
+    for name in [*hosts, *(host for host in facts if host not in hosts)]:
+        host, found = hosts.get(name) or {}, facts.get(name) or {}
+        memory = found.get("memory_bytes")
+        cells = [Cell(name, colour=colours.get(name, "")), _fact(str(host.get("role", "")).replace("_", " "))]
+        for key in shown.values():
+            value = found.get(key) or (host.get("board") if key == "board_model" else None)
+            cells.append(_fact(value, "wrap" if key == "board_model" else ""))
+        missing = name not in rules and host.get("role") == "device"
+        cells.append(Cell("no rule", style="bad") if missing else _fact(rules.get(name), "wrap"))
+        cells.append(Cell(f"{memory / 2**30:.1f}", float(memory)) if memory else Cell(NO_VALUE))
+        body.append(cells)
+    return DataTable("fleet-table", "Fleet", headers, body)
+
+
+def _fact(value: object, style: str = "") -> Cell:
+    return Cell(str(value), style=style) if value not in (None, "", []) else Cell(NO_VALUE, style="weak")
+
+
+def _count(value: int) -> Cell:
+    return Cell(f"{value:,}", float(value))
+
+
+def _ms(value: float) -> Cell:
+    return Cell(number(value), value)
+
+
+def _tail(value: float, n: int, least: int) -> Cell:
+    if n < least:
+        return Cell(
+            number(value), value, "weak", title=f"of {n} values only: little more than the greatest of them"
+        )
+    return _ms(value)
+
+
+def _interval_cell(interval: Interval, text: str) -> Cell:
+    if not text:
+        return Cell(NO_VALUE, style="interval", title="a single repeat gives no interval")
+    return Cell(text, interval.half_width, "interval", csv=f"{interval.low:.6g} to {interval.high:.6g}")

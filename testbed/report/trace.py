@@ -1,0 +1,112 @@
+"""A run as a trace for chrome://tracing or Perfetto: trials, requests, tokens and dispatches as slices, power as lines.
+
+The format is the JSON of the Trace Event Format: ``X`` a slice with a duration, ``C`` a counter, ``M`` a name; times in
+microseconds. A process stands for a host.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from testbed.records.energy import total_power
+from testbed.records.run import Run
+
+__all__ = ["trace_events", "write_trace"]
+
+STATION = 1
+_THREADS = {1: "trials", 2: "requests", 3: "tokens"}
+_ON_DEVICE = {1: "dispatches"}
+
+
+def write_trace(run: Run, out: Path) -> Path:
+    """Write a run's trace as JSON.
+
+    Args:
+        run: The run; quality passes are left out.
+        out: The file; an earlier one is replaced as a whole.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out.with_name(f"{out.name}.part")
+    with unfinished.open("w", encoding="utf-8") as file:
+        file.write('{"displayTimeUnit": "ms", "traceEvents": [\n')
+        for number, event in enumerate(trace_events(run)):
+            file.write((",\n" if number else "") + json.dumps(event, separators=(",", ":")))
+        file.write("\n]}\n")
+    unfinished.replace(out)
+    return out
+
+
+def trace_events(run: Run) -> Iterator[dict[str, Any]]:
+    """Yield the events of a run's trace.
+
+    Args:
+        run: The run.
+    """
+    hosts = {name: STATION + 1 + place for place, name in enumerate(run.devices)}
+    yield from _names(STATION, "base station", _THREADS)
+    for name, host in hosts.items():
+        yield from _names(host, name, _ON_DEVICE)
+    for row in run.trials.to_dict("records"):
+        title = f"{row['trial']} {row['policy']} {row['scenario']}"
+        facts = {"repeat": int(row["repeat"]), "state": str(row["state"])}
+        yield _slice(title, STATION, 1, row["t_start_s"], row["t_end_s"], facts)
+    for row in run.requests.to_dict("records"):
+        end_s = row["t_start_s"] + row["e2el_ms"] / 1000
+        facts = {"output_tokens": int(row["output_tokens"]), "warmup": bool(row["warmup"])}
+        yield _slice(f"{row['trial']} {row['request']}", STATION, 2, row["t_start_s"], end_s, facts)
+    for row in run.tokens.to_dict("records"):
+        begin_s = row["t_s"] - row["duration_ms"] / 1000
+        facts = {"trial": str(row["trial"]), "request": str(row["request"])}
+        yield _slice(f"token {row['position']}", STATION, 3, begin_s, row["t_s"], facts)
+    yield from _dispatches(run, hosts)
+    for name, host in hosts.items():
+        power = total_power(run, name)
+        for t_s, mw in zip(power.t_s, power.mw, strict=True):
+            yield _event("C", "power", host, 0, t_s) | {"args": {"W": round(float(mw) / 1000, 3)}}
+
+
+def _dispatches(run: Run, hosts: dict[str, int]) -> Iterator[dict[str, Any]]:
+    rows = run.dispatches[run.dispatches["trial"].isin(set(run.trials["trial"]))]
+    for row in rows.to_dict("records"):
+        host = hosts[str(row["device"])]
+        facts = {
+            "trial": str(row["trial"]),
+            "request": str(row["request"]),
+            "step": int(row["step"]),
+            "tokens": int(row["tokens"]),
+            "bytes_out": int(row["bytes_out"]),
+            "bytes_back": int(row["bytes_back"]),
+        }
+        layer = f"layer {row['layer']}"
+        received, replied = row["t_received_s"], row["t_replied_s"]
+        if pd.isna(received) or pd.isna(replied):
+            yield _slice(f"{layer} (no device time stamps)", host, 1, row["t_send_s"], row["t_done_s"], facts)
+            continue
+        yield _slice(f"{layer} downlink", host, 1, row["t_send_s"], received, facts)
+        yield _slice(f"{layer} on device", host, 1, received, replied, facts)
+        if pd.notna(row["t_started_s"]) and pd.notna(row["t_computed_s"]):
+            yield _slice(f"{layer} experts", host, 1, row["t_started_s"], row["t_computed_s"], {})
+        yield _slice(f"{layer} uplink", host, 1, replied, row["t_done_s"], facts)
+
+
+def _names(host: int, title: str, threads: dict[int, str]) -> Iterator[dict[str, Any]]:
+    yield {"ph": "M", "name": "process_name", "pid": host, "args": {"name": title}}
+    yield {"ph": "M", "name": "process_sort_index", "pid": host, "args": {"sort_index": host}}
+    for number, name in threads.items():
+        yield {"ph": "M", "name": "thread_name", "pid": host, "tid": number, "args": {"name": name}}
+
+
+def _event(kind: str, name: str, host: int, thread: int, t_s: float) -> dict[str, Any]:
+    return {"ph": kind, "name": name, "pid": host, "tid": thread, "ts": round(float(t_s) * 1e6, 1)}
+
+
+def _slice(
+    name: str, host: int, thread: int, begin_s: float, end_s: float, facts: dict[str, Any]
+) -> dict[str, Any]:
+    length = round(max(0.0, float(end_s) - float(begin_s)) * 1e6, 1)
+    return _event("X", name, host, thread, begin_s) | {"dur": length, "args": facts}

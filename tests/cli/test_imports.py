@@ -1,0 +1,35 @@
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {"torch", "transformers", "pandas", "pyarrow", "plotly"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["run", "--help"],
+        ["inventory", "check", "inventory/emulated.yaml"],
+        ["inventory", "show", "inventory/emulated.yaml"],
+        ["emulate", "status"],
+        ["provision", "--help"],
+        ["runs", "--help"],
+    ],
+)
+def test_verbs_that_need_no_model_do_not_import_one(arguments):
+    program = (
+        "import atexit, sys\n"
+        "atexit.register(lambda: print('LOADED', *sorted(sys.modules), file=sys.stderr))\n"
+        "from testbed.cli.main import run\n"
+        "run()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False
+    )
+    loaded = done.stderr.rpartition("LOADED")[2].split()
+    assert "testbed.cli.main" in loaded, done.stderr
+    assert not HEAVY & set(loaded)
+    assert done.returncode in (0, 1), done.stderr

@@ -1,0 +1,171 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from testbed.config import campaign as module
+from testbed.config.campaign import Campaign, check_campaign, load_campaign
+from testbed.config.inventory import Inventory
+from testbed.errors import InputError
+
+GOOD = """\
+campaign: first
+inventory: lab.yaml
+model: tiny
+repeats: 2
+prompts:
+  file: prompts.jsonl
+policies:
+  - name: two
+    selection: {kind: top_k, k: 2}
+  - name: one
+    selection: {kind: top_k, k: 1}
+scenarios:
+  - name: even
+    links:
+      default: {downlink_mbit: 8, uplink_mbit: 8}
+  - name: weak
+    links:
+      default: {downlink_mbit: 8, uplink_mbit: 8}
+      nano: {downlink_mbit: 1.5, uplink_mbit: 1}
+"""
+
+BROKEN = {
+    "unknown model": (
+        ("model: tiny", "model: tini"),
+        "run.yaml:3: model: no model of this name or path (a folder with config.json): 'tini'; did you mean tiny?",
+    ),
+    "unknown policy": (
+        ("kind: top_k, k: 2", "kind: best"),
+        "run.yaml:9: policies[0].selection.kind: unknown policy kind 'best'; there are: top_k",
+    ),
+    "missing setting of a policy": (
+        ("{kind: top_k, k: 2}", "{kind: top_k}"),
+        "run.yaml:9: policies[0].selection.k: ",
+    ),
+    "wrong setting of a policy": (("k: 2", "k: two"), "run.yaml:9: policies[0].selection.k: "),
+    "more experts than there are": (
+        ("k: 2", "k: 9"),
+        "run.yaml:9: policies[0].selection.k: at most 8 was expected (the model's experts), not 9",
+    ),
+    "negative rate": (
+        ("downlink_mbit: 1.5", "downlink_mbit: -1.5"),
+        "run.yaml:19: scenarios[1].links.nano.downlink_mbit: a number above 0 was expected, not -1.5",
+    ),
+    "endless rate": (
+        ("downlink_mbit: 1.5", "downlink_mbit: .inf"),
+        "run.yaml:19: scenarios[1].links.nano.downlink_mbit: a number above 0 was expected, not inf",
+    ),
+    "wrong type": (
+        ("repeats: 2", "repeats: often"),
+        "run.yaml:4: repeats: an integer of at least 1 was expected, not 'often'",
+    ),
+    "unknown key": (("repeats: 2", "repeat: 2"), "run.yaml:4: repeat: unknown key; did you mean `repeats`?"),
+    "unreadable prompts": (
+        ("prompts.jsonl", "prompt.jsonl"),
+        "run.yaml:6: prompts.file: prompt.jsonl cannot be read: No such file or directory",
+    ),
+    "doubled policy": (
+        ("name: one", "name: two"),
+        "run.yaml:10: policies[1].name: two is a name already (line 8)",
+    ),
+    "no scenario": (
+        (GOOD[GOOD.index("scenarios:") :], "scenarios: []\n"),
+        "run.yaml:12: scenarios: a list with at least one entry was expected, not an empty list",
+    ),
+    "placement that is no placement": (
+        ("repeats: 2", "placement: everywhere"),
+        "run.yaml:4: placement: `auto` or keys and values was expected, not 'everywhere'",
+    ),
+}
+
+Write = Callable[[str], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "tiny").mkdir(parents=True)
+    (tmp_path / "models" / "tiny" / "config.json").write_text(json.dumps({"num_local_experts": 8}))
+    monkeypatch.setattr(module, "models_folder", lambda: tmp_path / "models")
+    Path("prompts.jsonl").write_text('{"id": "p", "text": "Hello"}\n')
+
+    def write(text: str) -> Path:
+        Path("run.yaml").write_text(text)
+        return Path("run.yaml")
+
+    return write
+
+
+@pytest.fixture
+def inventory() -> Inventory:
+    hosts = {"bs": {"role": "base_station", "address": "10.0.0.1"}}
+    hosts |= {name: {"role": "device", "address": f"10.0.1.{i}"} for i, name in enumerate(("nano", "agx"))}
+    return Inventory.model_validate({"lab": "shelf", "hosts": hosts})
+
+
+def test_a_campaign_is_read_with_its_paths_from_its_own_folder(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(GOOD).resolve()
+    monkeypatch.chdir("/")
+    campaign = load_campaign(path)
+    assert campaign.inventory == path.parent / "lab.yaml"
+    assert campaign.prompts.file.read_text()
+    assert campaign.model_name == "tiny"
+    assert campaign.text == GOOD
+    assert campaign.policy("one").selection.settings() == {"kind": "top_k", "k": 1}
+    weak = campaign.scenario("weak")
+    assert (weak.rates("nano").downlink_mbit, weak.rates("agx").downlink_mbit) == (1.5, 8)
+
+
+def test_a_model_can_be_given_by_its_path(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "models").rename(tmp_path / "mine")
+    assert (
+        load_campaign(write(GOOD.replace("model: tiny", "model: mine/tiny"))).model
+        == tmp_path / "mine" / "tiny"
+    )
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_campaign_gets_one_clear_message(name: str, write: Write) -> None:
+    (old, new), message = BROKEN[name]
+    assert old in GOOD
+    with pytest.raises(InputError) as caught:
+        load_campaign(write(GOOD.replace(old, new, 1)))
+    assert str(caught.value).startswith(message)
+    assert str(caught.value).count("\n") == 0
+    assert caught.value.exit_code == 2
+
+
+def test_devices_are_checked_against_the_lab(write: Write, inventory: Inventory) -> None:
+    campaign = load_campaign(write(GOOD))
+    check_campaign(campaign, inventory)
+    campaign = load_campaign(write(GOOD.replace("nano:", "nanno:")))
+    with pytest.raises(InputError) as caught:
+        check_campaign(campaign, inventory)
+    assert str(caught.value) == (
+        "run.yaml:19: scenarios[1].links.nanno: the lab has no device 'nanno'; did you mean nano?"
+    )
+    campaign = load_campaign(write(GOOD.replace("default:", "agx:", 1)))
+    with pytest.raises(
+        InputError, match=r"run.yaml:14: scenarios\[0\].links: no rates for nano, and no default"
+    ):
+        check_campaign(campaign, inventory)
+
+
+def test_an_explicit_placement_is_checked_against_the_lab(write: Write, inventory: Inventory) -> None:
+    placement = "repeats: 2\nplacement:\n  0:\n    0: nano\n    1: [nano, axg]\n"
+    campaign = load_campaign(write(GOOD.replace("repeats: 2\n", placement)))
+    assert campaign.placement == {"0": {"0": "nano", "1": ("nano", "axg")}}
+    with pytest.raises(InputError) as caught:
+        check_campaign(campaign, inventory)
+    assert str(caught.value) == "run.yaml:8: placement.0.1: the lab has no device 'axg'; did you mean agx?"
+
+
+def test_a_campaign_made_in_a_program_needs_no_file(write: Write, tmp_path: Path) -> None:
+    campaign = load_campaign(write(GOOD))
+    again = Campaign.model_validate_json(campaign.model_dump_json())
+    assert again.model_dump() == campaign.model_dump()
+    assert json.loads(again.text)["campaign"] == "first"

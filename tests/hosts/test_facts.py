@@ -1,0 +1,189 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from testbed.config.inventory import Host
+from testbed.errors import HostError
+from testbed.hosts import probe
+from testbed.hosts.facts import (
+    Facts,
+    assume_facts,
+    facts_command,
+    gather_facts,
+    jetpack_of,
+    parse_facts,
+)
+from testbed.hosts.fake import Answer, FakeTransport
+
+NANO = {"name": "nano", "role": "device", "address": "x", "board": "jetson-orin-nano-8gb", "user": "nvidia"}
+
+
+@pytest.fixture
+def host() -> Host:
+    return Host.model_validate(NANO)
+
+
+def raw_facts(**changes: Any) -> dict[str, Any]:
+    environment = {"version": "3.10.12", "modules": {"torch": "2.5.0"}, "errors": {}, "recipe": None}
+    environment |= {"cuda": "12.6", "capability": "8.7", "jetson_stats": "4.3.2"}
+    return {
+        "hostname": "nano",
+        "machine": "aarch64",
+        "kernel": "5.15.148-tegra",
+        "board_model": "NVIDIA Jetson Orin Nano Developer Kit",
+        "nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64",
+        "user": "nvidia",
+        "sudo": True,
+        "memory_bytes": 8 << 30,
+        "disk_free_bytes": 100 << 30,
+        "cpu_count": 6,
+        "power_mode": "15W",
+        "qdiscs": None,
+        "systemd": True,
+        "jtop": {
+            "program": "/usr/local/bin/jtop",
+            "group": True,
+            "member": True,
+            "socket": True,
+            "unit": True,
+        },
+        "folders": {".": 0o700},
+        "code": {"folders": {}, "current": None},
+        "environment": environment,
+    } | changes
+
+
+def answer(clocks: list[float], **changes: Any) -> str:
+    lines = ["Welcome to Ubuntu", *(json.dumps({"clock": clock}) for clock in clocks), ""]
+    return "\n".join([*lines, json.dumps({"facts": raw_facts(**changes)})])
+
+
+def test_facts_of_a_board(host: Host) -> None:
+    times = iter([10.2, 10.5, 10.5, 10.9, 11.0, 11.0])
+    fake = FakeTransport("nano", [("command -v python3", answer([100.0, 100.4]))])
+    facts = gather_facts(host, fake, clock=lambda: next(times))
+    assert (facts.board_model, facts.l4t, facts.jetpack) == (
+        "NVIDIA Jetson Orin Nano Developer Kit",
+        "36.4.3",
+        "6.2",
+    )
+    assert (facts.python, facts.torch, facts.cuda, facts.capability) == ("3.10.12", "2.5.0", "12.6", "8.7")
+    assert facts.jtop.version == "4.3.2"
+    # The readings were 89.5 and 89.9 s ahead when they arrived; the later one travelled the shorter time.
+    assert facts.clock_offset_s == pytest.approx(89.9)
+    assert facts.clock_error_s == pytest.approx(0.4)
+    assert facts.qdiscs is None
+    assert not facts.assumed
+    assert "JetPack 6.2 (L4T 36.4.3), Python 3.10.12, torch 2.5.0 (CUDA 12.6)" in facts.describe()
+    assert "assumed" not in facts.describe()
+    json.dumps(facts.as_json())
+
+
+@given(st.floats(-1e6, 1e6), st.lists(st.floats(0, 10), min_size=1, max_size=6))
+def test_the_clock_offset_is_off_by_the_shortest_delay_at_most(
+    offset_s: float, delays_s: list[float]
+) -> None:
+    host = Host.model_validate(NANO)
+    sent = [1000.0 + i for i in range(len(delays_s))]
+    arrivals = [
+        (t + delay, json.dumps({"clock": t + offset_s})) for t, delay in zip(sent, delays_s, strict=True)
+    ]
+    facts = parse_facts(host, [*arrivals, (2000.0, json.dumps({"facts": raw_facts()}))])
+    assert facts.clock_offset_s == pytest.approx(offset_s - min(delays_s), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("l4t", "jetpack"),
+    [
+        ("32.7.1", "4"),
+        ("35.4.1", "5.1.2"),
+        ("36.4.3", "6.2"),
+        ("36.4.0", "6.1"),
+        ("36.9.9", "6"),
+        ("38.2.0", "7.0"),
+        ("99.0", None),
+        (None, None),
+    ],
+)
+def test_jetpack_follows_from_l4t(l4t: str | None, jetpack: str | None) -> None:
+    assert jetpack_of(l4t) == jetpack
+
+
+def test_a_host_without_python_and_one_without_an_answer(host: Host) -> None:
+    missing = Answer(stderr="sh: 1: python3: not found", exit_status=127)
+    with pytest.raises(HostError, match="no Python on the host") as caught:
+        gather_facts(host, FakeTransport("nano", [("python3", missing)]))
+    assert "apt install python3" in caught.value.hint
+    with pytest.raises(HostError, match="no facts"):
+        gather_facts(host, FakeTransport("nano", [("python3", "hello")]))
+
+
+def test_every_assumed_fact_is_marked(host: Host) -> None:
+    facts = assume_facts(host)
+    assert facts.assumed
+    assert facts.memory_bytes == 8 << 30
+    for text in facts.describe().split(", "):
+        assert text.endswith("(assumed)")
+    known = {name for name, value in facts.as_json().items() if value not in (None, False, [], {}, ())}
+    assert known - set(facts.assumed_fields) <= {"assumed", "assumed_fields"}
+
+
+def interpreters() -> list[str]:
+    """Return this Python, and of the older and newer ones those that are here."""
+    found = [sys.executable]
+    for minor in (6, 8, 10, 12):
+        found += [
+            str(path) for path in sorted(Path.home().glob(f".pyenv/versions/3.{minor}.*/bin/python"))[:1]
+        ]
+    return found
+
+
+@pytest.mark.parametrize("python", interpreters())
+def test_the_probe_runs_on_a_real_host_of_any_python(python: str, tmp_path: Path) -> None:
+    home = tmp_path / ".testbed"
+    code = home / "code" / "0123456789abcdef" / "payloads"
+    code.mkdir(parents=True)
+    (code / "a.py").write_text("x = 1\n")
+    (home / "current").symlink_to("code/0123456789abcdef")
+    plain = {"manage": False, "interpreter": python}
+    host = Host.model_validate(NANO | {"role": "base_station", "python": plain})
+    command = facts_command(host)
+    done = subprocess.run(
+        ["sh", "-c", command.shell],
+        input=command.stdin,
+        env={"HOME": str(tmp_path), "PATH": os.environ["PATH"]},
+        capture_output=True,
+        check=True,
+    )
+    assert done.stderr == b""
+    facts = parse_facts(host, [(0.0, line) for line in done.stdout.decode().splitlines()])
+    version = subprocess.run([python, "-V"], capture_output=True, text=True, check=True).stdout
+    assert f"Python {facts.python}\n" == version
+    assert facts.code_current == "0123456789abcdef"
+    assert facts.code["0123456789abcdef"] != "0123456789abcdef"
+    assert (facts.memory_bytes or 0) > 0
+    assert facts.clock_error_s is not None
+
+
+def test_an_interpreter_that_is_missing_is_a_fact(tmp_path: Path) -> None:
+    assert probe.environment("/none/python", ["json"]) == {"error": "/none/python: not found"}
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\necho broken >&2\nexit 3\n")
+    script.chmod(0o755)
+    assert probe.environment(str(script), ["json"]) == {"error": f"{script} ended with status 3: broken"}
+    found = probe.environment(sys.executable, ["json", "no_such_module"])
+    assert list(found["modules"]) == ["json"]
+    assert found["errors"] == {"no_such_module": "ModuleNotFoundError: No module named 'no_such_module'"}
+
+
+def test_facts_are_frozen(host: Host) -> None:
+    facts = Facts("nano")
+    with pytest.raises(AttributeError):
+        facts.hostname = "other"  # type: ignore[misc]

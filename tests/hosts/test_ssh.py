@@ -1,0 +1,276 @@
+import shutil
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from testbed.errors import CommandError, ConnectError, DeadlineError, HostError, HostKeyError
+from testbed.hosts.ssh import SshTransport, ssh_connect
+from testbed.hosts.steps import Command, Fetch, Put
+
+
+@pytest.fixture
+def board(sshd: Any) -> Iterator[SshTransport]:
+    transport = ssh_connect(sshd.known_hosts)(sshd.host())
+    yield transport
+    transport.close()
+
+
+def test_run_gives_output_and_takes_input(board: SshTransport) -> None:
+    lines: list[str] = []
+    done = board.run(
+        Command("board", "cat; echo oops >&2; printf 'a\\nb'", stdin=b"x" * 200_000 + b"\n"),
+        on_line=lines.append,
+    )
+    assert done.stdout == "x" * 200_000 + "\na\nb"
+    assert done.stderr == "oops\n"
+    assert lines == ["x" * 200_000, "a", "b"]
+
+
+def test_output_that_is_no_text_is_replaced(board: SshTransport) -> None:
+    assert board.run(Command("board", r"printf 'a\377b'")).stdout == "a�b"
+
+
+def test_much_output_on_both_streams_does_not_block(board: SshTransport) -> None:
+    shell = "head -c 5000000 /dev/zero >&2; head -c 5000000 /dev/zero"
+    done = board.run(Command("board", shell))
+    assert (len(done.stdout), len(done.stderr)) == (5_000_000, 5_000_000)
+
+
+def test_failure_names_host_command_and_answer(board: SshTransport) -> None:
+    with pytest.raises(
+        CommandError, match=r"board: `ls /none; exit 3` ended with status 3: .*none"
+    ) as caught:
+        board.run(Command("board", "ls /none; exit 3"))
+    assert caught.value.exit_status == 3
+    with pytest.raises(CommandError, match="ended by a signal"):
+        board.run(Command("board", "kill -9 $$"))
+    assert board.run(Command("board", "echo still there")).stdout == "still there\n"
+
+
+def test_a_hung_command_is_ended_at_its_deadline(board: SshTransport) -> None:
+    board.run(Command("board", "true"))
+    with pytest.raises(DeadlineError, match=r"`sleep 60` took longer than 0\.3 s"):
+        board.run(Command("board", "sleep 60", timeout_s=0.3))
+    assert board.run(Command("board", "echo next")).stdout == "next\n"
+
+
+def test_children_that_keep_the_output_open_do_not_keep_the_command(board: SshTransport) -> None:
+    done = board.run(Command("board", "sleep 20 & echo $!", timeout_s=15))
+    board.run(Command("board", f"kill {done.stdout}"))
+    assert done.seconds < 15
+
+
+def test_put_and_fetch(board: SshTransport, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(bytes(range(256)) * 2000)
+    folder = tmp_path / "far" / "new folder"
+    board.put(Put("board", source, f"{folder}/data"))
+    board.put(Put("board", b"0123", f"{folder}/key", mode=0o600, secret=True))
+    board.put(Put("board", b"replaced", f"{folder}/key", mode=0o600))
+    (folder / "inner").mkdir()
+    (folder / "inner" / "leaf").write_text("leaf")
+    (folder / "link").symlink_to("data")
+    (folder / "loop").symlink_to(".")
+    assert (folder / "key").stat().st_mode & 0o777 == 0o600
+    assert sorted(p.name for p in folder.iterdir()) == ["data", "inner", "key", "link", "loop"]
+
+    board.fetch(Fetch("board", str(folder), tmp_path / "near"))
+    near = {
+        str(p.relative_to(tmp_path / "near")): p.read_bytes()
+        for p in (tmp_path / "near").rglob("*")
+        if p.is_file()
+    }
+    data = source.read_bytes()
+    assert near == {"data": data, "link": data, "key": b"replaced", "inner/leaf": b"leaf"}
+    board.fetch(Fetch("board", f"{folder}/key", tmp_path / "one"))
+    assert (tmp_path / "one").read_bytes() == b"replaced"
+
+
+def test_a_leading_tilde_is_the_users_home(board: SshTransport, tmp_path: Path) -> None:
+    name = f".testbed-test-{uuid.uuid4().hex}"
+    home = Path(board.run(Command("board", "pwd")).stdout.strip())
+    try:
+        board.put(Put("board", b"hello", f"~/{name}/file"))
+        assert board.run(Command("board", f'cat "$HOME/{name}/file"')).stdout == "hello"
+        board.fetch(Fetch("board", f"~/{name}", tmp_path / "copy"))
+        assert (tmp_path / "copy" / "file").read_bytes() == b"hello"
+    finally:
+        shutil.rmtree(home / name)
+
+
+def test_files_that_cannot_be_had(board: SshTransport, tmp_path: Path) -> None:
+    with pytest.raises(HostError, match=r"board: cannot fetch /none/x: No such file"):
+        board.fetch(Fetch("board", "/none/x", tmp_path / "x"))
+    board.fetch(Fetch("board", "/none/x", tmp_path / "x", optional=True))
+    assert not (tmp_path / "x").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(HostError, match="board: cannot write"):
+        board.put(Put("board", b"", f"{tmp_path}/file/below"))
+
+
+def test_stream_talks_both_ways(board: SshTransport) -> None:
+    stream = board.stream(
+        Command("board", "echo ready; while read x; do echo got $x; done; echo end >&2; exit 4")
+    )
+    lines = stream.lines(timeout_s=20)
+    assert next(lines) == "ready"
+    stream.write(b"1\n2\n")
+    assert [next(lines), next(lines)] == ["got 1", "got 2"]
+    assert stream.exit_status(0) is None
+    stream.end_input()
+    assert list(lines) == []
+    assert (stream.exit_status(), stream.stderr) == (4, "end\n")
+    stream.close()
+    with pytest.raises(ConnectError):
+        stream.write(b"x")
+
+
+def test_stream_that_says_nothing(board: SshTransport) -> None:
+    stream = board.stream(Command("board", "cat"))
+    with pytest.raises(DeadlineError, match=r"said nothing for 0\.1 s"):
+        next(stream.lines(timeout_s=0.1))
+    stream.close()
+
+
+def test_several_threads_share_a_connection(board: SshTransport) -> None:
+    results: dict[int, str] = {}
+
+    def one(number: int) -> None:
+        results[number] = board.run(Command("board", f"echo {number}")).stdout
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == {number: f"{number}\n" for number in range(6)}
+
+
+def test_a_lost_connection_is_made_anew(board: SshTransport) -> None:
+    parent = "ps -o ppid= -p $PPID"
+    session = board.run(Command("board", "echo $PPID")).stdout.strip()
+    board.run(Command("board", f"(sleep 0.2; kill {session}) >/dev/null 2>&1 & {parent}"))
+    with pytest.raises(ConnectError, match="the connection was lost"):
+        board.run(Command("board", "sleep 20"))
+    assert board.run(Command("board", "echo back")).stdout == "back\n"
+
+
+def test_closing_ends_what_waits(board: SshTransport) -> None:
+    board.run(Command("board", "true"))
+    timer = threading.Timer(0.3, board.close)
+    timer.start()
+    with pytest.raises(ConnectError):
+        board.run(Command("board", "sleep 60"))
+    timer.join()
+    with pytest.raises(ConnectError, match="closed"):
+        board.run(Command("board", "true"))
+
+
+def test_unknown_and_changed_host_keys_are_refused(sshd: Any, tmp_path: Path) -> None:
+    known = tmp_path / "known_hosts"
+    with pytest.raises(HostKeyError, match=r"not recorded in .*SHA256:") as caught:
+        ssh_connect(known)(sshd.host()).run(Command("board", "true"))
+    assert "testbed trust --limit board" in caught.value.hint
+    other = (sshd.folder / "user_key.pub").read_text()
+    known.write_text(f"[127.0.0.1]:{sshd.port} {other}")
+    with pytest.raises(HostKeyError, match=r"has changed: .*SHA256:.* instead of .*SHA256:") as caught:
+        ssh_connect(known)(sshd.host()).run(Command("board", "true"))
+    assert "ssh-keygen" in caught.value.hint
+
+
+def test_a_user_who_is_not_let_in(sshd: Any, tmp_path: Path) -> None:
+    connect = ssh_connect(sshd.known_hosts)
+    with pytest.raises(ConnectError, match="there is no key file"):
+        connect(sshd.host(key_file=tmp_path / "none")).run(Command("board", "true"))
+    with pytest.raises(ConnectError, match=r"does not let .* in") as caught:
+        connect(sshd.host(key_file=sshd.folder / "host_key")).run(Command("board", "true"))
+    assert "authorized_keys" in caught.value.hint
+
+
+def test_ssh_config_of_the_user_is_honoured(sshd: Any, tmp_path: Path) -> None:
+    config = tmp_path / "home" / ".ssh" / "config"
+    config.parent.mkdir(parents=True)
+    host = sshd.host()
+    config.write_text(
+        f"Host shelf\n  HostName 127.0.0.1\n  Port {sshd.port}\n  User {host.user}\n  IdentityFile {sshd.key_file}\n"
+    )
+    plain = {"name": "board", "role": "device", "address": "shelf"}
+    transport = ssh_connect(sshd.known_hosts)(type(host).model_validate(plain))
+    assert transport.run(Command("board", "echo in")).stdout == "in\n"
+    transport.close()
+
+
+def test_gateway_command(sshd: Any) -> None:
+    nc = shutil.which("nc")
+    if nc is None:
+        pytest.skip("netcat is not installed")
+    transport = ssh_connect(sshd.known_hosts)(sshd.host(gateway=f"{nc} -N {{address}} {{port}}"))
+    assert transport.run(Command("board", "echo through")).stdout == "through\n"
+    transport.close()
+
+
+def test_gateway_command_that_fails(sshd: Any) -> None:
+    transport = ssh_connect(sshd.known_hosts)(sshd.host(gateway="echo no route >&2; exit 7"))
+    with pytest.raises(ConnectError, match="the gateway command ended with status 7: no route"):
+        transport.run(Command("board", "true"))
+
+
+def test_proxy_jump_checks_the_key_of_the_host_on_the_way(sshd: Any, tmp_path: Path) -> None:
+    ssh = tmp_path / "home" / ".ssh"
+    ssh.mkdir(parents=True)
+    user = sshd.host().user
+    (ssh / "config").write_text(
+        f"Host shelf\n  HostName 127.0.0.1\n  ProxyJump way\n"
+        f"Host way\n  HostName 127.0.0.1\n  Port {sshd.port}\n  User {user}\n  IdentityFile {sshd.key_file}\n"
+    )
+    host = sshd.host(address="shelf")
+    transport = ssh_connect(sshd.known_hosts, connect_timeout_s=3)(host)
+    with pytest.raises(ConnectError, match="not found in known_hosts"):
+        transport.run(Command("board", "true"))
+    shutil.copy(sshd.known_hosts, ssh / "known_hosts")
+    assert transport.run(Command("board", "echo jumped")).stdout == "jumped\n"
+    transport.close()
+
+
+def test_nothing_listens(sshd: Any) -> None:
+    transport = ssh_connect(sshd.known_hosts)(sshd.host(port=1))
+    with pytest.raises(ConnectError, match=r"cannot connect to 127\.0\.0\.1:1: Connection refused"):
+        transport.run(Command("board", "true"))
+
+
+def test_a_server_that_never_speaks_is_given_up_in_time(sshd: Any) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        host = sshd.host(port=silent.getsockname()[1])
+        with pytest.raises(DeadlineError):
+            ssh_connect(sshd.known_hosts)(host).run(Command("board", "true", timeout_s=0.4))
+        with pytest.raises(ConnectError, match=r"no SSH session with .* within 0\.4 s"):
+            ssh_connect(sshd.known_hosts, connect_timeout_s=0.4)(host).run(Command("board", "true"))
+
+
+def test_logins_that_a_busy_server_drops_are_tried_again(start_sshd: Callable[..., Any]) -> None:
+    server = start_sshd("MaxStartups 1:100:1", "LoginGraceTime 30")
+    server.trust()
+    connect = ssh_connect(server.known_hosts, connect_timeout_s=40)
+    transports = [connect(server.host()) for _ in range(4)]
+    failures: list[BaseException] = []
+
+    def one(transport: SshTransport) -> None:
+        try:
+            transport.run(Command("board", "true"))
+        except HostError as error:
+            failures.append(error)
+        finally:
+            transport.close()
+
+    threads = [threading.Thread(target=one, args=(transport,)) for transport in transports]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []

@@ -1,0 +1,188 @@
+"""Whatever ends the daemon, the interface goes back to what it was; what could not go back is not touched."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+pytestmark = pytest.mark.emulated
+
+FOUND = {
+    "the kernel's own": [],
+    "a pfifo": ["qdisc", "replace", "dev", "eth0", "root", "handle", "11:", "pfifo", "limit", "77"],
+    "a tbf": ["qdisc", "replace", "dev", "eth0", "root", "handle", "12:", "tbf", "rate", "50mbit",
+              "burst", "9k", "latency", "40ms"],
+    "a pfifo_fast": ["qdisc", "replace", "dev", "eth0", "root", "handle", "13:", "pfifo_fast"],
+}  # fmt: skip
+
+
+@pytest.fixture
+def shaped(request, link_pair):
+    """A pair whose links are shaped over one of several former roots: the pair, the daemon and what was."""
+    found = FOUND[getattr(request, "param", "the kernel's own")]
+    if found:
+        link_pair.tc(*found)
+    before = link_pair.qdiscs()
+    daemon = link_pair.start("b", "serve")
+    assert link_pair.qdiscs() == before
+    link_pair.set(8, 8)
+    assert "htb" in link_pair.qdiscs()
+    assert "tbf" in link_pair.qdiscs()
+    return link_pair, daemon, before
+
+
+def _guard_of(daemon: subprocess.Popen[str]) -> int:
+    with open(f"/proc/{daemon.pid}/task/{daemon.pid}/children") as children:
+        return int(children.read().split()[0])
+
+
+def _wait_until_gone(pair) -> None:
+    deadline = time.monotonic() + 10
+    while pair.state.exists():
+        assert time.monotonic() < deadline, "not restored within 10 s"
+        time.sleep(0.02)
+
+
+def _assert_as_before(pair, before: str) -> None:
+    assert pair.qdiscs() == before
+    assert sorted(pair.interfaces()) == ["eth0", "lo"]
+    assert not pair.state.exists()
+
+
+@pytest.mark.parametrize("shaped", FOUND, indirect=True)
+def test_sigterm_restores(shaped) -> None:
+    pair, daemon, before = shaped
+    daemon.terminate()
+    assert daemon.wait(10) == 0
+    _assert_as_before(pair, before)
+    assert not pair.socket.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_other_signals_restore(shaped, number) -> None:
+    pair, daemon, before = shaped
+    daemon.send_signal(number)
+    assert daemon.wait(10) == 0
+    _assert_as_before(pair, before)
+
+
+@pytest.mark.parametrize("shaped", ["the kernel's own", "a tbf"], indirect=True)
+def test_kill_9_is_restored_by_the_guard(shaped) -> None:
+    pair, daemon, before = shaped
+    daemon.kill()
+    daemon.wait()
+    _wait_until_gone(pair)
+    _assert_as_before(pair, before)
+
+
+@pytest.mark.parametrize("shaped", ["a pfifo"], indirect=True)
+def test_kill_9_of_daemon_and_guard_is_restored_by_the_next_daemon(shaped) -> None:
+    pair, daemon, before = shaped
+    os.kill(_guard_of(daemon), signal.SIGKILL)
+    daemon.kill()
+    daemon.wait()
+    assert pair.state.exists()
+    assert "htb" in pair.qdiscs()
+    pair.start("b", "serve")
+    _assert_as_before(pair, before)
+    pair.set(4, 4)
+    assert "rate 4Mbit" in pair.qdiscs()
+
+
+@pytest.mark.parametrize("command", ["restore", "clear"])
+def test_kill_9_of_daemon_and_guard_is_restored_by_a_command(link_pair, command) -> None:
+    before = link_pair.qdiscs()
+    daemon = link_pair.start("b", "serve")
+    link_pair.set(8, 8)
+    os.kill(_guard_of(daemon), signal.SIGKILL)
+    daemon.kill()
+    daemon.wait()
+    assert "htb" in link_pair.qdiscs()
+    assert link_pair.linkd(command).stdout == '{"restored": "eth0"}\n'
+    _assert_as_before(link_pair, before)
+    assert link_pair.linkd(command).stdout == '{"restored": null}\n'
+
+
+def test_a_guard_that_was_killed_is_replaced(link_pair) -> None:
+    before = link_pair.qdiscs()
+    daemon = link_pair.start("b", "serve")
+    link_pair.set(8, 8)
+    first = _guard_of(daemon)
+    os.kill(first, signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while _guard_of(daemon) == first:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    daemon.kill()
+    daemon.wait()
+    _wait_until_gone(link_pair)
+    _assert_as_before(link_pair, before)
+
+
+def test_clear_restores_and_the_daemon_goes_on(link_pair) -> None:
+    before = link_pair.qdiscs()
+    link_pair.start("b", "serve")
+    for _ in range(2):
+        link_pair.set(8, 8)
+        link_pair.linkd("clear")
+        _assert_as_before(link_pair, before)
+
+
+def test_a_second_daemon_and_restore_keep_off_while_one_lives(link_pair) -> None:
+    link_pair.start("b", "serve")
+    link_pair.set(8, 8)
+    done = link_pair.linkd("restore", "--wait", "0.2", check=False)
+    assert done.returncode == 1
+    assert "another linkd" in done.stderr
+    assert "htb" in link_pair.qdiscs()
+
+
+@pytest.mark.parametrize(
+    ("commands", "words"),
+    [
+        ([["qdisc", "add", "dev", "eth0", "root", "handle", "1:", "htb"]], "htb 1: as its root"),
+        ([["qdisc", "add", "dev", "eth0", "ingress"]], "ingress hook of somebody else"),
+        ([["qdisc", "add", "dev", "eth0", "clsact"]], "clsact hook of somebody else"),
+        (
+            [
+                ["qdisc", "add", "dev", "eth0", "root", "handle", "1:", "tbf", "rate", "9mbit", "burst", "9k",
+                 "limit", "90k"],
+                ["qdisc", "add", "dev", "eth0", "parent", "1:1", "handle", "2:", "pfifo"],
+            ],
+            "pfifo 2: below its root tbf 1:",
+        ),
+    ],
+)  # fmt: skip
+def test_what_could_not_be_restored_is_refused_and_left_alone(link_pair, commands, words) -> None:
+    for command in commands:
+        link_pair.tc(*command)
+    before = link_pair.qdiscs()
+    link_pair.start("b", "serve")
+    done = link_pair.linkd("set", "--links", link_pair.links(8, 8), check=False)
+    assert done.returncode == 3
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    _assert_as_before(link_pair, before)
+
+
+def test_nobody_answers_where_no_daemon_runs(link_pair) -> None:
+    for args in (["show"], ["set", "--links", link_pair.links(8, 8)], ["probe"]):
+        done = link_pair.linkd(*args, check=False)
+        assert done.returncode == 1
+        assert "linkd does not run" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_device_without_a_route_is_told(link_pair) -> None:
+    link_pair.start("b", "serve")
+    for address, words in (
+        ("192.0.2.7", "no route to 192.0.2.7"),
+        (link_pair.bs_address, "no address of another"),
+    ):
+        done = link_pair.linkd("set", "--links", link_pair.links(8, 8, address=address), check=False)
+        assert done.returncode == 1
+        assert words in done.stderr

@@ -1,0 +1,208 @@
+"""A small random Mixtral, sharded, on real workers behind real sockets on loopback."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
+
+from payloads.wdmoe.expert_worker import Worker
+from payloads.wdmoe.pace import Pace
+from payloads.wdmoe.shards import read_wanted
+from payloads.wdmoe.station import Station, lay_out_model
+from payloads.wire.server import Server, listen
+from testbed.artifacts.placement import DeviceCapacity, place_auto, placement_json, wanted_list
+from testbed.artifacts.shard import shard_model
+
+UNPACED = Pace(None, None)
+#: Three devices that get 4, 3 and 1 of the 8 experts of a layer.
+SPEEDS = {"big": 4.0, "middle": 3.0, "small": 1.0}
+TEXT = (
+    "It is a truth universally acknowledged, that a single man in possession of a good fortune, "
+    "must be in want of a wife. "
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same random model in the published and in the fused layout."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    torch.manual_seed(3)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<end>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([TEXT], trainer)
+    config = MixtralConfig(
+        vocab_size=320,
+        hidden_size=48,
+        intermediate_size=80,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=8,
+        num_experts_per_tok=2,
+        tie_word_embeddings=True,
+        max_position_embeddings=512,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+        # A plain initialisation hardly tells experts apart.
+        initializer_range=0.3,
+    )
+    model = MixtralForCausalLM(config).to(torch.float16)
+    result = {"published": folder / "published", "fused": folder / "fused"}
+    for layout, path in result.items():
+        model.save_pretrained(path, save_original_format=layout == "published")
+        PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>"
+        ).save_pretrained(path)
+    return result
+
+
+@pytest.fixture(scope="session")
+def shards(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Both layouts, sharded."""
+    result = {}
+    for layout, path in checkpoints.items():
+        result[layout] = tmp_path_factory.mktemp(f"shards-{layout}")
+        shard_model(path, result[layout], name="small")
+    return result
+
+
+@dataclass
+class ThreadWorker:
+    """A worker in a thread of this process, behind a real socket."""
+
+    worker: Worker
+    server: Server
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.thread = threading.Thread(target=self._serve)
+        self.thread.start()
+
+    def _serve(self) -> None:
+        try:
+            self.server.serve(self.stopped.is_set, poll_s=0.02)
+        finally:
+            self.server.close()
+
+    def stop(self) -> None:
+        self.stopped.set()
+        self.thread.join()
+
+
+@dataclass
+class Lab:
+    """A folder laid out as on hosts, and the workers that serve from it."""
+
+    home: Path
+    dtype: str
+    workers: dict[str, ThreadWorker]
+    start: Callable[[str], ThreadWorker]
+
+    @property
+    def key_file(self) -> Path:
+        return self.home / "key"
+
+    def restart(self, name: str) -> None:
+        """Start a worker again, on a new port, and say so in the devices file."""
+        self.workers[name].stop()
+        self.workers[name] = self.start(name)
+        self.write_devices()
+
+    def write_devices(self) -> None:
+        placement = json.loads((self.home / "placement.json").read_text())
+        devices = [
+            {"name": name, "address": "127.0.0.1", "port": worker.server.address[1]}
+            for name, worker in self.workers.items()
+        ]
+        (self.home / "devices.json").write_text(json.dumps({"devices": devices, "placement": placement}))
+
+    def station(self) -> Station:
+        folder = lay_out_model(self.home / "manifest.json")
+        return Station(folder, self.home / "devices.json", self.key_file, self.dtype)
+
+    def write_spec(self, **changes: Any) -> Path:
+        folder = self.home / "runs" / "run-1"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "text.txt").write_text(TEXT * 20)
+        spec: dict[str, Any] = {
+            "run": "run-1",
+            "model": "small",
+            "max_new_tokens": 5,
+            "warmup_prompts": 1,
+            "prompts": [{"id": "p1", "text": TEXT[:60]}, {"id": "p2", "text": TEXT[40:90]}],
+            "policies": {"top-2": {"kind": "top_k", "k": 2}, "top-1": {"kind": "top_k", "k": 1}},
+            "quality": {
+                "window_tokens": 32,
+                "windows": 3,
+                "texts": [{"name": "one", "path": str(folder / "text.txt")}],
+            },
+            "trials": [
+                {"trial": "t001", "policy": "top-2", "scenario": "even", "repeat": 0},
+                {"trial": "t002", "policy": "top-1", "scenario": "even", "repeat": 0},
+            ],
+        }
+        (folder / "spec.json").write_text(json.dumps({**spec, **changes}))
+        return folder / "spec.json"
+
+
+@pytest.fixture
+def make_lab(shards: dict[str, Path], tmp_path: Path) -> Iterator[Callable[..., Lab]]:
+    """A function that starts a worker for each device and returns the lab."""
+    labs: list[Lab] = []
+
+    def make(layout: str = "published", dtype: str = "float32", pace: Pace = UNPACED) -> Lab:
+        from testbed.artifacts.manifest import load_manifest
+
+        home = tmp_path / f"home-{len(labs)}"
+        home.mkdir()
+        source = shards[layout]
+        (home / "objects").symlink_to(source / "objects")
+        (home / "manifest.json").write_bytes((source / "manifest.json").read_bytes())
+        (home / "key").write_text(hashlib.sha256(b"test").hexdigest())
+        (home / "key").chmod(0o600)
+        manifest = load_manifest(home / "manifest.json")
+        placement = place_auto(manifest, [DeviceCapacity(n, 10**9, s) for n, s in SPEEDS.items()], dtype)
+        (home / "placement.json").write_text(json.dumps(placement_json(placement)))
+
+        def start(name: str) -> ThreadWorker:
+            path = home / f"{name}.json"
+            path.write_text(json.dumps(wanted_list(manifest, placement, name, dtype)))
+            worker = Worker(read_wanted(path), home / "objects", pace)
+            return ThreadWorker(worker, Server(listen("127.0.0.1", 0), home / "key", worker.handle, name))
+
+        lab = Lab(home, dtype, {name: start(name) for name in SPEEDS}, start)
+        lab.write_devices()
+        labs.append(lab)
+        return lab
+
+    yield make
+    for lab in labs:
+        for worker in lab.workers.values():
+            worker.stop()

@@ -1,0 +1,116 @@
+"""Experts on devices give the same model as all in one place."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+PROMPT = list(range(5, 45))
+
+
+def local_model(checkpoints, dtype, **settings):
+    model = AutoModelForCausalLM.from_pretrained(checkpoints["published"], dtype=dtype, **settings).eval()
+    assert model.config._experts_implementation == "grouped_mm"
+    return model
+
+
+def forward(model, ids):
+    with torch.inference_mode():
+        return model(input_ids=torch.tensor([ids])).logits
+
+
+@pytest.mark.parametrize("layout", ["published", "fused"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_logits_equal_the_local_model(make_lab, checkpoints, layout, dtype):
+    lab = make_lab(layout, dtype)
+    station = lab.station()
+    station.ping()
+    for ids in (PROMPT, PROMPT[:1], PROMPT[::-1] * 3):
+        expected = forward(local_model(checkpoints, getattr(torch, dtype)), ids)
+        got = forward(station.model, ids)
+        assert got.dtype == expected.dtype
+        if dtype == "float32":
+            assert (got - expected).abs().max() <= 1e-5
+        else:
+            assert torch.equal(got, expected)
+    station.close()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_greedy_text_equals_the_local_model(make_lab, checkpoints, dtype):
+    lab = make_lab(dtype=dtype)
+    spec = lab.write_spec(warmup_prompts=0, max_new_tokens=20)
+    station = lab.station()
+    from payloads.wdmoe.spec import read_spec
+
+    station.trial(read_spec(spec), "t001", lambda *_: None, lambda: None)
+    records = [json.loads(line) for line in (spec.parent / "t001" / "tokens.jsonl").read_text().splitlines()]
+    model = local_model(checkpoints, getattr(torch, dtype))
+    for prompt in read_spec(spec).prompts:
+        ids = torch.tensor([station._tokenizer(prompt.text)["input_ids"]])
+        expected = model.generate(
+            ids, max_new_tokens=20, do_sample=False, attention_mask=torch.ones_like(ids)
+        )
+        got = [row["token"] for row in records if row["request"] == prompt.id]
+        assert got == expected[0, ids.shape[1] :].tolist()
+    station.close()
+
+
+def test_one_expert_instead_of_two_equals_the_local_model_with_one(make_lab, checkpoints):
+    lab = make_lab(dtype="bfloat16")
+    station = lab.station()
+    station.ping()
+    station._dispatcher.policy = {"kind": "top_k", "k": 1}
+    expected = forward(local_model(checkpoints, torch.bfloat16, num_experts_per_tok=1), PROMPT)
+    assert torch.equal(forward(station.model, PROMPT), expected)
+    dropped = sum(row.dropped for row in station._dispatcher.rows)
+    assert sum(row.assignments for row in station._dispatcher.rows) == len(PROMPT) * 3
+    assert dropped <= len(PROMPT) * 3
+    station.close()
+
+
+def test_an_expert_on_two_devices_gives_the_same_result(make_lab, checkpoints):
+    lab = make_lab(dtype="bfloat16")
+    devices = json.loads((lab.home / "devices.json").read_text())
+    placement = devices["placement"]
+    everything = lab.workers["big"].worker
+    # A second worker of the same experts as "big" takes over some of its load.
+    twin = lab.start("big")
+    lab.workers["twin"] = twin
+    for row in placement.values():
+        for expert, holders in row.items():
+            if holders == ["big"]:
+                row[expert] = ["big", "twin"]
+    (lab.home / "placement.json").write_text(json.dumps(placement))
+    lab.write_devices()
+    station = lab.station()
+    station.ping()
+    assert torch.equal(
+        forward(station.model, PROMPT), forward(local_model(checkpoints, torch.bfloat16), PROMPT)
+    )
+    assert {row.device for row in station._dispatcher.rows} == {"big", "twin", "middle", "small"}
+    assert everything is not twin.worker
+    station.close()
+
+
+def test_no_expert_parameter_is_at_the_base_station(make_lab, checkpoints):
+    lab = make_lab()
+    station = lab.station()
+    everything = sum(p.numel() for p in local_model(checkpoints, torch.float32).parameters())
+    expert = 3 * 48 * 80
+    base = sum(p.numel() for p in station.model.parameters())
+    assert base == everything - 3 * 8 * expert
+    assert not [name for name, _ in station.model.named_parameters() if "experts" in name]
+    assert not [name for name, _ in station.model.named_buffers() if "experts" in name]
+    held = {name: facts["parameters"] for name, facts in station.ping()["devices"].items()}
+    assert held == {"big": 3 * 4 * expert, "middle": 3 * 3 * expert, "small": 3 * 1 * expert}
+    assert base + sum(held.values()) == everything
+    # Not even on disk: what the base station loads holds no expert.
+    from payloads.wdmoe.tensors import TensorFile
+
+    with TensorFile(station.folder.path / "model.safetensors") as file:
+        assert not [name for name in file.tensors if ".experts." in name]
+    station.close()

@@ -1,0 +1,100 @@
+"""The code of devices under the Pythons of JetPack 5 and 6, where those interpreters exist."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+EXERCISE = """
+import json, mmap, os, struct, sys, tempfile, threading
+from pathlib import Path
+from unittest.mock import MagicMock
+
+for path in sorted(Path("payloads").glob("w*/*.py")):
+    compile(path.read_text(), str(path), "exec")
+
+from payloads.wire import auth, client, clock, frames, ready, server
+from payloads.wdmoe import bsctl, busy, families, gating, pace, spec, tensors
+
+folder = Path(tempfile.mkdtemp())
+key = folder / "key"
+key.write_text("ab" * 32)
+key.chmod(0o600)
+
+def handle(header, payload, received_ns):
+    dispatch = frames.unpack_dispatch(payload)
+    rows = b"".join(bytes(dispatch.data[4 * i : 4 * i + 4]) for i in dispatch.indices)
+    return [frames.pack_result(dispatch, received_ns, 1, 2, 3, False, header.sequence), rows]
+
+one = server.Server(server.listen("127.0.0.1", 0), key, handle, "old")
+stop = threading.Event()
+thread = threading.Thread(target=lambda: one.serve(stop.is_set, poll_s=0.02))
+thread.start()
+exchange = client.Exchange()
+channel = client.Channel("old", *one.address)
+exchange.connect(channel, key)
+number = channel.next_sequence()
+head = frames.pack_dispatch(1, "float32", 0, 2, 1, 2, 3, number)
+request = client.Request(channel, number, [head, b"abcdefgh", frames.pack_lists([3, 5], [2, 1], [0, 1, 1])])
+(answer,) = exchange.ask([request], frames.Kind.RESULT)
+assert bytes(frames.unpack_result(answer.payload).data) == b"abcdefghefgh"
+number = channel.next_sequence()
+(answer,) = exchange.ask([client.Request(channel, number, [frames.pack_ping(5, number)])], frames.Kind.PONG)
+sent, received, replied = frames.unpack_pong(answer.payload)
+estimate = clock.estimate_offset([clock.PingStamps(answer.sent_ns, received, replied, answer.done_ns)])
+assert sent == 5 and abs(estimate.offset_ns) <= estimate.rtt_ns / 2
+other = folder / "other"
+other.write_text("cd" * 32)
+other.chmod(0o600)
+try:
+    exchange.connect(channel, other)
+    raise SystemExit("a wrong key was taken")
+except client.DeviceLostError:
+    pass
+stop.set()
+thread.join()
+one.close()
+exchange.close()
+
+header = tensors.encode_header({"a": ("F32", (2, 3))}, {})
+(folder / "x").write_bytes(header + bytes(24))
+with tensors.TensorFile(folder / "x") as file:
+    assert file.info("a").shape == (2, 3)
+counter = busy.BusyCounter(folder / "deep" / "busy")
+busy.wait_until(__import__("time").monotonic_ns() + 3000000, counter)
+assert counter.value() >= 2900000
+assert pace.Pace(None, 10.0).seconds(pace.ExpertShape(1, 1, 1), [1]) == 0.8
+assert gating.check_selection({"kind": "top_k", "k": 1}) == []
+assert families.family_of({"model_type": "mixtral"}).expert_key("model.layers.2.mlp.experts.down_proj").layer == 2
+assert not {"torch", "numpy"} & set(sys.modules)
+
+# The worker itself needs torch; its code is at least imported, against a stand-in.
+sys.modules["torch"] = MagicMock()
+from payloads.wdmoe import expert_worker
+try:
+    expert_worker.main(["--help"])
+except SystemExit as end:
+    assert end.code == 0
+"""
+
+
+def interpreter(version):
+    found = shutil.which(f"python{version}")
+    pyenv = sorted(Path("~/.pyenv/versions").expanduser().glob(f"{version}.*/bin/python"))
+    return str(pyenv[-1]) if pyenv else found
+
+
+@pytest.mark.parametrize("version", ["3.8", "3.10"])
+def test_device_code_runs(version):
+    python = interpreter(version)
+    if python is None:
+        pytest.skip(f"there is no Python {version} here")
+    done = subprocess.run(
+        [python, "-B", "-c", EXERCISE], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,207 @@
+"""The real processes, as a host starts them: workers, base station, and the control client."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BS_ARGUMENTS = [
+    *("--manifest", "~/manifest.json", "--devices", "~/devices.json", "--key-file", "~/key"),
+    *("--dtype", "bfloat16", "--control", "~/bs.sock"),
+]
+
+
+def environment(home):
+    return {**os.environ, "HOME": str(home), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+class Payload:
+    """A payload in the background; its log in a file."""
+
+    def __init__(self, home, name, module, *arguments):
+        self.log = home / f"{name}.log"
+        self.ready = home / f"{name}.ready"
+        self.ready.unlink(missing_ok=True)
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", f"payloads.{module}", *arguments],
+                env={**environment(home), "TESTBED_READY": str(self.ready)},
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+            )
+
+    def wait_ready(self):
+        deadline = time.monotonic() + 120
+        while not self.ready.exists():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.05)
+        return self
+
+    def stop(self, number=signal.SIGTERM):
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(60)
+
+
+@pytest.fixture
+def host(make_lab):
+    """A lab whose workers are processes, and a base station process."""
+    lab = make_lab(dtype="bfloat16")
+    home = lab.home
+    running = {}
+    (home / "busy").mkdir()
+
+    def worker(name, port=0):
+        lab.workers[name].stop()
+        running[name] = Payload(
+            home,
+            name,
+            "wdmoe.expert_worker",
+            *("--wanted", f"~/{name}.json", "--listen", f"127.0.0.1:{port}", "--key-file", "~/key"),
+            *("--busy-file", str(home / "busy" / name), "--pace-bytes-per-s", "1e9"),
+        )
+
+    def write_devices():
+        devices = json.loads((home / "devices.json").read_text())
+        for device in devices["devices"]:
+            log = running[device["name"]].wait_ready().log.read_text()
+            device["port"] = int(re.search(r"serving \d+ experts at 127.0.0.1:(\d+)", log)[1])
+        (home / "devices.json").write_text(json.dumps(devices))
+
+    for name in lab.workers:
+        worker(name)
+    running["bs"] = Payload(
+        home,
+        "bs",
+        "wdmoe.base_station",
+        *BS_ARGUMENTS,
+    )
+    write_devices()
+    running["bs"].wait_ready()
+    lab.running, lab.begin_worker, lab.write_ports = running, worker, write_devices
+    yield lab
+    for payload in running.values():
+        payload.stop()
+
+
+def bsctl(host, *arguments, **options):
+    command = [sys.executable, "-m", "payloads.wdmoe.bsctl", "--control", "~/bs.sock", *arguments]
+    return subprocess.Popen(
+        command,
+        env=environment(host.home),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def answer(process):
+    out, err = process.communicate(timeout=120)
+    return process.returncode, [json.loads(line) for line in out.splitlines()], err
+
+
+def test_a_run_as_hosts_see_it(host):
+    """One story, since starting the processes is what takes time."""
+    home = host.home
+    spec = host.write_spec(warmup_prompts=0)
+    assert (home / "bs.sock").stat().st_mode & 0o777 == 0o600
+
+    status, lines, _ = answer(bsctl(host, "status"))
+    assert status == 0
+    assert lines[-1]["result"]["doing"] is None
+    assert lines[-1]["result"]["model"] == "small"
+
+    status, lines, _ = answer(bsctl(host, "ping"))
+    assert status == 0
+    assert lines[-1]["result"]["devices"]["small"]["pace"] == {"ops_per_s": None, "bytes_per_s": 1e9}
+
+    status, lines, _ = answer(bsctl(host, "trial", "--spec", str(spec), "--trial", "t001"))
+    assert status == 0
+    assert lines[0] == {"done": 0, "of": 2, "what": "prompt p1"}
+    assert lines[-1]["result"]["rows"]["requests"] == 2
+    assert (spec.parent / "t001" / "dispatches.jsonl").stat().st_size > 0
+    assert int.from_bytes((home / "busy" / "big").read_bytes(), "little") > 0
+
+    status, lines, err = answer(bsctl(host, "trial", "--spec", str(spec), "--trial", "t9"))
+    assert (status, lines) == (1, [])
+    assert err == "the run has no trial 't9'\n"
+
+    # A worker that is killed fails the trial with one line; the base station stays up.
+    long = host.write_spec(prompts=[{"id": f"p{i}", "text": "It is"} for i in range(4000)], max_new_tokens=50)
+    process = bsctl(host, "trial", "--spec", str(long), "--trial", "t001")
+    assert json.loads(process.stdout.readline())["done"] == 0
+    status, lines, err = answer(bsctl(host, "quality", "--spec", str(long), "--policy", "top-1"))
+    assert (status, err) == (1, "the base station is busy with trial t001\n")
+    status, lines, _ = answer(bsctl(host, "status"))
+    assert lines[-1]["result"]["doing"] == "trial t001"
+    host.running["middle"].stop(signal.SIGKILL)
+    status, lines, err = answer(process)
+    assert status == 1
+    assert re.fullmatch(r"device middle lost: connection closed during layer \d\n", err)
+    host.begin_worker("middle")
+    host.write_ports()
+
+    # Ctrl-C at the client: the trial is given up, and the next one can run.
+    process = bsctl(host, "trial", "--spec", str(long), "--trial", "t002")
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    assert answer(process)[0] == 130
+    # So does an SSH session that is cut: nobody reads the output any more.
+    process = bsctl(host, "trial", "--spec", str(long), "--trial", "t002")
+    process.stdout.close()
+    assert process.wait(60) == 1
+    process.stderr.close()
+    deadline = time.monotonic() + 60
+    while answer(bsctl(host, "status"))[1][-1]["result"]["doing"]:
+        assert time.monotonic() < deadline
+    assert "abandoned" in host.running["bs"].log.read_text()
+    spec = host.write_spec()
+    status, lines, _ = answer(bsctl(host, "quality", "--spec", str(spec), "--policy", "top-1"))
+    assert (status, lines[-1]["result"]["rows"]["quality"]) == (0, 3)
+    assert not list(spec.parent.glob("*.part"))
+    assert not (spec.parent / "t002").exists()
+
+    # A second base station does not take the socket away from the first.
+    second = Payload(home, "second", "wdmoe.base_station", *BS_ARGUMENTS)
+    assert second.process.wait(120) == 1
+    assert second.log.read_text().splitlines()[-1].startswith("base_station: another base station listens")
+    for name, payload in host.running.items():
+        assert payload.stop() == 0, name
+        assert "Traceback" not in payload.log.read_text()
+    assert not (home / "bs.sock").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "line"),
+    [
+        (
+            "wdmoe.expert_worker",
+            ["--wanted", "~/none.json", "--listen", "127.0.0.1:0", "--key-file", "~/key"],
+            "expert_worker: cannot read the wanted list",
+        ),
+        ("wdmoe.base_station", BS_ARGUMENTS, "base_station: cannot read the key file"),
+        ("wdmoe.bsctl", ["--control", "~/none.sock", "status"], "bsctl: cannot reach the base station at"),
+    ],
+)
+def test_what_cannot_start_says_so_in_one_line(tmp_path, module, arguments, line):
+    done = subprocess.run(
+        [sys.executable, "-m", f"payloads.{module}", *arguments],
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(line)
+    assert done.stderr.count("\n") == 1

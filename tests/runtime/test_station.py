@@ -1,0 +1,325 @@
+"""Trials and quality passes: their records, and what happens when something goes wrong."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+import time
+
+import pytest
+import torch
+
+from payloads.wdmoe.fleet import FleetError
+from payloads.wdmoe.generate import AbandonedError
+from payloads.wdmoe.pace import ExpertShape, Pace
+from payloads.wdmoe.spec import SpecError, read_spec
+from payloads.wdmoe.station import StationError
+from payloads.wire.client import DeviceError, DeviceLostError, DeviceRefusedError
+from payloads.wire.frames import HEADER_BYTES
+
+COLUMNS = {
+    "requests": "trial request warmup prompt_tokens output_tokens t_start_s ttft_ms e2el_ms text",
+    "tokens": "trial request position token t_s duration_ms bs_ms nll",
+    "dispatches": "trial request step layer device tokens assignments dropped bytes_out bytes_back t_send_s "
+    "t_first_s t_done_s t_received_s t_started_s t_computed_s t_replied_s compute_ms predicted_ms",
+    "clocks": "t_s device offset_s rtt_ms",
+    "quality": "policy text window tokens nll_sum",
+}
+
+
+def nothing(*_):
+    """Neither progress nor check."""
+
+
+def records(folder):
+    return {
+        name: [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+        for name in COLUMNS
+    }
+
+
+@pytest.fixture
+def lab(make_lab):
+    return make_lab()
+
+
+@pytest.fixture
+def station(lab):
+    one = lab.station()
+    yield one
+    one.close()
+
+
+def test_a_trial_leaves_complete_records(lab, station):
+    path = lab.write_spec()
+    spec = read_spec(path)
+    steps = []
+    result = station.trial(spec, "t001", lambda *step: steps.append(step), nothing)
+    assert steps[0] == (0, 3, "prompt warmup-0-p1")
+    assert steps[-1] == (3, 3, "records")
+    tables = records(path.parent / "t001")
+    for name, columns in COLUMNS.items():
+        for row in tables[name]:
+            assert list(row) == columns.split()
+    assert {name: len(rows) for name, rows in tables.items()} == result["rows"]
+    requests = {row["request"]: row for row in tables["requests"]}
+    assert [(r["request"], r["warmup"]) for r in tables["requests"]] == [
+        ("warmup-0-p1", True),
+        ("p1", False),
+        ("p2", False),
+    ]
+    assert requests["p1"]["text"] == requests["warmup-0-p1"]["text"]
+    for name, request in requests.items():
+        tokens = [row for row in tables["tokens"] if row["request"] == name]
+        assert [row["position"] for row in tokens] == list(range(request["output_tokens"]))
+        assert tokens[0]["duration_ms"] == request["ttft_ms"]
+        assert sum(row["duration_ms"] for row in tokens) == pytest.approx(request["e2el_ms"])
+        assert all(0 < row["bs_ms"] < row["duration_ms"] and row["nll"] > 0 for row in tokens)
+        for step in range(request["output_tokens"]):
+            expected = request["prompt_tokens"] if step == 0 else 1
+            for layer in range(3):
+                rows = [
+                    row
+                    for row in tables["dispatches"]
+                    if (row["request"], row["step"], row["layer"]) == (name, step, layer)
+                ]
+                assert len({row["device"] for row in rows}) == len(rows) > 0
+                assert sum(row["assignments"] for row in rows) == expected * 2
+                assert all(0 < row["tokens"] <= min(expected, row["assignments"]) for row in rows)
+                assert all(row["dropped"] == 0 for row in rows)
+    assert set(requests) == {row["request"] for row in tables["dispatches"]}
+    assert result["t_start_s"] <= tables["requests"][0]["t_start_s"]
+    assert tables["tokens"][-1]["t_s"] <= result["t_end_s"]
+
+
+def test_stamps_of_both_ends_are_in_order_on_one_clock(lab, station):
+    path = lab.write_spec()
+    station.trial(read_spec(path), "t001", nothing, nothing)
+    tables = records(path.parent / "t001")
+    slack = max(row["rtt_ms"] for row in tables["clocks"]) / 1e3
+    order = [
+        "t_send_s",
+        "t_received_s",
+        "t_started_s",
+        "t_computed_s",
+        "t_replied_s",
+        "t_first_s",
+        "t_done_s",
+    ]
+    for row in tables["dispatches"]:
+        stamps = [row[name] for name in order]
+        for earlier, later in itertools.pairwise(stamps):
+            assert earlier <= later + slack
+        assert row["t_send_s"] < row["t_first_s"] <= row["t_done_s"]
+        assert row["compute_ms"] == pytest.approx((row["t_computed_s"] - row["t_started_s"]) * 1e3, abs=1e-2)
+    # Both ends share this machine's clock: the offsets are nothing but the anchor of unix time.
+    offsets = [row["offset_s"] for row in tables["clocks"]]
+    assert len(offsets) == 2 * 3
+    assert all(abs(offset - station.clock.unix_s(0)) <= slack for offset in offsets)
+
+
+def test_bytes_are_those_of_whole_frames(lab, station):
+    path = lab.write_spec(warmup_prompts=0)
+    before = dict.fromkeys(lab.workers, 0)
+    result = station.trial(read_spec(path), "t001", nothing, nothing)
+    rows = records(path.parent / "t001")["dispatches"]
+    for row in rows:
+        assert row["bytes_out"] >= HEADER_BYTES + 20 + row["tokens"] * 48 * 4 + 2 * row["assignments"] + 4
+        assert row["bytes_back"] == HEADER_BYTES + 52 + row["assignments"] * 48 * 4
+    for channel, (out, back) in station._devices.traffic().items():
+        mine = [row for row in rows if row["device"] == channel.name]
+        control = result["control_bytes"][channel.name]
+        assert before[channel.name] + control["out"] + sum(row["bytes_out"] for row in mine) == out
+        assert control["back"] + sum(row["bytes_back"] for row in mine) == back
+        assert control["out"] > 42 + 32
+    # The second trial has its own count, without a handshake.
+    again = station.trial(read_spec(path), "t002", nothing, nothing)
+    for name, control in again["control_bytes"].items():
+        assert 0 < control["out"] < result["control_bytes"][name]["out"]
+
+
+def test_with_top_1_half_of_the_work_is_dropped(lab, station):
+    path = lab.write_spec()
+    station.trial(read_spec(path), "t002", nothing, nothing)
+    tables = records(path.parent / "t002")
+    requests = {row["request"]: row for row in tables["requests"]}
+    for name, request in requests.items():
+        rows = [row for row in tables["dispatches"] if row["request"] == name]
+        assert sum(row["assignments"] for row in rows) == 3 * (
+            request["prompt_tokens"] + request["output_tokens"] - 1
+        )
+    assert any(row["dropped"] for row in tables["dispatches"])
+
+
+def test_a_quality_pass_measures_what_the_model_says(lab, station):
+    path = lab.write_spec()
+    result = station.quality(read_spec(path), "top-1", nothing, nothing)
+    tables = records(path.parent / "quality-top-1")
+    assert [(row["policy"], row["text"], row["window"], row["tokens"]) for row in tables["quality"]] == [
+        ("top-1", "one", number, 31) for number in range(3)
+    ]
+    station._dispatcher.policy = {"kind": "top_k", "k": 1}
+    tokens = station._tokenizer((path.parent / "text.txt").read_text())["input_ids"]
+    ids = torch.tensor([tokens[:32]])
+    with torch.inference_mode():
+        loss = station.model(input_ids=ids, labels=ids).loss
+    assert tables["quality"][0]["nll_sum"] == pytest.approx(float(loss) * 31, rel=1e-5)
+    assert {row["trial"] for row in tables["dispatches"]} == {"quality-top-1"}
+    assert {row["request"] for row in tables["dispatches"]} == {"one-0", "one-1", "one-2"}
+    assert sum(row["assignments"] for row in tables["dispatches"]) == 3 * 3 * 32
+    assert result["rows"]["quality"] == 3
+
+
+def test_a_lost_worker_fails_the_trial_clearly_and_the_next_trial_connects_again(lab, station):
+    path = lab.write_spec()
+    spec = read_spec(path)
+
+    def stop_in_the_middle(done, of, what):
+        if done == 1:
+            lab.workers["middle"].stop()
+
+    with pytest.raises(DeviceLostError, match=r"^device middle lost: connection closed during layer \d$"):
+        station.trial(spec, "t001", stop_in_the_middle, nothing)
+    assert not list(path.parent.glob("t001*"))
+    with pytest.raises(DeviceLostError, match=r"device middle lost: cannot connect to 127\.0\.0\.1:\d+"):
+        station.trial(spec, "t001", nothing, nothing)
+    lab.restart("middle")
+    assert station.trial(spec, "t001", nothing, nothing)["rows"]["requests"] == 3
+    # A worker that was restarted between trials is not noticed by the user.
+    lab.restart("big")
+    assert station.trial(spec, "t001", nothing, nothing)["rows"]["requests"] == 3
+
+
+def test_an_abandoned_trial_leaves_nothing_and_the_next_one_runs(lab, station):
+    path = lab.write_spec()
+    calls = []
+
+    def leave():
+        calls.append(1)
+        if len(calls) == 4:
+            raise AbandonedError("gone")
+
+    with pytest.raises(AbandonedError):
+        station.trial(read_spec(path), "t001", nothing, leave)
+    assert sorted(entry.name for entry in path.parent.iterdir()) == ["spec.json", "text.txt"]
+    station.trial(read_spec(path), "t001", nothing, nothing)
+
+
+def test_a_worker_without_the_key_or_the_experts_is_refused(lab, station):
+    placement = json.loads((lab.home / "placement.json").read_text())
+    placement["1"]["0"] = ["small"]
+    (lab.home / "placement.json").write_text(json.dumps(placement))
+    lab.write_devices()
+    with pytest.raises(DeviceError, match="device small does not hold layer 1 expert 0"):
+        station.ping()
+    placement["1"]["0"] = ["elsewhere"]
+    (lab.home / "placement.json").write_text(json.dumps(placement))
+    lab.write_devices()
+    with pytest.raises(FleetError, match="unknown device: elsewhere"):
+        station.ping()
+    del placement["1"]["0"]
+    (lab.home / "placement.json").write_text(json.dumps(placement))
+    lab.write_devices()
+    with pytest.raises(FleetError, match="the placement of layer 1 expert 0 is missing"):
+        station.ping()
+    (lab.home / "devices.json").unlink()
+    with pytest.raises(FleetError, match="cannot read"):
+        station.ping()
+
+
+def test_a_dispatch_for_an_expert_that_is_not_there_is_an_error_and_not_the_end(lab, station):
+    station.ping()
+    held = station._dispatcher._holders
+    held[0] = [(station._devices.channels["small"],) for _ in held[0]]
+    with pytest.raises(DeviceRefusedError, match="device small: does not hold layer 0 expert"):
+        station.model(input_ids=torch.tensor([[1, 2, 3]]))
+    station.ping()
+    assert station.model(input_ids=torch.tensor([[1, 2, 3]])).logits.shape == (1, 3, 320)
+
+
+def test_a_paced_worker_takes_the_boards_time(make_lab):
+    shape = ExpertShape(48, 80, 4)
+    # 2 ms for the weights of one expert.
+    lab = make_lab(pace=Pace(1e15, shape.parameters * 4 / 0.002))
+    path = lab.write_spec(warmup_prompts=0, max_new_tokens=3)
+    station = lab.station()
+    result = station.trial(read_spec(path), "t001", nothing, nothing)
+    for row in records(path.parent / "t001")["dispatches"]:
+        experts = 1 if row["assignments"] == row["tokens"] == 1 else None
+        least = 2.0 if experts else 2.0 * max(1, row["assignments"] / row["tokens"])
+        assert row["compute_ms"] >= least - 1e-3
+    assert set(result["paced_late"]) == set(lab.workers)
+    station.close()
+
+
+def test_pace_is_the_slower_of_operations_and_memory_for_each_expert():
+    shape = ExpertShape(10, 20, 2)
+    assert shape.operations(3) == 3 * (6 * 200 + 5 * 20)
+    assert shape.traffic_bytes(3) == (600 + 3 * 80) * 2
+    assert Pace(None, None).seconds(shape, [1, 2]) == 0
+    assert Pace(1300.0, None).seconds(shape, [1, 2]) == pytest.approx(3)
+    assert Pace(None, 1e3).seconds(shape, [1]) == pytest.approx(1.36)
+    assert Pace(1300.0, 1e3).seconds(shape, [1, 2]) == pytest.approx(1.36 + 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"prompts": []}, "there is no prompt"),
+        ({"max_new_tokens": 0}, "max_new_tokens: expected a whole number of at least 1, got 0"),
+        ({"policies": {"../x": {}}}, "expected a name of letters"),
+        ({"trials": [{"trial": "t001"}]}, "policy is missing"),
+        ({"quality": {"texts": []}}, "window_tokens is missing"),
+    ],
+)
+def test_a_wrong_specification_is_said(lab, changes, problem):
+    with pytest.raises(SpecError, match=problem):
+        read_spec(lab.write_spec(**changes))
+
+
+def test_a_trial_that_cannot_run_says_why(lab, station):
+    spec = read_spec(lab.write_spec(policies={"top-2": {"kind": "best"}}))
+    with pytest.raises(SpecError, match="policy top-2: kind: expected one of"):
+        station.trial(spec, "t001", nothing, nothing)
+    with pytest.raises(SpecError, match="no policy 'top-1'; it has top-2"):
+        station.trial(spec, "t002", nothing, nothing)
+    with pytest.raises(SpecError, match="no trial 't009'"):
+        station.trial(spec, "t009", nothing, nothing)
+    long = read_spec(lab.write_spec(prompts=[{"id": "p", "text": "words " * 600}], warmup_prompts=0))
+    with pytest.raises(StationError, match=r"prompt p has \d+ tokens; expected 1 to 507"):
+        station.trial(long, "t001", nothing, nothing)
+    short = {
+        "window_tokens": 10**6,
+        "windows": 1,
+        "texts": [{"name": "one", "path": str(long.folder / "text.txt")}],
+    }
+    with pytest.raises(StationError, match=r"text one: a text of .* is shorter than one window"):
+        station.quality(read_spec(lab.write_spec(quality=short)), "top-2", nothing, nothing)
+
+
+def test_the_busy_counter_counts_work_and_waiting(tmp_path):
+    from payloads.wdmoe.busy import BusyCounter, wait_until
+
+    path = tmp_path / "deep" / "busy_ns"
+    busy = BusyCounter(path)
+    busy.add(5)
+    seen = []
+    done = threading.Event()
+
+    def watch():
+        while not done.is_set():
+            seen.append(int.from_bytes(path.read_bytes(), "little"))
+            time.sleep(0.002)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    end_ns = time.monotonic_ns() + 100_000_000
+    wait_until(end_ns, busy)
+    assert time.monotonic_ns() >= end_ns
+    done.set()
+    watcher.join()
+    # It grows while the wait lasts, not only at its end, and goes on from where it was.
+    assert len({value for value in seen if 5 < value < busy.value()}) >= 2
+    assert 95_000_000 < busy.value() < 10**10
+    assert BusyCounter(path).value() == busy.value() == int.from_bytes(path.read_bytes(), "little")

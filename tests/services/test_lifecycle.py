@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+READY = "touch $TESTBED_READY; exec sleep 1000"
+
+
+def test_a_service_is_started_once_described_and_stopped(board, gone):
+    started = board.start("worker", f"echo serving; {READY}")
+    assert (started.returncode, started.stdout) == (0, "worker: started\n")
+    pid = board.pid("worker")
+
+    again = board.start("worker", f"echo serving; {READY}")
+    assert (again.returncode, again.stdout) == (0, "worker: already running\n")
+    assert board.pid("worker") == pid
+
+    shown = board.service("worker")
+    assert (shown["state"], shown["ready"], shown["pid"]) == ("running", True, pid)
+    assert "serving" in board.run("logs", "worker").stdout
+
+    assert board.run("stop", "worker").stdout == "worker: stopped\n"
+    assert gone(pid)
+    assert board.run("stop", "worker").stdout == "worker: was not running\n"
+    assert board.service("worker")["state"] == "stopped"
+
+
+def test_another_command_line_replaces_the_service(host, gone):
+    host.start("worker", f"echo one; {READY}")
+    first = host.pid("worker")
+    assert host.start("worker", f"echo two; {READY}").stdout == "worker: restarted\n"
+    assert gone(first)
+    assert host.pid("worker") != first
+    assert host.run("logs", "worker").stdout.rstrip().endswith("two")
+
+
+def test_restart_keeps_the_command_line(host):
+    host.start("worker", f"echo once more; {READY}")
+    first = host.pid("worker")
+    assert host.run("restart", "worker").returncode == 0
+    assert host.pid("worker") != first
+    assert host.run("logs", "worker").stdout.count("once more") == 2
+
+
+def test_a_start_that_fails_shows_the_last_words(board):
+    failed = board.start("worker", "echo the shard is missing >&2; exit 3", "--restart")
+    assert failed.returncode == 1
+    assert "worker: exited with status 3 before it was ready" in failed.stderr
+    assert "the shard is missing" in failed.stderr
+    assert board.service("worker")["state"] == "failed"
+
+
+def test_last_words_are_those_of_the_last_start(host):
+    host.start("worker", f"echo old words; {READY}")
+    failed = host.run("start", "worker", "--", "/no/such/program")
+    assert failed.returncode == 1
+    assert "/no/such/program: No such file or directory" in failed.stderr
+    assert "old words" not in failed.stderr
+
+
+def test_a_service_that_does_not_get_ready_is_not_left_running(host, gone):
+    begun = host.start("worker", "echo $$ >$TESTBED_HOME/shell; sleep 1000", "--ready-timeout", "1")
+    assert begun.returncode == 1
+    assert "was not ready within 1 s" in begun.stderr
+    assert gone(int((host.home / "shell").read_text()))
+    assert host.service("worker")["reason"] == "was not ready within 1 s"
+
+
+def test_a_service_inherits_the_environment_and_has_a_session_of_its_own(board):
+    script = (
+        'echo "$PYTHONPATH $COLOUR [$SSH_CONNECTION]" >$TESTBED_HOME/seen; '
+        "readlink /proc/self/fd/0 >>$TESTBED_HOME/seen; " + READY
+    )
+    board.start("worker", script, COLOUR="green", SSH_CONNECTION="10.0.0.1 1 10.0.0.2 22")
+    seen = (board.home / "seen").read_text().splitlines()
+    assert seen == [f"{board.environment['PYTHONPATH']} green []", "/dev/null"]
+    assert os.getsid(board.pid("worker")) == board.pid("worker")
+
+
+def test_plain_python_module_services_find_the_payload_code(board):
+    program = [
+        board.command[0],
+        "-c",
+        "from payloads.services.ready import announce_ready as a; a(); input()",
+    ]
+    # Its input is empty, so that it fails right after it was ready.
+    assert board.run("start", "worker", "--", *program).returncode in (0, 1)
+    assert "EOFError" in board.run("logs", "worker").stdout
+
+
+def test_concurrent_starts_share_one_supervisor(host):
+    names = ["a", "b", "c", "d", "d", "d"]
+    begun = [host.begin("start", name, "--", "sh", "-c", READY) for name in names]
+    assert [process.wait(60) for process in begun] == [0] * len(names)
+    supervisor = host.supervisor()
+    parents = {name: Path(f"/proc/{host.pid(name)}/stat").read_text().split()[3] for name in names}
+    assert set(parents.values()) == {str(supervisor)}
+    listing = subprocess.run(["ps", "-o", "args=", "--ppid", str(supervisor)], capture_output=True, text=True)
+    assert len(listing.stdout.splitlines()) == 4
+
+
+def test_the_supervisor_leaves_when_nothing_is_left(host, eventually, gone):
+    host.start("worker", READY)
+    supervisor = host.supervisor()
+    host.run("stop", "--all")
+    eventually(lambda: gone(supervisor))
+    assert host.service("worker")["state"] == "stopped"
+    assert host.start("worker", READY).returncode == 0
+
+
+def test_processes_that_left_the_session_end_with_their_service(host, gone, eventually):
+    host.start("worker", "setsid sleep 1000 & echo $! >$TESTBED_HOME/inner; " + READY)
+    inner = int((host.home / "inner").read_text())
+    host.run("stop", "worker")
+    eventually(lambda: gone(inner))
+
+
+def test_no_zombies_are_left(host, eventually):
+    host.start("worker", "for i in 1 2 3; do (sleep 0.1 & exec true) & done; wait; " + READY)
+    supervisor = host.supervisor()
+
+    def zombies() -> list[str]:
+        shown = subprocess.run(
+            ["ps", "-o", "stat=", "--ppid", str(supervisor)], capture_output=True, text=True
+        )
+        return [line for line in shown.stdout.split() if line.startswith("Z")]
+
+    eventually(lambda: not zombies())
+    host.run("stop", "worker")
+    assert host.service("worker")["state"] == "stopped"
+
+
+def test_a_service_deaf_to_sigterm_is_killed(host, gone):
+    host.start("worker", "trap '' TERM; touch $TESTBED_READY; while :; do sleep 0.2; done")
+    pid = host.pid("worker")
+    assert host.run("stop", "worker").returncode == 0
+    assert gone(pid)
+
+
+def test_new_code_replaces_services_of_old_code(host, tmp_path, gone):
+    host.start("worker", READY)
+    first, supervisor = host.pid("worker"), host.supervisor()
+    newer = tmp_path / "newer"
+    newer.mkdir()
+    subprocess.run(["cp", "-r", Path(host.environment["PYTHONPATH"]) / "payloads", newer], check=True)
+    again = host.start("worker", READY, PYTHONPATH=str(newer))
+    assert again.returncode == 0
+    assert gone(first)
+    assert host.supervisor() != supervisor
+
+
+def test_wrong_use_is_said_in_one_line(host):
+    for arguments in (["start", "a"], ["start", "A/b", "--", "true"], ["stop"], ["logs", "nobody"]):
+        done = host.run(*arguments)
+        assert done.returncode == 1
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_status_is_readable_before_anything_was_started(host):
+    shown = json.loads(host.run("status", "--json").stdout)
+    assert shown == {"backend": "supervisor", "lease": None, "services": []}
