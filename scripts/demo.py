@@ -77,7 +77,8 @@ def main() -> int:
     began = time.monotonic()
     status = 0
     try:
-        lab = json.loads(call("emulate", "up", "--inventory", INVENTORY, "--json", capture=True))
+        call("emulate", "up", "--inventory", INVENTORY)
+        lab = json.loads(call("emulate", "status", "--inventory", INVENTORY, "--json", capture=True))
         watch.roots.add(int(lab["keeper_pid"]))
         call("provision", "--inventory", INVENTORY)
         result = json.loads(call("run", CAMPAIGN, "--json", *sys.argv[1:], capture=True))

@@ -5,6 +5,8 @@ jetson-stats is licensed under the AGPL-3.0: its client is called here, and noth
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import signal
 import sys
@@ -20,7 +22,10 @@ __all__ = ["STALL_S", "Stopped", "readings", "record_jtop"]
 
 _OFFLINE_C = -256
 STALL_S = 5.0
+_PAUSE_S = 0.5
 _MAX_PAUSE_S = 5.0
+# What this program leaves in its environment for its next execution.
+_EARLIER = "TESTBED_JTOP_EARLIER"
 
 
 class Stopped(BaseException):
@@ -59,7 +64,10 @@ def _plain(name: str) -> str:
 
 
 def record_jtop(out: Path, hz: float, stall_s: float = STALL_S) -> None:
-    """Append what jtop reports to a file until SIGTERM; connect anew whenever it falls silent.
+    """Append what jtop reports to a file until SIGTERM; begin anew whenever it falls silent.
+
+    To begin anew this program is executed again: the client keeps its broken connection for the rest of the
+    process (multiprocessing holds one for each address and thread), so a second client here would get it too.
 
     Args:
         out: The file: lines of ``mono_ns,key,value``.
@@ -77,25 +85,32 @@ def record_jtop(out: Path, hz: float, stall_s: float = STALL_S) -> None:
         signal.signal(number, _on_stop)
     signal.signal(signal.SIGALRM, _on_stall)
     lines = Lines(out, "mono_ns,key,value")
-    pause_s, said = 0.5, ""
+    begun_s = time.monotonic()
     try:
-        while True:
-            begun_s = time.monotonic()
-            try:
-                reason = _follow(lambda: jtop(interval=1.0 / hz), lines, hz, stall_s)
-            except Exception as error:  # whatever the client raises, the remedy is a new one
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            finally:
-                _watch(0)
-            if reason != said:
-                print(f"jtop: {reason}; connecting again", file=sys.stderr, flush=True)
-                said = reason
-            if time.monotonic() - begun_s > 4 * stall_s:
-                pause_s, said = 0.5, ""  # it worked for a while
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, _MAX_PAUSE_S)
+        try:
+            reason = _follow(lambda: jtop(interval=1.0 / hz), lines, hz, stall_s)
+        except Exception as error:  # whatever the client raises, the remedy is a new one
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        finally:
+            _watch(0)
+        pause_s, said = _earlier() if time.monotonic() - begun_s < 4 * stall_s else (_PAUSE_S, "")
+        if reason != said:
+            print(f"jtop: {reason}; connecting again", file=sys.stderr, flush=True)
+        time.sleep(pause_s)
     except Stopped:
         lines.close()
+        return
+    os.environ[_EARLIER] = json.dumps([min(2 * pause_s, _MAX_PAUSE_S), reason])
+    os.execv(sys.executable, [sys.executable, "-m", "payloads.boardlog", *sys.argv[1:]])
+
+
+def _earlier() -> tuple[float, str]:
+    """Return the pause that is due after one more failure, and what was said of the last one."""
+    text = os.environ.get(_EARLIER)
+    if text is None:
+        return _PAUSE_S, ""
+    pause_s, said = json.loads(text)
+    return float(pause_s), str(said)
 
 
 def _follow(connect: Callable[[], Any], lines: Lines, hz: float, stall_s: float) -> str:

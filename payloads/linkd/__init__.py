@@ -7,7 +7,8 @@ state.py      the state file, written before the first change
 tc.py         netlink messages of queueing disciplines: batches, raw options
 kernel.py     the one module that touches the kernel (pyroute2 and tc.py)
 shaper.py     set, re-rate, clear, restore
-daemon.py     the service behind ``linkd.sock``, and its guard
+daemon.py     the service behind ``linkd.sock``
+guard.py      the process that outlives it by a moment when it is killed
 client.py     what talks to it
 respond.py    the devices' end of a probe; probe.py is the base station's, hello.py their handshake
 """

@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     probe.add_argument("--sizes", default="1024,4096,8192,32768,131072", help="bytes, with commas between")
     probe.add_argument("--repeats", type=int, default=5)
     probe.add_argument("--tolerance", type=float, default=0.05)
-    probe.add_argument("--retries", type=int, default=1, help="measure again what is outside the tolerance")
+    probe.add_argument("--retries", type=int, default=2, help="measure again what is outside the tolerance")
     probe.add_argument("--direction", choices=("downlink", "uplink"), help="default: both")
     respond = commands.add_parser("respond", help="answer probes: runs on the devices")
     respond.add_argument("--listen", required=True, metavar="ADDRESS:PORT")

@@ -39,7 +39,7 @@ def serve(socket_path: Path, state_path: Path, interface: Optional[str], slack_u
     state_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     state_file = StateFile(state_path)
     with _stop_signals() as stop:
-        guard = Guard(["restore", "--state", str(state_path)])
+        guard = Guard(state_path)
         with state_file.lock():
             kernel = Kernel()
             try:

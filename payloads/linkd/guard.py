@@ -5,24 +5,25 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import Optional, Sequence
+from pathlib import Path
+from typing import Optional
 
 __all__ = ["Guard"]
 
 
 class Guard:
-    """Waits for its parent's end, then runs ``linkd`` with the given arguments.
+    """Waits for its parent's end, then runs ``linkd restore`` where there is still a state file.
 
     The guard sits in a session of its own, so that what kills the daemon's process group leaves it alone. It
     learns of the daemon's end from a pipe, which the kernel closes. It is a fork and shares the daemon's
     memory; only when it is needed does it become a fresh interpreter.
 
     Args:
-        arguments: What it runs: ``restore`` and its options.
+        state_path: The state file.
     """
 
-    def __init__(self, arguments: Sequence[str]) -> None:
-        self._arguments = list(arguments)
+    def __init__(self, state_path: Path) -> None:
+        self._state_path = state_path
         self._pid = 0
         self._pipe: Optional[int] = None
         self.ensure()
@@ -46,7 +47,7 @@ class Guard:
         try:
             self._watch(read_end)
         finally:
-            os._exit(1)
+            os._exit(0)
 
     def dismiss(self) -> None:
         """Let the guard go: everything has been put back, so that it finds nothing to do."""
@@ -67,4 +68,6 @@ class Guard:
         os.closerange(pipe + 1, os.sysconf("SC_OPEN_MAX"))
         while os.read(pipe, 1):
             pass
-        os.execv(sys.executable, [sys.executable, "-m", "payloads.linkd", *self._arguments])
+        if self._state_path.exists():
+            command = [sys.executable, "-m", "payloads.linkd", "restore", "--state", str(self._state_path)]
+            os.execv(sys.executable, command)

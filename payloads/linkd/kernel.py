@@ -20,10 +20,11 @@ from payloads.linkd.plan import (
     Leaf,
     Match,
     Operation,
+    Rated,
     Redirect,
     Root,
 )
-from payloads.linkd.tc import Message, TcError, TcSocket, leaf_message, qdisc_message
+from payloads.linkd.tc import Message, TcError, TcSocket, qdisc_message, rated_message
 
 __all__ = ["Counters", "Kernel"]
 
@@ -31,18 +32,8 @@ _ETH_P_IP = 0x0800
 _RTN_UNICAST = 1
 _INGRESS_HANDLE = 0xFFFF0000
 _FIFO_HANDLE = 0x7BFF0000
-#: A class that limits nothing: 100 Gbit/s and 10 ms of it. The quantum is above any frame, and below the
-#: 200,000 bytes from which the kernel warns.
-_UNLIMITED = {
-    "parent": ROOT_HANDLE,
-    "rate": 12_500_000_000,
-    "burst": 125_000_000,
-    "cburst": 125_000_000,
-    "quantum": 60_000,
-}
 _NAMES = {
     Root: "htb",
-    Class: "a class of htb",
     Fifo: "a pfifo",
     Ingress: "an ingress hook",
     Match: "a u32 filter",
@@ -155,11 +146,10 @@ class Kernel:
             else:
                 raise TypeError(f"{operation} goes only with its interface")
 
-    def change(self, leaves: Sequence[Leaf]) -> None:
-        """Give leaves another rate, all in one call; queues and waiting packets stay."""
-        names = sorted({leaf.on for leaf in leaves})
-        indexes = {name: self._index(name) for name in names}
-        self._send([leaf_message(indexes[leaf.on], leaf) for leaf in leaves], "change a rate")
+    def change(self, rated: Sequence[Rated]) -> None:
+        """Give classes and leaves another rate, all in one call; queues and waiting packets stay."""
+        indexes = {name: self._index(name) for name in {item.on for item in rated}}
+        self._send([rated_message(indexes[item.on], item) for item in rated], "change a rate")
 
     def try_to_make(self, qdisc: FoundQdisc, on: str) -> bool:
         """Return whether a queueing discipline comes out the same when made again on an interface of ours."""
@@ -227,8 +217,9 @@ class Kernel:
             self._add_ifb(operation)
             return
         index = self._index(operation.on)
-        if isinstance(operation, Leaf):
-            self._send([leaf_message(index, operation, create=True)], f"add a tbf on {operation.on}")
+        if isinstance(operation, (Class, Leaf)):
+            name = "a tbf" if isinstance(operation, Leaf) else "a class of htb"
+            self._send([rated_message(index, operation, create=True)], f"add {name} on {operation.on}")
             return
         command, kind, arguments = self._arguments(operation)
         what = f"add {_NAMES[type(operation)]} on {operation.on}"
@@ -238,8 +229,6 @@ class Kernel:
         """Return pyroute2's command, kind and arguments for an operation."""
         if isinstance(operation, Root):
             return "replace", "htb", {"handle": ROOT_HANDLE, "parent": TC_ROOT, "default": DEFAULT_MINOR}
-        if isinstance(operation, Class):
-            return "add-class", "htb", {"handle": ROOT_HANDLE | operation.minor, **_UNLIMITED}
         if isinstance(operation, Fifo):
             parent, limit = ROOT_HANDLE | operation.minor, operation.limit_packets
             return "add", "pfifo", {"handle": _FIFO_HANDLE, "parent": parent, "limit": limit}

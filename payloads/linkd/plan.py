@@ -6,8 +6,10 @@
                    ingress  ── filters                          from a device's data or probe port: to the ifb
     ifb            htb root ── class 1 ── tbf (uplink rate)     and so on, one class per device
 
-The classes themselves are not limited; the tbf leaf alone shapes. htb with a rate of its own would not do: it
-sends a whole super-packet of up to 64 KiB as soon as its bucket is not empty, where tbf cuts it into frames.
+The tbf leaf shapes: a packet longer than its bucket, such as the super-packets of up to 64 KiB that TCP hands over,
+is cut into frames first, where htb would send it whole as soon as its own bucket is not empty. The class has the
+same rate and a larger bucket, and so does nothing until a link is re-rated many times a second: the kernel fills a
+tbf's bucket at each change, and a class's not.
 """
 
 from __future__ import annotations
@@ -34,15 +36,16 @@ __all__ = [
     "Link",
     "Match",
     "Operation",
+    "Rated",
     "Redirect",
     "Root",
     "assign_minors",
     "difference",
     "ifb_name",
-    "leaf",
     "parse_links",
     "parse_rates",
     "plan",
+    "rated",
 ]
 
 #: Major numbers that nobody else is likely to use: what carries them on an interface is ours.
@@ -52,6 +55,10 @@ DEFAULT_MINOR = 0xFFF
 DEFAULT_PROBE_PORT = 7071
 MAX_DEVICES = 0x3FF
 _FIFO_LIMIT_PACKETS = 10_000
+#: 100 Gbit/s and 10 ms of it: a class that limits nothing.
+_UNLIMITED = (12_500_000_000, 125_000_000)
+#: The class may be this many frames ahead of its rate, where the leaf may be one.
+_CLASS_FRAMES = 3
 _FILTERS_PER_DEVICE = 2
 
 
@@ -117,11 +124,13 @@ class Root:
 
 @dataclass(frozen=True)
 class Class:
-    """An unlimited class below the root; its counters are those of its owner."""
+    """A class below the root; its counters are those of its owner."""
 
     on: str
     minor: int
-    owner: str = ""
+    owner: str
+    rate_bytes_per_s: int
+    burst_bytes: int
 
 
 @dataclass(frozen=True)
@@ -180,6 +189,7 @@ class Redirect:
     port: int
 
 
+Rated = Union[Class, Leaf]
 Operation = Union[Ifb, Root, Class, Fifo, Leaf, Ingress, Match, Redirect]
 
 
@@ -190,12 +200,12 @@ class Difference:
     Attributes:
         remove: What goes, in the order of its removal.
         add: What comes, in order.
-        change: The leaves that get another rate where they are.
+        change: The classes and leaves that get another rate where they are.
     """
 
     remove: Tuple[Operation, ...]
     add: Tuple[Operation, ...]
-    change: Tuple[Leaf, ...]
+    change: Tuple[Rated, ...]
 
     def __bool__(self) -> bool:
         return bool(self.remove or self.add or self.change)
@@ -297,15 +307,13 @@ def assign_minors(
     return minors
 
 
-def leaf(on: str, minor: int, owner: str, rate_mbit: float, mtu: int, slack_us: float) -> Leaf:
-    """Return the leaf that gives a rate at an MTU."""
-    return Leaf(
-        on,
-        minor,
-        owner,
-        max(1, round(rate_mbit * 1e6 / 8)),
-        bucket_bytes(rate_mbit, mtu, slack_us),
-        limit_bytes(rate_mbit, mtu, slack_us),
+def rated(on: str, minor: int, owner: str, rate_mbit: float, mtu: int, slack_us: float) -> Tuple[Class, Leaf]:
+    """Return the class and the leaf that give a rate at an MTU."""
+    rate = max(1, round(rate_mbit * 1e6 / 8))
+    bucket = bucket_bytes(rate_mbit, mtu, slack_us)
+    return (
+        Class(on, minor, owner, rate, _CLASS_FRAMES * bucket),
+        Leaf(on, minor, owner, rate, bucket, limit_bytes(rate_mbit, mtu, slack_us)),
     )
 
 
@@ -326,13 +334,12 @@ def plan(
     ifb = ifb_name(interface)
     operations: List[Operation] = [Ifb(ifb, interface.mtu)]
     for on in (ifb, interface.name):
-        operations += [Root(on), Class(on, DEFAULT_MINOR), Fifo(on, DEFAULT_MINOR)]
+        operations += [Root(on), Class(on, DEFAULT_MINOR, "", *_UNLIMITED), Fifo(on, DEFAULT_MINOR)]
     operations.append(Ingress(interface.name))
     for link in links:
         minor = minors[link.identity]
         for on, rate in ((interface.name, link.downlink_mbit), (ifb, link.uplink_mbit)):
-            operations.append(Class(on, minor, link.device))
-            operations.append(leaf(on, minor, link.device, rate, interface.mtu, slack_us))
+            operations += rated(on, minor, link.device, rate, interface.mtu, slack_us)
         ports = [
             (1 + minor * _FILTERS_PER_DEVICE + number, port)
             for number, port in enumerate((link.port, link.probe_port))
@@ -350,11 +357,13 @@ def plan(
 def difference(old: Sequence[Operation], new: Sequence[Operation]) -> Difference:
     """Return the way from one plan to another on the same interface.
 
-    Leaves of a class that stays change where they are; all else that differs is taken away and made anew.
+    Classes and leaves change where they are; all else that differs is taken away and made anew.
     """
     before, after = {_key(item): item for item in old}, {_key(item): item for item in new}
     change = tuple(
-        item for key, item in after.items() if isinstance(item, Leaf) and before.get(key, item) != item
+        item
+        for key, item in after.items()
+        if isinstance(item, (Class, Leaf)) and before.get(key, item) != item
     )
     # A class takes its leaf with it.
     gone = (item for item in reversed(old) if _key(item) not in after)
@@ -363,5 +372,5 @@ def difference(old: Sequence[Operation], new: Sequence[Operation]) -> Difference
 
 
 def _key(item: Operation) -> object:
-    """Return what makes an operation the same thing in two plans: all of it, or a leaf whatever its rate."""
-    return (Leaf, item.on, item.minor, item.owner) if isinstance(item, Leaf) else item
+    """Return what makes an operation the same thing in two plans: all of it but a rate."""
+    return (type(item), item.on, item.minor, item.owner) if isinstance(item, (Class, Leaf)) else item

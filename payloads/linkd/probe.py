@@ -47,7 +47,7 @@ class Settings:
     message_bytes: Tuple[int, ...]
     repeats: int = 5
     tolerance: float = 0.05
-    retries: int = 1
+    retries: int = 2
     directions: Tuple[str, ...] = DIRECTIONS
 
     def __post_init__(self) -> None:
@@ -156,10 +156,11 @@ def probe_device(
     try:
         for direction in settings.directions:
             for size in settings.message_bytes:
-                for _attempt in range(1 + settings.retries):
+                for attempt in range(1, 2 + settings.retries):
                     times, round_trips = prober.measure(direction, size, settings.repeats)
                     rtt_ms = statistics.median(round_trips)
                     row = row_of(link, direction, size, times, rtt_ms, settings.tolerance, prober.framing)
+                    row["attempts"] = attempt
                     if row["ok"]:
                         break
                 yield row

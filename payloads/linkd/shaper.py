@@ -12,6 +12,7 @@ from payloads.linkd.plan import (
     DEFAULT_MINOR,
     Ifb,
     Interface,
+    Leaf,
     Link,
     Operation,
     assign_minors,
@@ -90,9 +91,10 @@ class Shaper:
             raise LinksError("rates: no links are set")
         links = parse_rates(rates, self._links)
         operations = plan(links, self._interface, self._minors, self._slack_us)
-        changed = self._go(operations)
+        changed = [item for item in difference(self._operations, operations).change if isinstance(item, Leaf)]
+        self._go(operations)
         self._links, self._operations = links, operations
-        return {"changed": changed}
+        return {"changed": len(changed)}
 
     def clear(self) -> Dict[str, Any]:
         """Put everything back as it was found."""

@@ -13,11 +13,11 @@ import struct
 from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 from payloads.linkd.found import FoundQdisc
-from payloads.linkd.plan import ROOT_HANDLE, Leaf
+from payloads.linkd.plan import ROOT_HANDLE, Leaf, Rated
 
-__all__ = ["TcError", "TcSocket", "leaf_message", "parse_qdisc", "qdisc_message"]
+__all__ = ["TcError", "TcSocket", "parse_qdisc", "qdisc_message", "rated_message"]
 
-RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC = 36, 37, 38
+_RTM_NEWQDISC, _RTM_GETQDISC, _RTM_NEWTCLASS = 36, 38, 40
 _REQUEST, _ACK, _REPLACE, _EXCL, _CREATE, _DUMP = 0x1, 0x4, 0x100, 0x200, 0x400, 0x300
 _ERROR, _DONE = 2, 3
 _CAPPED, _ACK_TLVS = 0x100, 0x200
@@ -25,6 +25,9 @@ _SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK = 270, 10, 11
 _KIND, _OPTIONS, _STAB, _INGRESS_BLOCK, _EGRESS_BLOCK = 1, 2, 8, 13, 14
 _EXTRAS = {_STAB: "size table", _INGRESS_BLOCK: "shared block", _EGRESS_BLOCK: "shared block"}
 _TBF_PARMS, _TBF_BURST = 1, 6
+_HTB_PARMS, _HTB_RATE64, _HTB_CEIL64 = 1, 6, 7
+#: Above any frame, and below the 200,000 bytes from which the kernel warns.
+_QUANTUM_BYTES = 60_000
 _LINKLAYER_ETHERNET = 1
 #: One tick of the packet scheduler is 64 ns.
 _NS_PER_TICK = 64
@@ -70,20 +73,35 @@ def qdisc_message(
     index: int, parent: int, handle: int, kind: str, options: bytes, *, create: bool
 ) -> Message:
     """Return the message that makes a queueing discipline, in place of another, or changes one."""
+    return _message(_RTM_NEWQDISC, index, parent, handle, kind, options, create)
+
+
+def rated_message(index: int, item: Rated, *, create: bool = False) -> Message:
+    """Return the message that makes a class or a leaf, or gives it another rate without touching its queue."""
+    # Without a link layer the kernel would want a table of 256 times.
+    rate = _RATE.pack(0, _LINKLAYER_ETHERNET, 0, -1, 0, min(item.rate_bytes_per_s, 0xFFFFFFFF))
+    ticks = min(0xFFFFFFFF, item.burst_bytes * 10**9 // item.rate_bytes_per_s // _NS_PER_TICK)
+    if isinstance(item, Leaf):
+        parms = rate + bytes(_RATE.size) + struct.pack("=III", item.limit_bytes, ticks, 0)
+        # The bucket in bytes too: in ticks alone it could come out a few bytes smaller than a frame.
+        options = _attribute(_TBF_PARMS, parms) + _attribute(_TBF_BURST, struct.pack("=I", item.burst_bytes))
+        parent = ROOT_HANDLE | item.minor
+        return _message(_RTM_NEWQDISC, index, parent, item.handle, "tbf", options, create)
+    parms = rate + rate + struct.pack("=IIIII", ticks, ticks, _QUANTUM_BYTES, 0, 0)
+    options = _attribute(_HTB_PARMS, parms)
+    if item.rate_bytes_per_s > 0xFFFFFFFF:
+        rate64 = struct.pack("=Q", item.rate_bytes_per_s)
+        options += _attribute(_HTB_RATE64, rate64) + _attribute(_HTB_CEIL64, rate64)
+    return _message(_RTM_NEWTCLASS, index, ROOT_HANDLE, ROOT_HANDLE | item.minor, "htb", options, create)
+
+
+def _message(
+    number: int, index: int, parent: int, handle: int, kind: str, options: bytes, create: bool
+) -> Message:
     body = _TCMSG.pack(0, index, handle, parent, 0) + _attribute(_KIND, kind.encode() + b"\0")
     if options:
         body += _attribute(_OPTIONS, options)
-    return RTM_NEWQDISC, _REQUEST | _ACK | (_CREATE | _REPLACE if create else 0), body
-
-
-def leaf_message(index: int, leaf: Leaf, *, create: bool = False) -> Message:
-    """Return the message that makes a leaf, or gives it another rate without touching its queue."""
-    rate = _RATE.pack(0, _LINKLAYER_ETHERNET, 0, -1, 0, leaf.rate_bytes_per_s)
-    ticks = min(0xFFFFFFFF, leaf.burst_bytes * 10**9 // leaf.rate_bytes_per_s // _NS_PER_TICK)
-    parms = rate + bytes(_RATE.size) + struct.pack("=III", leaf.limit_bytes, ticks, 0)
-    # The bucket in bytes too: in ticks alone it could come out a few bytes smaller than a frame.
-    options = _attribute(_TBF_PARMS, parms) + _attribute(_TBF_BURST, struct.pack("=I", leaf.burst_bytes))
-    return qdisc_message(index, ROOT_HANDLE | leaf.minor, leaf.handle, "tbf", options, create=create)
+    return number, _REQUEST | _ACK | (_CREATE | _REPLACE if create else 0), body
 
 
 def parse_qdisc(body: bytes) -> Tuple[int, FoundQdisc]:
@@ -132,7 +150,7 @@ class TcSocket:
 
     def qdiscs(self, index: int) -> List[FoundQdisc]:
         """Return the queueing disciplines of one interface, as the kernel lists them."""
-        self._socket.send(self._pack((RTM_GETQDISC, _REQUEST | _DUMP, _TCMSG.pack(0, index, 0, 0, 0))))
+        self._socket.send(self._pack((_RTM_GETQDISC, _REQUEST | _DUMP, _TCMSG.pack(0, index, 0, 0, 0))))
         found: List[FoundQdisc] = []
         while True:
             for answer in self._receive():

@@ -121,11 +121,16 @@ def spawn(argv: Sequence[str], environment: Mapping[str, str], directory: str, o
     return pid
 
 
-def members(session: int, token: str) -> list[int]:
+def members(session: int, token: str, since_ticks: int) -> list[int]:
     """Return the processes of one service.
 
     Those are the processes of its session, and those that left the session but still carry ``token`` in the
     environment they were started with (as ``TESTBED_SERVICE``).
+
+    Args:
+        session: The service's session, or 0 where its number can be another's by now.
+        token: What the service's processes carry.
+        since_ticks: When the service's first process started: none of the others is older.
     """
     marker = f"TESTBED_SERVICE={token}".encode()
     found = []
@@ -133,7 +138,7 @@ def members(session: int, token: str) -> list[int]:
         if not entry.isdigit() or int(entry) == os.getpid():
             continue
         fields = _stat(int(entry))
-        if not fields or fields[0] in "ZX":
+        if not fields or fields[0] in "ZX" or int(fields[19]) < since_ticks:
             continue
         if (session and int(fields[3]) == session) or marker in _environment(entry):
             found.append(int(entry))

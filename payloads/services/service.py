@@ -42,6 +42,7 @@ class Service:
         self.incarnation = int((read_json(self.folder / "state.json") or {}).get("incarnation", 0))
         self.token = ""
         self.pid = 0
+        self._ticks = 0
         self._reaped = True
         self._was_ready = False
         self._restarted_at: list[float] = []
@@ -67,11 +68,13 @@ class Service:
         try:
             self.pid = processes.spawn(self.spec.argv, environment, self.spec.directory, output)
         except OSError as error:
-            self.pid = 0
+            self.pid = self._ticks = 0
             self._end("failed", f"cannot be started: {error.strerror}")
             return
         finally:
             os.close(output)
+        # Its number is its own until it has been collected, so there is always something to read here.
+        self._ticks = processes.start_ticks(self.pid) or 0
         self._reaped = False
         self.state, self.reason = "running", ""
         (self.folder / "pid").write_text(f"{self.pid}\n")
@@ -126,7 +129,7 @@ class Service:
         """Do what is due."""
         now = time.monotonic()
         if self.state == "ending":
-            left = processes.members(self.pid, self.token)
+            left = self._members()
             if not left and self._reaped:
                 self._ended()
             elif now >= self._due:
@@ -135,11 +138,14 @@ class Service:
             self._restarted_at.append(now)
             self.start()
 
+    def _members(self) -> list[int]:
+        return processes.members(self.pid, self.token, self._ticks)
+
     def _begin_ending(self, outcome: str, reason: str) -> None:
         self.state, self.reason, self._outcome = "ending", reason, outcome
         self._due = time.monotonic() + STOP_S
         self._save()
-        processes.send_signal(processes.members(self.pid, self.token), signal.SIGTERM)
+        processes.send_signal(self._members(), signal.SIGTERM)
 
     def _ended(self) -> None:
         if self._successor is not None:
@@ -171,7 +177,7 @@ class Service:
             "restarts": len(self._restarted_at),
             "token": self.token,
             "pid": self.pid,
-            "ticks": processes.start_ticks(self.pid) or 0 if self.pid else 0,
+            "ticks": self._ticks,
             "boot": processes.boot_id(),
             "since_unix": round(time.time(), 3),
         }

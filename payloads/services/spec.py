@@ -36,7 +36,9 @@ class Spec(NamedTuple):
 
     @classmethod
     def here(cls, name: str, argv: tuple[str, ...], *, restart: bool, awaits_ready: bool) -> Spec:
-        """Return the spec of a service that is asked for by this process."""
+        """Return the spec of a service that is asked for by this process; the program may begin with ``~/``."""
+        if argv[0].startswith("~/"):
+            argv = (str(Path(argv[0]).expanduser()), *argv[1:])
         return cls(name, argv, restart, awaits_ready, str(Path.cwd()), code_folder())
 
     def same_service(self, other: Spec) -> bool:

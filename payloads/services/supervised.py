@@ -234,7 +234,8 @@ def _end_processes(state: Mapping[str, Any]) -> None:
 
     def left() -> list[int]:
         # Without its leader a session's number can be another's by now; the token cannot.
-        return processes.members(leader.pid if processes.is_alive(leader) else 0, state["token"])
+        session = leader.pid if processes.is_alive(leader) else 0
+        return processes.members(session, state["token"], leader.ticks)
 
     processes.send_signal(left(), signal.SIGTERM)
     _wait(lambda: not left(), STOP_S)

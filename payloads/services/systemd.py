@@ -14,7 +14,15 @@ import time
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
-from payloads.services.layout import ServiceError, code_folder, service_folder, service_names, write_whole
+from payloads.services.layout import (
+    ServiceError,
+    code_folder,
+    locked,
+    service_folder,
+    service_names,
+    services_folder,
+    write_whole,
+)
 from payloads.services.lease import LeaseWatch
 from payloads.services.service import RESTART_WINDOW_S, RESTARTS, STOP_S
 from payloads.services.spec import Spec, inherited_environment, read_spec
@@ -108,11 +116,16 @@ class SystemdBackend:
 
     def start(self, spec: Spec, *, initial_s: float, ready_s: float, again: bool = False) -> str:
         """Start a service and wait until it is ready; return what was done."""
+        with locked(services_folder() / ".start.lock"):
+            did = self._start(spec, initial_s, again=again)
+        self._await_ready(spec, ready_s)
+        return did
+
+    def _start(self, spec: Spec, initial_s: float, *, again: bool) -> str:
         folder = service_folder(spec.name)
         known, state = read_spec(folder), self._show([spec.name])[spec.name]
         active = state.get("ActiveState") in ("active", "activating", "deactivating")
         if active and known is not None and known.same_service(spec) and not again:
-            self._await_ready(spec, ready_s)
             return "already running"
         self._begin_guard(initial_s)
         if active:
@@ -127,7 +140,6 @@ class SystemdBackend:
         self._call(run_command(spec, folder, self._scope))
         if not spec.awaits_ready:
             ready.touch()
-        self._await_ready(spec, ready_s)
         return "restarted" if active else "started"
 
     def stop(self, names: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ It stays up when a device is lost: that trial fails, and the next one connects a
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import signal
 import sys
@@ -54,6 +55,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         return 1
     try:
         _say(f"ready with {station.describe()['parameters']} parameters, control at {options.control}")
+        # What is there now stays; the collector need not look at it again and again.
+        gc.collect()
+        gc.freeze()
         announce_ready()
         serve(station, control)
     finally:

@@ -10,10 +10,12 @@ a frame that breaks the format closes its connection; the worker goes on.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import List, Optional, Sequence
 
@@ -82,10 +84,13 @@ class Worker:
         dispatch = unpack_dispatch(payload)
         try:
             return self._compute(dispatch, received_ns, header.sequence)
-        except (NotHeldError, RuntimeError) as error:
-            # RuntimeError: torch, such as memory that ran out. The base station must hear of it.
+        except NotHeldError as error:
             print(f"{NAME}: layer {dispatch.layer}: {error}", file=sys.stderr, flush=True)
             return [pack_error(str(error), header.sequence)]
+        except Exception as error:
+            # Such as memory that ran out: logged in full, told to the base station, and no end of the service.
+            traceback.print_exc()
+            return [pack_error(f"{type(error).__name__}: {error}", header.sequence)]
 
     def _compute(self, dispatch: Dispatch, received_ns: int, sequence: int) -> List[Buffer]:
         weights = self._bank.find(dispatch)
@@ -124,6 +129,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         print(
             f"{NAME}: serving {len(wanted.experts)} experts at {address}:{port}", file=sys.stderr, flush=True
         )
+        # What is there now stays; the collector need not look at it again and again.
+        gc.collect()
+        gc.freeze()
         announce_ready()
         server.serve()
     finally:

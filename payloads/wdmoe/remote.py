@@ -27,7 +27,7 @@ from payloads.wire.client import (
     Exchange,
     Request,
 )
-from payloads.wire.frames import FrameError, Kind, pack_dispatch, unpack_result
+from payloads.wire.frames import FrameError, Kind, pack_dispatch, pack_lists, unpack_result
 
 __all__ = ["DispatchRow", "Dispatcher", "RemoteExperts", "load_model"]
 
@@ -191,12 +191,19 @@ class Dispatcher:
         dtype: str,
         width: int,
     ) -> _Part:
-        mine = np.concatenate([places[start:end] for _, start, end in share])
-        # Each token's row travels once, even when several experts of the device want it.
-        tokens, numbers = np.unique(mine // chosen, return_inverse=True)
-        data = rows if len(tokens) == len(rows) else rows[tokens]
-        head = [expert for expert, _, _ in share] + [end - start for _, start, end in share]
-        lists = np.concatenate([head, numbers]).astype("<u2").tobytes()
+        if len(share) == 1:
+            mine = places[share[0][1] : share[0][2]]
+        else:
+            mine = np.concatenate([places[start:end] for _, start, end in share])
+        experts = [expert for expert, _, _ in share]
+        counts = [end - start for _, start, end in share]
+        if len(rows) == 1:
+            data, numbers = rows, [0] * len(mine)
+        else:
+            # Each token's row travels once, even when several experts of the device want it.
+            tokens, inverse = np.unique(mine // chosen, return_inverse=True)
+            data, numbers = rows if len(tokens) == len(rows) else rows[tokens], inverse.tolist()
+        lists = pack_lists(experts, counts, numbers)
         sequence = channel.next_sequence()
         frame = pack_dispatch(layer, dtype, self.step, len(data), width, len(share), len(mine), sequence)
         return _Part(
@@ -284,7 +291,7 @@ def load_model(folder: Path, family: Family, dtype: str, dispatcher: Dispatcher)
     from transformers.monkey_patching import register_patch_mapping, unregister_patch_mapping
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     register_patch_mapping({family.experts_class: RemoteExperts})
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(

@@ -169,7 +169,7 @@ class Answer(NamedTuple):
 class _Pending:
     """A request on its way."""
 
-    __slots__ = ("channel", "first_ns", "position", "rest", "sent_ns", "sequence", "size")
+    __slots__ = ("channel", "first_ns", "header", "position", "rest", "sent_ns", "sequence", "size")
 
     def __init__(self, channel: Channel, position: int, sequence: int, size: int, sent_ns: int) -> None:
         self.channel = channel
@@ -179,6 +179,7 @@ class _Pending:
         self.sent_ns = sent_ns
         self.first_ns = 0
         self.rest: List[memoryview] = []
+        self.header: Optional[Header] = None
 
 
 class Exchange:
@@ -250,12 +251,9 @@ class Exchange:
                         raise self._unasked(descriptor)
                     if event & select.EPOLLOUT:
                         self._send_rest(descriptor, pending)
-                    if event & ~select.EPOLLOUT:
-                        header = self._receive(pending, now_ns)
-                        if header is None:
-                            continue
+                    if event & ~select.EPOLLOUT and self._receive(pending, now_ns):
                         del waiting[descriptor]
-                        answers[pending.position] = self._answer(pending, header, kind, refusals)
+                        answers[pending.position] = self._answer(pending, kind, refusals)
         except BaseException:
             for pending in waiting.values():
                 self.disconnect(pending.channel)
@@ -270,7 +268,7 @@ class Exchange:
         if connection is None:
             raise DeviceLostError(channel.name, "not connected")
         channel._release()
-        size = sum(len(buffer) for buffer in request.buffers)
+        size = sum(map(len, request.buffers))
         pending = _Pending(channel, position, request.sequence, size, time.monotonic_ns())
         descriptor = connection.fileno()
         waiting[descriptor] = pending
@@ -292,29 +290,30 @@ class Exchange:
         if not pending.rest:
             self._epoll.modify(descriptor, select.EPOLLIN)
 
-    def _receive(self, pending: _Pending, now_ns: int) -> Optional[Header]:
+    def _receive(self, pending: _Pending, now_ns: int) -> bool:
+        """Receive what is there; return whether the answer is complete."""
         channel = pending.channel
         connection = channel._socket
         assert connection is not None
         if not pending.first_ns:
             pending.first_ns = now_ns
         try:
-            return channel._receiver.receive(connection)
+            pending.header = channel._receiver.receive(connection)
         except (OSError, FrameError) as error:
             raise self._lost(channel, error) from error
+        return pending.header is not None
 
-    def _answer(
-        self, pending: _Pending, header: Header, kind: int, refusals: List[DeviceRefusedError]
-    ) -> Optional[Answer]:
-        channel = pending.channel
-        channel._holds_frame = True
+    def _answer(self, pending: _Pending, kind: int, refusals: List[DeviceRefusedError]) -> Optional[Answer]:
         done_ns = time.monotonic_ns()
-        payload = channel._receiver.payload()
-        size = len(payload) + HEADER_BYTES
+        channel, header = pending.channel, pending.header
+        assert header is not None
+        channel._holds_frame = True
+        size = header.length + HEADER_BYTES
         channel.bytes_back += size
         if header.sequence != pending.sequence or header.kind not in (kind, Kind.ERROR) or pending.rest:
             self.disconnect(channel)
             raise DeviceLostError(channel.name, "it answered something that was not asked")
+        payload = channel._receiver.payload()
         if header.kind == Kind.ERROR:
             refusals.append(DeviceRefusedError(channel.name, unpack_error(payload)))
             return None

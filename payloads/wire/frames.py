@@ -233,7 +233,7 @@ def unpack_dispatch(payload: memoryview) -> Dispatch:
     numbers, counts, indices = lists[:experts], lists[experts : 2 * experts], lists[2 * experts :]
     if sum(counts) != assignments or min(counts) == 0:
         raise FrameError("the dispatch's row counts do not add up")
-    if any(numbers[i] >= numbers[i + 1] for i in range(experts - 1)):
+    if experts > 1 and any(numbers[i] >= numbers[i + 1] for i in range(experts - 1)):
         raise FrameError("the dispatch's experts are not in rising order")
     if max(indices) >= rows:
         raise FrameError("the dispatch names a row that it does not hold")

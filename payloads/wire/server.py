@@ -54,17 +54,22 @@ class Server:
 
     def serve(self, stop: Optional[Callable[[], bool]] = None, poll_s: float = 3600.0) -> None:
         """Serve until ``stop`` says so (looked at every ``poll_s`` seconds), or until an exception."""
+        door = self._listener.fileno()
         while not (stop and stop()):
-            deadlines = [stranger.deadline for stranger in self._strangers.values()]
-            timeout = min([poll_s, *(max(0.0, deadline - time.monotonic()) for deadline in deadlines)])
+            timeout = poll_s
+            if self._strangers:
+                first = min(stranger.deadline for stranger in self._strangers.values())
+                timeout = min(poll_s, max(0.0, first - time.monotonic()))
             for descriptor, _ in self._epoll.poll(timeout):
-                if descriptor == self._listener.fileno():
+                peer = self._peers.get(descriptor)
+                if peer is not None:
+                    self._serve_peer(descriptor, peer)
+                elif descriptor == door:
                     self._accept()
-                elif descriptor in self._peers:
-                    self._serve_peer(descriptor, self._peers[descriptor])
                 elif descriptor in self._strangers:
                     self._hear_stranger(descriptor, self._strangers[descriptor])
-            self._drop_silent()
+            if self._strangers:
+                self._drop_silent()
 
     def close(self) -> None:
         """Close every connection and the listener."""
@@ -109,7 +114,8 @@ class Server:
         try:
             if peer.rest:
                 peer.rest = send_some(peer.connection, peer.rest)
-            while not peer.rest and self._hear_peer(peer):
+            # Once more only if something is left in the buffer: for what comes later there is the next event.
+            while not peer.rest and self._hear_peer(peer) and peer.receiver.filled:
                 pass
             # A peer that does not fetch its answers is not asked for more questions.
             interest = select.EPOLLOUT if peer.rest else select.EPOLLIN

@@ -38,17 +38,16 @@ class Receiver:
 
     Attributes:
         filled: Bytes in the buffer that no frame has been taken for.
-        received_bytes: All bytes ever received.
     """
 
-    __slots__ = ("_buffer", "_header", "_view", "filled", "received_bytes")
+    __slots__ = ("_buffer", "_header", "_needed", "_view", "filled")
 
     def __init__(self) -> None:
         self._buffer = bytearray(_FIRST_BUFFER_BYTES)
         self._view = memoryview(self._buffer)
         self._header: Optional[Header] = None
+        self._needed = HEADER_BYTES
         self.filled = 0
-        self.received_bytes = 0
 
     def receive(self, connection: socket.socket) -> Optional[Header]:
         """Receive what is there; return the header once the whole frame is in the buffer.
@@ -59,9 +58,11 @@ class Receiver:
             FrameError: What came is no frame.
         """
         while True:
-            header = self._complete()
-            if header is not None:
-                return header
+            if self.filled >= self._needed:
+                if self._header is not None:
+                    return self._header
+                self._begin(unpack_header(self._view))
+                continue
             try:
                 count = connection.recv_into(self._view[self.filled :])
             except BlockingIOError:
@@ -69,33 +70,27 @@ class Receiver:
             if count == 0:
                 raise ConnectionClosedError("connection closed")
             self.filled += count
-            self.received_bytes += count
 
     def payload(self) -> memoryview:
         """Return the payload of the complete frame; it is good until :meth:`release`."""
         assert self._header is not None
-        return self._view[HEADER_BYTES : HEADER_BYTES + self._header.length]
+        return self._view[HEADER_BYTES : self._needed]
 
     def release(self) -> None:
         """Forget the complete frame; what came behind it moves to the front."""
         assert self._header is not None
-        end = HEADER_BYTES + self._header.length
-        rest = self.filled - end
+        rest = self.filled - self._needed
         if rest:
-            self._buffer[:rest] = bytes(self._view[end : self.filled])
+            self._buffer[:rest] = bytes(self._view[self._needed : self.filled])
         self.filled = rest
         self._header = None
+        self._needed = HEADER_BYTES
 
-    def _complete(self) -> Optional[Header]:
-        if self._header is None:
-            if self.filled < HEADER_BYTES:
-                return None
-            self._header = unpack_header(self._view)
-            if HEADER_BYTES + self._header.length > len(self._buffer):
-                self._grow(HEADER_BYTES + self._header.length)
-        if self.filled < HEADER_BYTES + self._header.length:
-            return None
-        return self._header
+    def _begin(self, header: Header) -> None:
+        self._header = header
+        self._needed = HEADER_BYTES + header.length
+        if self._needed > len(self._buffer):
+            self._grow(self._needed)
 
     def _grow(self, needed: int) -> None:
         # A new buffer instead of a longer one: tensors may still point into the old one.
@@ -115,6 +110,8 @@ def send_some(connection: socket.socket, buffers: Sequence[Buffer]) -> List[memo
         sent = connection.sendmsg(buffers)
     except BlockingIOError:
         sent = 0
+    if sent == sum(map(len, buffers)):
+        return []
     rest: List[memoryview] = []
     for buffer in buffers:
         size = len(buffer)

@@ -21,7 +21,7 @@ from testbed.config.campaign import Campaign, Scenario
 from testbed.config.inventory import Host, Inventory
 from testbed.hosts.payload import host_python, payload_command
 from testbed.hosts.steps import Command, Fetch, Put, Step
-from testbed.links.commands import clear_command, probe_command, set_command
+from testbed.links.commands import clear_command, probe_command, set_command, show_command
 from testbed.links.scenario import shaping_plan
 
 __all__ = ["Kind", "Phase", "RunInputs", "plan_run"]
@@ -35,6 +35,7 @@ class Kind(Enum):
 
     DO = "do"
     LEASE = "lease"
+    RAILS = "rails"
     VERIFY = "verify"
     LINKS = "links"
     QUALITY = "quality"
@@ -105,6 +106,7 @@ def plan_run(inputs: RunInputs) -> list[Phase]:
         Phase("serve the shards", (planner.service(planner.bs, "artifacts", *planner.artifact_server()),)),
         Phase("pull the shards", tuple(planner.pulls())),
         Phase("start the devices", tuple(planner.device_services())),
+        Phase("read the power rails", tuple(planner.rails()), Kind.RAILS),
         Phase("start the base station", tuple(planner.base_station_services())),
     ]
     for policy in inputs.policies_to_rate:
@@ -201,6 +203,10 @@ class _Planner:
             jtop = ["jtop", "--out", f"{self.remote}/jtop.csv", "--hz", f"{telemetry.jtop_hz:g}"]
             yield self.service(device, "jtoplog", "boardlog", *jtop)
 
+    def rails(self) -> Iterable[Step]:
+        for device in self.devices:
+            yield self.payload(device, "boardlog", "rails", "--json", title="power rails")
+
     def base_station_services(self) -> Iterable[Step]:
         linkd = ["serve", "--socket", "~/.testbed/linkd.sock", "--state", "~/.testbed/linkd.state.json"]
         yield self.service(self.bs, "linkd", "linkd", *linkd)
@@ -230,7 +236,9 @@ class _Planner:
             phases.append(self._verify(trial))
         args = ["trial", "--spec", f"{self.remote}/spec.json", "--trial", trial.name]
         steps = (
+            show_command(self.bs),
             self.payload(self.bs, "wdmoe.bsctl", *args, title=trial.name, timeout_s=TRIAL_TIMEOUT_S),
+            show_command(self.bs),
             self.fetch(trial.name),
         )
         return [*phases, Phase(f"trial {trial.name}", steps, Kind.TRIAL, trial)]

@@ -20,7 +20,8 @@ from testbed.hosts.fleet import Fleet
 from testbed.hosts.steps import Command, Completed, Step
 from testbed.hosts.transport import Transport
 from testbed.links.scenario import links_rows, probe_rows
-from testbed.records import RecordWriter, read_payload_records
+from testbed.links.traffic import traffic_rows
+from testbed.records import RecordWriter, read_manifest, read_payload_records, write_manifest
 
 __all__ = ["Outcome", "Runner"]
 
@@ -147,6 +148,12 @@ class Runner:
             self.records.write("links", f"{phase.trial.name}-probe", rows)
         elif phase.kind is Kind.QUALITY:
             self._quality(phase)
+        elif phase.kind is Kind.RAILS:
+            rules = {
+                step.host: json.loads(answer.stdout)["total_rule"]
+                for step, answer in zip(phase.steps, answers, strict=True)
+            }
+            write_manifest(self.folder, {**read_manifest(self.folder), "power_total": rules})
 
     def _quality(self, phase: Phase) -> None:
         name = phase.name
@@ -167,10 +174,17 @@ class Runner:
         }
         tables: dict[str, list[dict[str, Any]]] = {}
         try:
-            answers = self._steps(first, phase)
-            result = json.loads(answers[0].stdout.strip().splitlines()[-1])["result"]
+            before, done, after = self._steps(first, phase)
+            result = json.loads(done.stdout.strip().splitlines()[-1])["result"]
             fetched = self.folder / "fetched" / trial.name
             tables = read_payload_records(fetched, self.run, trial.name, self.started_unix)
+            tables["traffic"] = traffic_rows(
+                trial.name,
+                json.loads(before.stdout),
+                json.loads(after.stdout),
+                result["control_bytes"],
+                tables.get("dispatches", []),
+            )
             row["t_start_s"] = result["t_start_s"] - self.started_unix
             row["t_end_s"] = result["t_end_s"] - self.started_unix
             row["state"] = "completed"
@@ -187,7 +201,7 @@ class Runner:
         if self._failures_in_row >= GIVE_UP_AFTER:
             raise TestbedError(
                 f"{GIVE_UP_AFTER} trials failed one after the other, the last with: {row['error']}",
-                hint=f"mend the cause, then: testbed run --resume {self.run}",
+                hint=f"mend the cause, then: testbed run --resume {self.folder}",
             )
 
     def _steps(self, first: int, phase: Phase) -> list[Completed]:

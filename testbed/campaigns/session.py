@@ -162,7 +162,7 @@ class Finished:
         if self.stopped:
             lines.append(f"  {self.stopped}")
         if self.completed < self.planned:
-            lines.append(f"  the others: testbed run --resume {self.run}")
+            lines.append(f"  the others: testbed run --resume {self.folder}")
         lines.append(f"report: {self.report}")
         return "\n".join(lines)
 
@@ -265,7 +265,7 @@ def _execute(target: Target, journal: Journal) -> Finished:
                 state = "completed"
         except KeyboardInterrupt:
             state = "interrupted"
-            print(f"stopped; go on with: testbed run --resume {target.run}", file=sys.stderr)
+            print(f"stopped; go on with: testbed run --resume {target.folder}", file=sys.stderr)
             raise
         finally:
             report = finish(target.folder, target.inventory, state)

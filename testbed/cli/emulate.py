@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from testbed.cli.common import DEFAULT_INVENTORY, DryRunOption, InventoryOption, JsonOption
 from testbed.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,10 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 app = typer.Typer(help="A lab of emulated boards on this machine.", no_args_is_help=True)
-
-InventoryOption = Annotated[Path, typer.Option("--inventory", "-i", help="The inventory that describes the lab.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-DEFAULT_INVENTORY = Path("inventory/emulated.yaml")
 
 
 def _lab(inventory: Path) -> LabSpec:
@@ -51,7 +48,7 @@ def _tell(event: dict[str, Any]) -> None:
 @app.command()
 def up(
     inventory: InventoryOption = DEFAULT_INVENTORY,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")] = False,
+    dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Bring the lab up. On a lab that is up already this says so and does nothing."""
@@ -67,7 +64,9 @@ def up(
 
     started = lab.up(spec, _tell)
     if as_json:
-        typer.echo(json.dumps({"lab": spec.lab, "started": started, "hosts": [host.name for host in spec.hosts]}))
+        typer.echo(
+            json.dumps({"lab": spec.lab, "started": started, "hosts": [host.name for host in spec.hosts]})
+        )
     elif started:
         typer.echo(f"the lab {spec.lab} is up: {', '.join(host.name for host in spec.hosts)}")
     else:
@@ -136,7 +135,9 @@ def _show(found: dict[str, Any]) -> None:
 @app.command()
 def shell(
     host: Annotated[str, typer.Argument(help="The host.")],
-    command: Annotated[list[str] | None, typer.Argument(help="A command to run there instead of a shell.")] = None,
+    command: Annotated[
+        list[str] | None, typer.Argument(help="A command to run there instead of a shell.")
+    ] = None,
     inventory: InventoryOption = DEFAULT_INVENTORY,
 ) -> None:
     """Log in to a host, over SSH as every other command does."""
@@ -152,7 +153,10 @@ def shell(
 def load(
     host: Annotated[str, typer.Argument(help="The board.")],
     script: Annotated[
-        Path, typer.Option("--script", help="A JSON file with a list of [seconds, load] pairs; - is standard input.")
+        Path,
+        typer.Option(
+            "--script", help="A JSON file with a list of [seconds, load] pairs; - is standard input."
+        ),
     ],
     inventory: InventoryOption = DEFAULT_INVENTORY,
     as_json: JsonOption = False,
@@ -177,7 +181,9 @@ def load(
     }
     seconds = sum(step.seconds for step in steps)
     if as_json:
-        typer.echo(json.dumps({**answer, "seconds": seconds, "total_rule": board.total_rule, "energy_mj": energies}))
+        typer.echo(
+            json.dumps({**answer, "seconds": seconds, "total_rule": board.total_rule, "energy_mj": energies})
+        )
         return
     typer.echo(f"{host} follows the script for {seconds:g} s; energy by the power model:")
     for label, energy in energies.items():

@@ -1,7 +1,7 @@
 """One emulated board while it runs: reads its load, keeps its power model, writes its live files.
 
-All files are opened once; a value is written only where it has changed, in one ``pwrite`` that keeps the file's
-length, so that a reader never finds an empty file or half of a number.
+All files are opened once; a value is written only where it has changed, in one ``pwrite`` that keeps the
+file's length, so that a reader never finds an empty file or half of a number.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class BoardSimulator:
         self._shown = -1.0
         self.temperature_c = _AMBIENT_C + board.ohm_k_per_w * board.total.idle_mw / 1000
         self._noise = host.noise_percent / 100
-        self._random = random.Random(seed ^ zlib.crc32(host.name.encode()))  # noqa: S311
+        self._random = random.Random(seed ^ zlib.crc32(host.name.encode()))
         self._group, self._unified = group, unified
         self._cores = min(host.cpu_cores, os.cpu_count() or 1)
         self._busy = Backlog()

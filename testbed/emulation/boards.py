@@ -2,11 +2,13 @@
 
 Where the figures come from:
 
-- Model names, CPU counts, memory, clocks and the two peaks are the module data sheets'. ``peak_bytes_per_s`` is the
-  LPDDR's (bus width x transfer rate); ``peak_ops_per_s`` is the GPU's dense FP16 (a quarter of its sparse INT8 figure).
+- Model names, CPU counts, memory, clocks and the two peaks are the module data sheets'.
+  ``peak_bytes_per_s`` is the LPDDR's (bus width x transfer rate); ``peak_ops_per_s`` is the GPU's dense
+  FP16 (a quarter of its sparse INT8 figure).
 - The rails, their I2C addresses and channels are those of the developer kits' INA3221 monitors.
-- Idle and active power are typical figures in the power mode that the board starts in, chosen so that full load comes
-  near that mode's budget. They and the time constants are settings of a model, not measurements.
+- Idle and active power are typical figures in the power mode that the board starts in, chosen so that
+  full load comes near that mode's budget. They and the time constants are settings of a model, not
+  measurements.
 """
 
 from __future__ import annotations
@@ -22,6 +24,9 @@ OPS_EFFICIENCY = 0.4
 """The part of the peak operations that a good kernel reaches."""
 BYTES_EFFICIENCY = 0.7
 """The part of the peak memory rate that a good kernel reaches."""
+
+
+_NOTHING = RailPower(0, 0)
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Rail:
     chip: str
     channel: int
     millivolts: int = 5000
-    power: RailPower = RailPower(0, 0)
+    power: RailPower = _NOTHING
     in_total: bool = False
 
 
@@ -138,8 +143,8 @@ class Board:
         """Return what the board reaches, divided by a scale.
 
         Args:
-            scale: How many times more weights each expert is meant to have than it has. With 100, an expert takes as
-                long as one a hundred times its size would take on the real board.
+            scale: How many times more weights each expert is meant to have than it has. With 100, an
+                expert takes as long as one a hundred times its size would take on the real board.
         """
         return Speed(
             self.peak_ops_per_s * OPS_EFFICIENCY / scale, self.peak_bytes_per_s * BYTES_EFFICIENCY / scale

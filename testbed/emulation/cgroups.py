@@ -1,8 +1,9 @@
 """CPU and memory limits of emulated hosts, by control groups of version 1 or 2.
 
-:func:`find_layout` reads how this machine has its control groups mounted (some have both versions at once) and says
-where a lab's groups go; :class:`Group` makes, reads and removes one host's. Where a controller cannot be had, as in a
-container without the right to it, the layout carries the reason and the host runs without that limit.
+:func:`find_layout` reads how this machine has its control groups mounted (some have both versions at
+once) and says where a lab's groups go; :class:`Group` makes, reads and removes one host's. Where a
+controller cannot be had, as in a container without the right to it, the layout carries the reason and the
+host runs without that limit.
 
 Groups outlive their processes, unlike everything else of a lab: whoever ends a lab calls :func:`remove_tree`.
 """
@@ -104,7 +105,9 @@ def _unified_layout(top: Path) -> Layout:
                 (top / "cgroup.subtree_control").write_text(f"+{controller}")
                 usable[controller] = top
             except OSError as error:
-                problems.append(f"the {controller} controller cannot be switched on in {top}: {error.strerror}")
+                problems.append(
+                    f"the {controller} controller cannot be switched on in {top}: {error.strerror}"
+                )
         else:
             usable[controller] = top
     return Layout(usable.get("cpu"), top, usable.get("memory"), unified=True, problems=tuple(problems))

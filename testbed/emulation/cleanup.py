@@ -1,8 +1,9 @@
 """What is left of a lab when its keeper is gone, and how it is removed.
 
-Processes, namespaces, mounts and interfaces end with the keeper by themselves. Control groups and the lab's folder do
-not, and a gateway command that still runs in the lab's network namespace would keep that alive. The keeper's parent,
-the reaper, does nothing but wait for the keeper's end, however it comes, and then removes those.
+Processes, namespaces, mounts and interfaces end with the keeper by themselves. Control groups and the
+lab's folder do not, and a gateway command that still runs in the lab's network namespace would keep that
+alive. The keeper's parent, the reaper, does nothing but wait for the keeper's end, however it comes, and
+then removes those.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ def start_ticks(pid: int) -> int | None:
 def processes_in_network(inode: int) -> list[int]:
     """Return the processes whose network namespace has an inode, but for this one."""
     found = []
-    for entry in os.scandir("/proc"):
+    for entry in Path("/proc").iterdir():
         if entry.name.isdecimal() and int(entry.name) != os.getpid():
             with contextlib.suppress(OSError):
-                if os.stat(f"/proc/{entry.name}/ns/net").st_ino == inode:
+                if (entry / "ns/net").stat().st_ino == inode:
                     found.append(int(entry.name))
     return found
 
@@ -82,20 +83,22 @@ def clean(folder: Path, groups: Sequence[Path]) -> int:
 
 
 def fork_under_reaper(folder: Path, groups: Sequence[Path]) -> int:
-    """Go on as the keeper, in a child; this process becomes the reaper and never returns.
+    """Go on as the keeper, a grandchild of this process; the child between becomes the reaper, this process ends.
 
-    As the keeper's parent the reaper learns of its end from the kernel, and as a subreaper it inherits and buries
-    what the keeper leaves, even where process 1 of this machine buries nobody.
+    As the keeper's parent the reaper learns of its end from the kernel, and as a subreaper it inherits
+    and buries what the keeper leaves, even where process 1 of this machine buries nobody.
 
     Args:
         folder: The lab's folder.
         groups: Its folders of control groups.
 
-    Returns:
-        The end of a pipe that the keeper holds until it ends. One byte there tells the reaper that the keeper's
+    Returns: The end of a pipe that the keeper holds until it ends. One byte there tells the reaper that
+    the keeper's
         network namespace is the lab's by now.
     """
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    if os.fork() != 0:
+        os._exit(0)
     keeper = os.fork()
     if keeper == 0:
         os.close(read_end)
@@ -133,8 +136,8 @@ def _drop_descriptors(keep: int) -> None:
     null = os.open("/dev/null", os.O_RDWR)
     for number in range(3):
         os.dup2(null, number)
-    for name in os.listdir("/proc/self/fd"):
-        number = int(name)
+    for entry in list(Path("/proc/self/fd").iterdir()):
+        number = int(entry.name)
         if number > 2 and number != keep:
             with contextlib.suppress(OSError):
                 os.close(number)

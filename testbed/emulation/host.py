@@ -33,7 +33,8 @@ __all__ = ["HostKeys", "Pipes", "become_host", "hosts_file", "services"]
 
 _HOME = "/opt/testbed"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-# Loading modules, raw input and output, rebooting, the clock, device nodes, the kernel's log, wake-ups, audit.
+# Loading modules, raw input and output, rebooting, the clock, device nodes, the kernel's log, wake-
+# ups, audit.
 _DROPPED = (16, 17, 22, 25, 27, 29, 30, 32, 33, 34, 35, 36, 37)
 
 
@@ -76,9 +77,7 @@ def become_host(spec: LabSpec, host: HostSpec, folders: HostFolders, keys: HostK
         os._exit(1)
 
 
-def _become_host(
-    spec: LabSpec, host: HostSpec, folders: HostFolders, keys: HostKeys, pipes: Pipes
-) -> None:
+def _become_host(spec: LabSpec, host: HostSpec, folders: HostFolders, keys: HostKeys, pipes: Pipes) -> None:
     die_with_parent(signal.SIGKILL)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
@@ -88,9 +87,7 @@ def _become_host(
     os.write(pipes.said, b"n")
     _wait(pipes)
     run_lines(host_lines(spec, host))
-    rootfs.enter(
-        folders, needed=spec.needed, disk_mib=host.disk_mib, synthetic_sys=host.kind is not None
-    )
+    rootfs.enter(folders, needed=spec.needed, disk_mib=host.disk_mib, synthetic_sys=host.kind is not None)
     set_hostname(host.name)
     _configure(spec, host, keys)
     drop_capabilities(_DROPPED)
@@ -167,8 +164,6 @@ def _configure(spec: LabSpec, host: HostSpec, keys: HostKeys) -> None:
         Path("/etc/fstab").touch()
     _write(files)
     _open_root_account()
-    # The machine's services left their signs; on this host nothing of theirs runs.
-    os.chmod("/opt/testbed", 0o755)
 
 
 _JTOP_SITE = '''"""Seen by the jtop service alone: it reads a board's files only on a board's processor."""
@@ -209,14 +204,14 @@ def _sshd_config(host: HostSpec) -> str:
 
 
 def _write(files: Mapping[str, tuple[str, int]]) -> None:
-    for path, (text, mode) in files.items():
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+    for name, (text, mode) in files.items():
+        path = Path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
         # What this machine has there may be a link to somewhere else.
-        if os.path.lexists(path):
-            os.unlink(path)
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file:
-            file.write(text)
-        os.chmod(path, mode)
+        path.unlink(missing_ok=True)
+        path.touch(mode=0o600)
+        path.write_text(text)
+        path.chmod(mode)
 
 
 def _add_group(name: str) -> None:
@@ -237,7 +232,7 @@ def _open_root_account() -> None:
     lines = path.read_text().splitlines()
     fixed = []
     for line in lines:
-        name, password, rest = (line.split(":", 2) + ["", ""])[:3]
+        name, password, rest = [*line.split(":", 2), "", ""][:3]
         fixed.append(f"root:*:{rest}" if name == "root" and password.startswith("!") else line)
     if fixed != lines:
         path.write_text("\n".join([*fixed, ""]))

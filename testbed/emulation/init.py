@@ -46,7 +46,9 @@ class Service:
     def ended(self, status: int) -> None:
         """Note the end of the program and when it is due again: sooner the longer it had run."""
         now = time.monotonic()
-        self._pause_s = 0.2 if now - self._started > _LONGEST_WAIT_S else min(self._pause_s * 2, _LONGEST_WAIT_S)
+        self._pause_s = (
+            0.2 if now - self._started > _LONGEST_WAIT_S else min(self._pause_s * 2, _LONGEST_WAIT_S)
+        )
         self.pid, self.due = 0, now + self._pause_s
         say(f"{self.name} ended with {describe(status)}; next start in {self._pause_s:.1f} s")
 

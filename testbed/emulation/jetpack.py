@@ -1,8 +1,9 @@
 """What JetPack puts on a board beside the kernel: the release file, power modes, and the two programs that set them.
 
-``nvpmodel`` and ``jetson_clocks`` are small shell scripts written here from their documented command lines. They are
-shell and not Python because the jtop service runs ``nvpmodel -q`` for every sample. They keep their state in files, so
-that what one process sets the next one reads; neither changes how fast the board computes or what it draws.
+``nvpmodel`` and ``jetson_clocks`` are small shell scripts written here from their documented command
+lines. They are shell and not Python because the jtop service runs ``nvpmodel -q`` for every sample. They
+keep their state in files, so that what one process sets the next one reads; neither changes how fast the
+board computes or what it draws.
 """
 
 from __future__ import annotations

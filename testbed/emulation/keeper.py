@@ -1,11 +1,13 @@
 """The keeper: the one process that a lab lives by.
 
-It owns the lab's network namespace and, as its children, process 1 of every host. Each of them asked the kernel to be
-killed at the keeper's death, so that the end of the keeper, however it comes, is the end of the lab. While it lives it
-brings the boards' power models up to date and answers on the lab's control socket.
+It owns the lab's network namespace and, as its children, process 1 of every host. Each of them asked the
+kernel to be killed at the keeper's death, so that the end of the keeper, however it comes, is the end of
+the lab. While it lives it brings the boards' power models up to date and answers on the lab's control
+socket.
 
-Run by ``testbed emulate up`` as ``python -S -m testbed.emulation.keeper LIFELINE REPORT``, with the lab and its keys
-as JSON on standard input. Until a byte comes over the lifeline the lab is not handed over, and its end ends the lab.
+Run by ``testbed emulate up`` as ``python -S -m testbed.emulation.keeper LIFELINE REPORT``, with the lab
+and its keys as JSON on standard input. Until a byte comes over the lifeline the lab is not handed over,
+and its end ends the lab.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ import os
 import select
 import signal
 import socket
-import stat
 import sys
 import time
 import traceback
@@ -25,49 +26,27 @@ from types import FrameType
 from typing import Any
 
 from testbed.emulation import cgroups, cleanup
-from testbed.emulation.board_simulator import BoardSimulator
-from testbed.emulation.host import HostKeys, Pipes, become_host
+from testbed.emulation.host import HostKeys
 from testbed.emulation.namespaces import (
     CLONE_NEWNET,
     CLONE_NEWNS,
-    CLONE_NEWPID,
     MS_NODEV,
     MS_NOSUID,
     MS_PRIVATE,
     MS_REC,
     mount,
     name_process,
-    setns,
     unshare,
 )
-from testbed.emulation.network import bridge_lines, link_lines, run_lines
+from testbed.emulation.network import bridge_lines, run_lines
 from testbed.emulation.power import parse_script
-from testbed.emulation.procfiles import meminfo, stat_file
-from testbed.emulation.rootfs import HostFolders, make_host_folders
-from testbed.emulation.spec import HostSpec, LabSpec
-from testbed.emulation.tree import serial_number, sysfs, write_tree
+from testbed.emulation.spec import LabSpec
 
 __all__ = ["Keeper", "main"]
 
 _READY_TIMEOUT_S = 60.0
 _CHECK_EVERY_S = 0.1
 _PRIORITY = -10
-
-
-class _Running:
-    """One host that was started."""
-
-    def __init__(self, host: HostSpec, pid: int, group: cgroups.Group, board: BoardSimulator | None) -> None:
-        self.host = host
-        self.pid = pid
-        self.group = group
-        self.board = board
-        self.sshd = self.jtop = False
-        self.ended: int | None = None
-
-    @property
-    def ready(self) -> bool:
-        return self.sshd and self.jtop
 
 
 class Keeper:
@@ -98,7 +77,7 @@ class Keeper:
         self._report: int | None = report
         self._layout = layout
         self._reaper = reaper
-        self._hosts: list[_Running] = []
+        self._hosts: list[RunningHost] = []
         self._ending = False
         self._control: socket.socket | None = None
         self._started = time.time()
@@ -121,7 +100,10 @@ class Keeper:
             for number, host in enumerate(self.spec.hosts):
                 if self._abandoned():
                     return
-                self._hosts.append(self._start(number, host))
+                keys = HostKeys(
+                    self._keys["hosts"][host.name]["private"], self._keys["client"]["public"] + "\n"
+                )
+                self._hosts.append(start_host(self.spec, number, keys, self._layout, self._pid_namespace))
                 self.say("started", host=host.name)
             self._write_state("starting")
             self._loop()
@@ -169,59 +151,6 @@ class Keeper:
         run_lines(bridge_lines(self.spec))
         self.spec.files.net.symlink_to(f"/proc/{os.getpid()}/ns/net")
 
-    def _start(self, number: int, host: HostSpec) -> _Running:
-        """Start one host and return when its process 1 is about to run."""
-        folders = make_host_folders(self.spec.files.boards / host.name)
-        board = host.kind
-        if board is not None:
-            write_tree(sysfs(board, serial_number(self.spec.lab, host.name)), folders.sys)
-            (folders.proc / "stat").write_bytes(stat_file(board.cpus, 0, 0))
-            (folders.proc / "meminfo").write_bytes(meminfo(host.memory_mib * 1024, 0))
-        group = cgroups.Group(self._layout, self.spec.lab, host.name)
-        group.make(cpu_cores=host.cpu_cores, memory_mib=host.memory_mib)
-        go_read, go_write = os.pipe2(os.O_CLOEXEC)
-        said_read, said_write = os.pipe2(os.O_CLOEXEC)
-        console = os.open(
-            self.spec.files.console(host.name), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
-        )
-        keys = HostKeys(self._keys["hosts"][host.name]["private"], self._keys["client"]["public"] + "\n")
-        # The next child, and it alone, is process 1 of a new PID namespace.
-        unshare(CLONE_NEWPID)
-        pid = os.fork()
-        if pid == 0:
-            os.close(go_write)
-            os.setpriority(os.PRIO_PROCESS, 0, 0)
-            become_host(self.spec, host, folders, keys, Pipes(go_read, said_write, console))
-        setns(self._pid_namespace, CLONE_NEWPID)
-        for descriptor in (go_read, said_write, console):
-            os.close(descriptor)
-        try:
-            group.add(pid)
-            os.write(go_write, b"1")
-            _expect(said_read, b"n", host.name)
-            run_lines(link_lines(number, host, pid))
-            os.write(go_write, b"2")
-            _expect(said_read, b"", host.name)
-        except BaseException:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            raise
-        finally:
-            os.close(go_write)
-            os.close(said_read)
-        simulator = None
-        if board is not None:
-            simulator = BoardSimulator(
-                host,
-                board,
-                folders,
-                group,
-                unified=self._layout.unified,
-                seed=self.spec.seed,
-                now_ns=time.monotonic_ns(),
-            )
-        return _Running(host, pid, group, simulator)
-
     def _write_state(self, state: str) -> None:
         files = self.spec.files
         text = json.dumps(
@@ -261,7 +190,8 @@ class Keeper:
                 due_s = max(due_s + period_s, now_s)
             if now_s >= check_s:
                 check_s = now_s + _CHECK_EVERY_S
-                self._check()
+                for running in self._hosts:
+                    running.check()
                 if ready_s is not None and self._became_ready(now_s > ready_s):
                     ready_s = None
             for descriptor, _ in poller.poll(max(0.0, due_s - time.monotonic()) * 1000):
@@ -277,22 +207,9 @@ class Keeper:
             if running.board is not None:
                 running.board.tick(now_ns)
 
-    def _check(self) -> None:
-        """Note which hosts have ended and which services have begun to answer."""
-        for running in self._hosts:
-            if running.ended is None:
-                pid, status = os.waitpid(running.pid, os.WNOHANG)
-                if pid:
-                    running.ended = status
-                    print(f"{running.host.name} ended with {os.waitstatus_to_exitcode(status)}", flush=True)
-            if running.ended is None and not running.sshd:
-                running.sshd = _ssh_answers(running.host)
-            if running.ended is None and not running.jtop:
-                running.jtop = running.board is None or not self.spec.jtop or _jtop_listens(running.pid)
-
     def _became_ready(self, too_late: bool) -> bool:
         """Tell ``up`` when all hosts answer, or which one will not."""
-        waiting = [running for running in self._hosts if not running.ready]
+        waiting = [running for running in self._hosts if running.state != "up"]
         if not waiting:
             self._write_state("up")
             self.say("ready")
@@ -350,7 +267,7 @@ class Keeper:
             hosts.append(
                 {
                     "name": running.host.name,
-                    "state": "down" if running.ended is not None else "up" if running.ready else "starting",
+                    "state": running.state,
                     "pid": running.pid,
                     "memory_mib": cgroups.memory_of(running.group.memory_file) >> 20,
                     "load": round(board.level, 3) if board else None,
@@ -358,7 +275,11 @@ class Keeper:
                     "temperature_c": round(board.temperature_c, 1) if board else None,
                 }
             )
-        return {"hosts": hosts, "keeper_cpu_s": round(used, 3), "uptime_s": round(time.time() - self._started, 1)}
+        return {
+            "hosts": hosts,
+            "keeper_cpu_s": round(used, 3),
+            "uptime_s": round(time.time() - self._started, 1),
+        }
 
 
 def _write_secret(path: Path, text: str) -> None:
@@ -366,35 +287,12 @@ def _write_secret(path: Path, text: str) -> None:
         file.write(text)
 
 
-def _expect(descriptor: int, wanted: bytes, host: str) -> None:
-    """Wait for the child to say something; an empty ``wanted`` is the end of the pipe."""
-    said = os.read(descriptor, 4096)
-    if said != wanted:
-        text = said[1:].decode(errors="replace") if said.startswith(b"e") else "ended while it was started"
-        raise OSError(f"{host}: {text}")
-
-
-def _ssh_answers(host: HostSpec) -> bool:
-    try:
-        with socket.create_connection((host.address, host.port), timeout=0.2) as connection:
-            return connection.recv(256).startswith(b"SSH-")
-    except OSError:
-        return False
-
-
-def _jtop_listens(pid: int) -> bool:
-    """Return whether the board's jtop socket is there with its final mode."""
-    try:
-        return stat.S_IMODE(os.stat(f"/proc/{pid}/root/run/jtop.sock").st_mode) == 0o660
-    except OSError:
-        return False
-
-
 def main() -> int:
     """Keep one lab."""
     lifeline, report = int(sys.argv[1]), int(sys.argv[2])
     os.set_inheritable(lifeline, False)
     os.set_inheritable(report, False)
+    os.umask(0o022)
     data = json.load(sys.stdin)
     spec = LabSpec.from_json(data["spec"])
     layout = cgroups.find_layout()

@@ -22,7 +22,7 @@ from testbed.emulation import cgroups, cleanup
 from testbed.emulation.keys import lab_keys
 from testbed.emulation.network import bridge_lines, host_lines, link_lines
 from testbed.emulation.power import LoadStep
-from testbed.emulation.preflight import require_programs
+from testbed.emulation.preflight import PROGRAM_PATH, require_programs
 from testbed.emulation.spec import STATE_ROOT, LabFiles, LabSpec
 from testbed.errors import RefusedError, TestbedError
 
@@ -136,39 +136,42 @@ def up(spec: LabSpec, tell: Callable[[dict[str, Any]], None] = lambda event: Non
 def _start(spec: LabSpec, tell: Callable[[dict[str, Any]], None]) -> None:
     lifeline_read, lifeline_write = os.pipe2(os.O_CLOEXEC)
     report_read, report_write = os.pipe2(os.O_CLOEXEC)
-    code = Path(__file__).parents[2]
-    keeper = subprocess.Popen(
-        [sys.executable, "-S", "-m", "testbed.emulation.keeper", str(lifeline_read), str(report_write)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        pass_fds=(lifeline_read, report_write),
-        start_new_session=True,
-        cwd="/",
-        env={"PATH": os.environ.get("PATH", os.defpath), "PYTHONPATH": str(code), "LANG": "C.UTF-8"},
-    )
-    os.close(lifeline_read)
-    os.close(report_write)
-    assert keeper.stdin is not None
-    with contextlib.suppress(BrokenPipeError):
-        keeper.stdin.write(json.dumps({"spec": spec.to_json(), "keys": lab_keys(spec)}).encode())
-    with contextlib.suppress(BrokenPipeError):
-        keeper.stdin.close()
     failure: str | None = "interrupted"
     try:
+        said = _start_keeper(spec, lifeline_read, report_write)
         failure = _follow(report_read, tell)
         if failure is None:
             os.write(lifeline_write, b"k")
             return
     finally:
         # Without the byte before it, the end of the lifeline is the end of the lab.
-        os.close(lifeline_write)
-        os.close(report_read)
+        for descriptor in (lifeline_write, report_read):
+            os.close(descriptor)
         if failure is not None:
-            _wait_for_end(spec.files, keeper)
-    assert keeper.stderr is not None
-    said = keeper.stderr.read().decode(errors="replace").strip().splitlines()
-    raise TestbedError(f"the lab {spec.lab} did not start: {failure or (said[-1] if said else 'no message')}")
+            _wait_until_gone(spec.files, _END_TIMEOUT_S)
+    raise TestbedError(f"the lab {spec.lab} did not start: {failure or said or 'no message'}")
+
+
+def _start_keeper(spec: LabSpec, lifeline: int, report: int) -> str:
+    """Start the keeper and the reaper, which both live on; return what went wrong before there were two."""
+    path = os.pathsep.join([PROGRAM_PATH, os.environ.get("PATH", "")])
+    try:
+        with subprocess.Popen(
+            [sys.executable, "-S", "-m", "testbed.emulation.keeper", str(lifeline), str(report)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            pass_fds=(lifeline, report),
+            start_new_session=True,
+            cwd="/",
+            env={"PATH": path, "PYTHONPATH": str(Path(__file__).absolute().parents[2]), "LANG": "C.UTF-8"},
+        ) as starter:
+            said = starter.communicate(json.dumps({"spec": spec.to_json(), "keys": lab_keys(spec)}))[1]
+    finally:
+        os.close(lifeline)
+        os.close(report)
+    return said.strip().rpartition("\n")[2] if starter.returncode != 0 else ""
 
 
 def _follow(report: int, tell: Callable[[dict[str, Any]], None]) -> str | None:
@@ -182,16 +185,6 @@ def _follow(report: int, tell: Callable[[dict[str, Any]], None]) -> str | None:
             if event["event"] == "error":
                 return str(event["message"])
     return ""
-
-
-def _wait_for_end(files: LabFiles, keeper: subprocess.Popen[bytes]) -> None:
-    """Wait until the keeper has ended and the reaper after it."""
-    try:
-        keeper.wait(_END_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        keeper.kill()
-        keeper.wait()
-    _wait_until_gone(files, _END_TIMEOUT_S)
 
 
 def _wait_until_gone(files: LabFiles, timeout_s: float) -> bool:
@@ -337,6 +330,8 @@ def shell_command(spec: LabSpec, host: str, command: Sequence[str] = ()) -> list
         "GlobalKnownHostsFile": "/dev/null",
         "StrictHostKeyChecking": "yes",
         "LogLevel": "ERROR",
+        # netcat does not pass the end of a connection on, so a host that is gone would not be noticed.
+        "ServerAliveInterval": "5",
         "ProxyCommand": f"nsenter --net={files.net} nc %h %p",
     }
     line = ["ssh", "-F", "/dev/null", "-i", str(files.key), "-p", str(found.port)]

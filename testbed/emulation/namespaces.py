@@ -9,6 +9,7 @@ import ctypes
 import os
 import platform
 from collections.abc import Iterable
+from pathlib import Path
 
 __all__ = [
     "CLONE_NEWCGROUP",
@@ -85,20 +86,24 @@ def setns(descriptor: int, kind: int) -> None:
     _check(_libc.setns(descriptor, kind), f"setns({kind:#x})")
 
 
-def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str = "") -> None:
+def mount(source: str | Path, target: str | Path, kind: str = "", flags: int = 0, options: str = "") -> None:
     """Mount a filesystem, or bind, remount or change the propagation of one."""
     result = _libc.mount(
-        source.encode(), target.encode(), kind.encode() or None, ctypes.c_ulong(flags), options.encode() or None
+        str(source).encode(),
+        str(target).encode(),
+        kind.encode() or None,
+        ctypes.c_ulong(flags),
+        options.encode() or None,
     )
     _check(result, f"mount {kind or 'bind'} {source} on {target}" + (f" ({options})" if options else ""))
 
 
-def umount_detached(target: str) -> None:
+def umount_detached(target: str | Path) -> None:
     """Take a mount away; what still uses it keeps it until it is done."""
-    _check(_libc.umount2(target.encode(), _MNT_DETACH), f"umount {target}")
+    _check(_libc.umount2(str(target).encode(), _MNT_DETACH), f"umount {target}")
 
 
-def pivot_root(new_root: str) -> None:
+def pivot_root(new_root: Path) -> None:
     """Make a mounted folder the root of this mount namespace and drop the old root."""
     number = _PIVOT_ROOT.get(platform.machine())
     if number is None:

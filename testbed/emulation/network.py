@@ -69,8 +69,8 @@ def run_lines(lines: Sequence[str]) -> None:
     Raises:
         OSError: ``ip`` refused one; the message is its own.
     """
-    done = subprocess.run(  # noqa: S603
-        ["/bin/sh", "-c", 'exec ip -batch -'],
+    done = subprocess.run(
+        ["/bin/sh", "-c", "exec ip -batch -"],
         input="\n".join(lines) + "\n",
         capture_output=True,
         text=True,

@@ -1,9 +1,10 @@
 """The power model of an emulated board, without any input or output.
 
-A board has one load between 0 and 1. Its power does not follow at once: the load passes a first-order lag with the
-time constant tau, and a rail draws ``idle_mw + active_mw * level`` of the lagged load. Between two moments with a
-constant load both the level and its integral have a closed form, so that neither the tick rate of the emulator nor the
-sampling rate of a logger enters the truth: :func:`energy_mj` is what a logger's integral is held against.
+A board has one load between 0 and 1. Its power does not follow at once: the load passes a first-order lag
+with the time constant tau, and a rail draws ``idle_mw + active_mw * level`` of the lagged load. Between
+two moments with a constant load both the level and its integral have a closed form, so that neither the
+tick rate of the emulator nor the sampling rate of a logger enters the truth: :func:`energy_mj` is what a
+logger's integral is held against.
 """
 
 from __future__ import annotations
@@ -12,7 +13,17 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Backlog", "LoadStep", "RailPower", "area", "energy_mj", "parse_script", "relax", "run_script", "steps_between"]
+__all__ = [
+    "Backlog",
+    "LoadStep",
+    "RailPower",
+    "area",
+    "energy_mj",
+    "parse_script",
+    "relax",
+    "run_script",
+    "steps_between",
+]
 
 
 @dataclass(frozen=True)
@@ -104,7 +115,11 @@ def parse_script(data: object) -> list[LoadStep]:
         raise ValueError("a load script is a list of [seconds, load] pairs")
     steps = []
     for number, pair in enumerate(data, start=1):
-        numbers = isinstance(pair, list) and len(pair) == 2 and all(isinstance(value, int | float) for value in pair)
+        numbers = (
+            isinstance(pair, list)
+            and len(pair) == 2
+            and all(isinstance(value, int | float) for value in pair)
+        )
         if not numbers or any(isinstance(value, bool) for value in pair):
             raise ValueError(f"step {number}: expected [seconds, load], got {pair!r}")
         seconds, load = float(pair[0]), float(pair[1])
@@ -117,8 +132,9 @@ def parse_script(data: object) -> list[LoadStep]:
 class Backlog:
     """Turns a counter of busy nanoseconds into loads that never lose any of it.
 
-    A worker adds to its counter in lumps of up to 20 ms, so that one tick may see more busy time than has passed.
-    The excess is carried to the next tick: the sum of load times time stays the sum of the busy time.
+    A worker adds to its counter in lumps of up to 20 ms, so that one tick may see more busy time than has
+    passed. The excess is carried to the next tick: the sum of load times time stays the sum of the busy
+    time.
     """
 
     def __init__(self) -> None:
@@ -134,12 +150,19 @@ class Backlog:
         """
         # A new file, or a counter that went back, is a new worker: it starts from its own zero.
         last = counter_ns if self._last is None else self._last
-        added = 0 if counter_ns is None or last is None else counter_ns - last if counter_ns >= last else counter_ns
+        added = (
+            0
+            if counter_ns is None or last is None
+            else counter_ns - last
+            if counter_ns >= last
+            else counter_ns
+        )
         self._last = counter_ns
         if elapsed_ns <= 0:
             self._carried_ns += added
             return 0.0
         busy = min(self._carried_ns + added, elapsed_ns)
-        # A second is far more than a lump; whatever put more into the counter than time allows is not believed.
+        # A second is far more than a lump; whatever put more into the counter than time allows is
+        # not believed.
         self._carried_ns = min(self._carried_ns + added - busy, 1_000_000_000)
         return busy / elapsed_ns

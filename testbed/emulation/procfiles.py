@@ -27,7 +27,14 @@ def stat_file(cpus: int, elapsed_ns: int, used_ns: int) -> bytes:
     rest = b" 0 0 0 0 0 0"
     lines = [b"cpu  %012d 0 0 %012d%s" % (user * cpus, idle * cpus, rest)]
     lines += [b"cpu%d %012d 0 0 %012d%s" % (number, user, idle, rest) for number in range(cpus)]
-    lines += [b"intr 0", b"ctxt 0", b"btime %d" % _BOOT_S, b"processes 0", b"procs_running 1", b"procs_blocked 0"]
+    lines += [
+        b"intr 0",
+        b"ctxt 0",
+        b"btime %d" % _BOOT_S,
+        b"processes 0",
+        b"procs_running 1",
+        b"procs_blocked 0",
+    ]
     return b"\n".join(lines) + b"\n"
 
 

@@ -1,15 +1,16 @@
 """The filesystem of an emulated host: a private writable layer over this machine's own root.
 
-:func:`enter` is called in a new mount namespace, where nothing it mounts can be seen from outside. The writable layers
-are on a tmpfs of their own, so they are gone with the namespace. What must not be seen inside (other people's homes,
-``~/.ssh``, a ``~/.testbed`` of this machine) is covered before the host starts.
+:func:`enter` is called in a new mount namespace, where nothing it mounts can be seen from outside. The
+writable layers are on a tmpfs of their own, so they are gone with the namespace. What must not be seen
+inside (other people's homes, ``~/.ssh``, a ``~/.testbed`` of this machine) is covered before the host
+starts.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,9 +29,10 @@ from testbed.emulation.namespaces import (
 
 __all__ = ["HostFolders", "covered", "enter", "extra_layers", "make_host_folders"]
 
-_FRESH = ("/run", "/tmp", "/dev", "/proc", "/sys")  # noqa: S108
+_FRESH = ("/run", "/tmp", "/dev", "/proc", "/sys")
 """What every host has of its own; nothing of this machine shows there."""
 _HOMES = ("/root", "/home")
+_SAFE = MS_NOSUID | MS_NODEV | MS_NOEXEC
 _DEVICES = {"null": 3, "zero": 5, "full": 7, "random": 8, "urandom": 9}
 
 
@@ -78,7 +80,7 @@ def make_host_folders(base: Path) -> HostFolders:
     return folders
 
 
-def extra_layers(mountinfo: str, needed: Iterable[str]) -> list[str]:
+def extra_layers(mountinfo: str, needed: Sequence[str]) -> list[str]:
     """Return the needed folders that the layer over the root does not show.
 
     Args:
@@ -86,11 +88,25 @@ def extra_layers(mountinfo: str, needed: Iterable[str]) -> list[str]:
         needed: Absolute paths of folders.
 
     Returns:
-        Those on another filesystem than the root, and those below a folder that each host has of its own.
+        Those on another filesystem than the root, and those below a folder that each host has of its own; outer
+        folders before inner ones, and an inner one only where its outer one does not show it.
     """
-    points = {line.split()[4] for line in mountinfo.splitlines()} - {"/"}
-    hidden = points | set(_FRESH)
-    return [path for path in needed if any(path == top or path.startswith(f"{top}/") for top in hidden)]
+    points = {line.split()[4] for line in mountinfo.splitlines()} | set(_FRESH)
+
+    def covering(path: str) -> str:
+        """Return the last mount on the way to a path."""
+        return max((point for point in points if _inside(path, point)), key=len, default="/")
+
+    found: list[str] = []
+    for path in sorted(needed):
+        shown = any(_inside(path, outer) and covering(path) == covering(outer) for outer in found)
+        if covering(path) != "/" and not shown:
+            found.append(path)
+    return found
+
+
+def _inside(path: str, outer: str) -> bool:
+    return path == outer or path.startswith(outer.rstrip("/") + "/")
 
 
 def covered(needed: Sequence[str], list_folder: Callable[[str], Sequence[str]]) -> Iterator[str]:
@@ -104,15 +120,15 @@ def covered(needed: Sequence[str], list_folder: Callable[[str], Sequence[str]]) 
     def walk(folder: str) -> Iterator[str]:
         for name in list_folder(folder):
             path = f"{folder}/{name}"
-            if any(keep == path or path.startswith(f"{keep}/") for keep in needed):
+            if any(_inside(path, keep) for keep in needed):
                 continue
-            if any(keep.startswith(f"{path}/") for keep in needed):
+            if any(_inside(keep, path) for keep in needed):
                 yield from walk(path)
             else:
                 yield path
 
     for home in _HOMES:
-        if not any(home == keep or home.startswith(f"{keep}/") for keep in needed):
+        if not any(_inside(home, keep) for keep in needed):
             yield from walk(home)
 
 
@@ -134,23 +150,27 @@ def enter(
     Raises:
         OSError: The kernel refused something; the message names it.
     """
-    mount("testbed", str(folders.layers), "tmpfs", MS_NOSUID, f"size={disk_mib}m,mode=0755")
+    mount("testbed", folders.layers, "tmpfs", MS_NOSUID, f"size={disk_mib}m,mode=0755")
     _cover_homes(folders.layers / "root", needed)
-    _overlay("/", folders.layers / "root", folders.root)
-    root = str(folders.root)
-    _fresh_folders(root)
+    root = folders.root
+    _overlay("/", folders.layers / "root", root)
+    _fresh_folders(root, disk_mib)
     mounts = Path("/proc/self/mountinfo").read_text()
     for number, path in enumerate(extra_layers(mounts, needed)):
-        target = Path(f"{root}{path}")
+        target = _below(root, path)
         target.mkdir(parents=True, exist_ok=True)
         _overlay(path, folders.layers / f"extra{number}", target)
-    _bind(str(folders.shared), f"{root}/run/testbed")
-    _proc(root, folders.proc)
+    _bind(folders.shared, root / "run/testbed")
+    _proc(root / "proc", folders.proc)
     if synthetic_sys:
         _synthetic_sys(root, folders.sys)
     else:
-        mount("sysfs", f"{root}/sys", "sysfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
+        mount("sysfs", root / "sys", "sysfs", MS_RDONLY | _SAFE)
     pivot_root(root)
+
+
+def _below(root: Path, path: str) -> Path:
+    return root / path.lstrip("/")
 
 
 def _overlay(lower: str, layer: Path, target: Path) -> None:
@@ -161,12 +181,12 @@ def _overlay(lower: str, layer: Path, target: Path) -> None:
     # A colon or a comma in a path would end it in the mount options.
     if set(",:\\") & set(f"{lower}{layer}"):
         raise OSError(f"cannot lay an overlay over {lower}: its path holds a comma, a colon or a backslash")
-    mount("overlay", str(target), "overlay", 0, f"lowerdir={lower},upperdir={upper},workdir={work}")
+    mount("overlay", target, "overlay", 0, f"lowerdir={lower},upperdir={upper},workdir={work}")
 
 
 def _like(original: str, copy: Path) -> None:
     """Give a folder of a writable layer the mode and owner of the one it covers."""
-    found = os.stat(original)
+    found = Path(original).stat()
     copy.chmod(stat.S_IMODE(found.st_mode))
     os.chown(copy, found.st_uid, found.st_gid)
 
@@ -174,68 +194,71 @@ def _like(original: str, copy: Path) -> None:
 def _cover_homes(layer: Path, needed: Sequence[str]) -> None:
     """Put the overlay's mark for a deleted file (a device with number 0) over what must not be seen."""
 
-    def list_folder(path: str) -> list[str]:
-        return sorted(os.listdir(path)) if os.path.isdir(path) and not os.path.islink(path) else []
+    def list_folder(name: str) -> list[str]:
+        path = Path(name)
+        return (
+            sorted(entry.name for entry in path.iterdir()) if path.is_dir() and not path.is_symlink() else []
+        )
 
     upper = layer / "upper"
+    upper.mkdir(parents=True)
     for path in covered(needed, list_folder):
-        mark = Path(f"{upper}{path}")
-        missing = [parent for parent in reversed(mark.parents) if not parent.exists()]
-        for parent in missing:
+        mark = _below(upper, path)
+        for parent in [parent for parent in reversed(mark.parents) if not parent.exists()]:
             parent.mkdir()
-            if parent != upper and upper in parent.parents:
-                _like("/" + str(parent.relative_to(upper)), parent)
+            _like(f"/{parent.relative_to(upper)}", parent)
         os.mknod(mark, stat.S_IFCHR, os.makedev(0, 0))
 
 
-def _bind(source: str, target: str, *, read_only: bool = False) -> None:
+def _bind(source: Path, target: Path, *, read_only: bool = False) -> None:
     mount(source, target, "", MS_BIND | MS_REC)
     if read_only:
         mount(source, target, "", MS_BIND | MS_REMOUNT | MS_RDONLY)
 
 
-def _fresh_folders(root: str) -> None:
+def _fresh_folders(root: Path, disk_mib: int) -> None:
     for name, mode in (("run", "0755"), ("tmp", "1777"), ("dev", "0755")):
         # Device nodes work on /dev alone.
         flags = MS_NOSUID | (0 if name == "dev" else MS_NODEV)
-        os.makedirs(f"{root}/{name}", exist_ok=True)
-        mount("testbed", f"{root}/{name}", "tmpfs", flags, f"mode={mode}")
+        (root / name).mkdir(exist_ok=True)
+        mount("testbed", root / name, "tmpfs", flags, f"size={disk_mib}m,mode={mode}")
     for folder in ("run/sshd", "run/testbed", "run/lock", "dev/pts", "dev/shm"):
-        os.makedirs(f"{root}/{folder}")
-    os.umask(0)
+        (root / folder).mkdir()
+    device = root / "dev"
+    mask = os.umask(0)
     for name, minor in _DEVICES.items():
-        os.mknod(f"{root}/dev/{name}", 0o666 | stat.S_IFCHR, os.makedev(1, minor))
-    os.mknod(f"{root}/dev/tty", 0o666 | stat.S_IFCHR, os.makedev(5, 0))
-    os.umask(0o022)
-    mount("devpts", f"{root}/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620")
-    mount("testbed", f"{root}/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")
-    for name, target in {"ptmx": "pts/ptmx", "fd": "/proc/self/fd", "stdin": "/proc/self/fd/0"}.items():
-        os.symlink(target, f"{root}/dev/{name}")
-    os.symlink("/proc/self/fd/1", f"{root}/dev/stdout")
-    os.symlink("/proc/self/fd/2", f"{root}/dev/stderr")
+        os.mknod(device / name, 0o666 | stat.S_IFCHR, os.makedev(1, minor))
+    os.mknod(device / "tty", 0o666 | stat.S_IFCHR, os.makedev(5, 0))
+    os.umask(mask)
+    mount("devpts", device / "pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620")
+    mount("testbed", device / "shm", "tmpfs", MS_NOSUID | MS_NODEV, f"size={disk_mib}m,mode=1777")
+    (device / "ptmx").symlink_to("pts/ptmx")
+    (device / "fd").symlink_to("/proc/self/fd")
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        (device / name).symlink_to(f"/proc/self/fd/{number}")
 
 
-def _proc(root: str, covers: Path) -> None:
-    os.makedirs(f"{root}/proc", exist_ok=True)
-    mount("proc", f"{root}/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+def _proc(proc: Path, covers: Path) -> None:
+    proc.mkdir(exist_ok=True)
+    mount("proc", proc, "proc", _SAFE)
     for cover in covers.iterdir():
-        _bind(str(cover), f"{root}/proc/{cover.name}")
+        _bind(cover, proc / cover.name)
     # Settings of the whole machine can be read and not written; those of the host's own network can.
-    _bind(f"{root}/proc/sys", f"{root}/proc/sys", read_only=True)
-    _bind(f"{root}/proc/sys/net", f"{root}/proc/sys/net")
-    mount("testbed", f"{root}/proc/sys/net", "", MS_BIND | MS_REMOUNT)
-    if os.path.exists(f"{root}/proc/sysrq-trigger"):
-        _bind("/dev/null", f"{root}/proc/sysrq-trigger")
+    _bind(proc / "sys", proc / "sys", read_only=True)
+    _bind(proc / "sys/net", proc / "sys/net")
+    mount("proc", proc / "sys/net", "", MS_BIND | MS_REMOUNT | _SAFE)
+    if (proc / "sysrq-trigger").exists():
+        _bind(Path("/dev/null"), proc / "sysrq-trigger")
 
 
-def _synthetic_sys(root: str, tree: Path) -> None:
-    os.makedirs(f"{root}/sys", exist_ok=True)
-    _bind(str(tree), f"{root}/sys")
+def _synthetic_sys(root: Path, tree: Path) -> None:
+    (root / "sys").mkdir(exist_ok=True)
+    _bind(tree, root / "sys")
     # The kernel's own sysfs shows the interfaces of the network namespace that mounts it.
-    kernel = f"{root}/tmp/.sys"
-    os.mkdir(kernel)
-    mount("sysfs", kernel, "sysfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    kernel = root / "tmp/.sys"
+    kernel.mkdir()
+    mount("sysfs", kernel, "sysfs", MS_RDONLY | _SAFE)
     for folder in ("class/net", "devices/virtual/net"):
-        _bind(f"{kernel}/{folder}", f"{root}/sys/{folder}")
+        _bind(kernel / folder, root / "sys" / folder)
     umount_detached(kernel)
-    os.rmdir(kernel)
+    kernel.rmdir()

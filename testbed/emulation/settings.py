@@ -54,7 +54,7 @@ class Emulation(Model):
     """The standard deviation of power readings, in per cent; none by default."""
     disk_mib: Count = 4096
     """What each host may write to its private overlay; it is held in memory."""
-    hosts: dict[Name, Limits] = {}
+    hosts: dict[Name, Limits] = Field(default={})
     """Hosts that differ from this."""
 
 
@@ -74,7 +74,10 @@ def load_lab(path: Path) -> LabSpec:
             path, None, "emulation", "this section is missing: the inventory describes no emulated lab"
         )
     settings = validate(
-        document, Emulation, data=document.data["emulation"] or {}, relocate=lambda place: ("emulation", *place)
+        document,
+        Emulation,
+        data=document.data["emulation"] or {},
+        relocate=lambda place: ("emulation", *place),
     )
     return lab_spec(inventory, settings, document)
 
@@ -94,11 +97,15 @@ def lab_spec(inventory: Inventory, settings: Emulation, document: Document) -> L
     try:
         network = ipaddress.IPv4Network(settings.network)
     except ValueError as error:
-        raise InputError(document.problem(("emulation", "network"), f"an IPv4 network was expected: {error}")) from None
+        raise InputError(
+            document.problem(("emulation", "network"), f"an IPv4 network was expected: {error}")
+        ) from None
     if network.prefixlen > 28:
         problems.append(document.problem(("emulation", "network"), "a prefix of at most 28 was expected"))
     if len(inventory.lab) > _BRIDGE_NAME_ROOM:
-        problems.append(document.problem(("lab",), f"a name of at most {_BRIDGE_NAME_ROOM} characters was expected"))
+        problems.append(
+            document.problem(("lab",), f"a name of at most {_BRIDGE_NAME_ROOM} characters was expected")
+        )
     gateway = network.broadcast_address - 1
     for name in settings.hosts:
         if name not in inventory.hosts:
@@ -136,7 +143,9 @@ def _host_problems(
     except ValueError:
         address = None
     if address is None or address not in network.hosts():
-        problems.append(("address", f"an address of the lab's network {network} was expected, not {host.address}"))
+        problems.append(
+            ("address", f"an address of the lab's network {network} was expected, not {host.address}")
+        )
     elif address == gateway:
         problems.append(("address", f"{gateway} is the bridge's own address"))
     if host.user != "root":
@@ -168,12 +177,7 @@ def _host_spec(host: Host, settings: Emulation) -> HostSpec:
 
 
 def needed_folders() -> tuple[str, ...]:
-    """Return the folders without which this Python and this project do not run, none inside another."""
+    """Return the folders without which this Python and this project do not run."""
     found = {sys.prefix, sys.base_prefix, str(Path(__file__).absolute().parents[2])}
     found |= {os.path.realpath(path) for path in found}
-    found.discard("/")
-    shortest: list[str] = []
-    for path in sorted(found):
-        if not any(path == outer or path.startswith(f"{outer}/") for outer in shortest):
-            shortest.append(path)
-    return tuple(shortest)
+    return tuple(sorted(found - {"/"}))

@@ -1,7 +1,8 @@
 """The synthetic ``/sys`` of an emulated board: which files it has and what stands in them.
 
-Pure data: :func:`sysfs` returns a :class:`Tree`, :func:`write_tree` puts one into a folder. The places of the files that
-change while the board runs are functions of their own, so that the simulator writes exactly what the tree declares.
+Pure data: :func:`sysfs` returns a :class:`Tree`, :func:`write_tree` puts one into a folder. The places of
+the files that change while the board runs are functions of their own, so that the simulator writes
+exactly what the tree declares.
 """
 
 from __future__ import annotations
@@ -154,7 +155,8 @@ def _power_monitors(tree: Tree, board: Board) -> None:
         tree.files[f"{folder}/name"] = "ina3221\n"
         tree.links[f"bus/i2c/devices/{chip}"] = f"../../../{_chip_folder(chip)}"
         tree.links[f"class/hwmon/hwmon{_hwmon_number(board, chip)}"] = f"../../{folder}"
-        # The chip's seventh voltage is the sum of its shunt voltages: a trap for readers that take it for a rail.
+        # The chip's seventh voltage is the sum of its shunt voltages: a trap for readers that take
+        # it for a rail.
         tree.files[f"{folder}/in7_label"] = "sum of shunt voltages\n"
         tree.files[f"{folder}/in7_input"] = "0\n"
     for rail in board.rails:
@@ -176,7 +178,9 @@ def _thermal(tree: Tree, board: Board) -> None:
     for number, zone in enumerate(board.zones):
         tree.files[f"devices/virtual/thermal/thermal_zone{number}/type"] = f"{zone}\n"
         tree.files[temperature_path(number)] = f"{_START_C * 1000}\n"
-        tree.links[f"class/thermal/thermal_zone{number}"] = f"../../devices/virtual/thermal/thermal_zone{number}"
+        tree.links[f"class/thermal/thermal_zone{number}"] = (
+            f"../../devices/virtual/thermal/thermal_zone{number}"
+        )
     fan = "devices/platform/pwm-fan/hwmon/hwmon9"
     tree.files |= {f"{fan}/name": "pwmfan\n", f"{fan}/pwm1": "64\n", f"{fan}/fan1_input": "1400\n"}
     tree.links["class/hwmon/hwmon9"] = f"../../{fan}"
@@ -184,7 +188,11 @@ def _thermal(tree: Tree, board: Board) -> None:
 
 def _memory(tree: Tree, board: Board) -> None:
     tree.files |= {f"{_EMC}/{name}": f"{board.emc_hz}\n" for name in ("rate", "max_rate")}
-    tree.files |= {f"{_EMC}/min_rate": "204000000\n", f"{_EMC}/mrq_rate_locked": "0\n", emc_activity_path(): "0\n"}
+    tree.files |= {
+        f"{_EMC}/min_rate": "204000000\n",
+        f"{_EMC}/mrq_rate_locked": "0\n",
+        emc_activity_path(): "0\n",
+    }
 
 
 def write_tree(tree: Tree, root: Path) -> None:

@@ -9,18 +9,27 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 import paramiko
-from paramiko.common import cMSG_CHANNEL_REQUEST
 
 from testbed.errors import ConnectError, DeadlineError
 from testbed.hosts.deadline import Deadline
 from testbed.hosts.transport import OnLine
 
-__all__ = ["LineSplitter", "SshStream", "end_channel", "pump"]
+__all__ = ["WATCHED", "LineSplitter", "SshStream", "pump"]
 
 CHUNK_BYTES = 1 << 16
 SLICE_S = 0.25
 LINGER_S = 1.0  # how long output is awaited from children that outlive their command
 WRITE_TIMEOUT_S = 15.0
+
+# A command must not outlive the one who waits for it, and a server does not see to that: it closes the pipes and
+# lets the command run on. So the input of a command that needs none is its lifeline. When it ends while the
+# command's own process ($$) lives, its process group is ended, or under sudo, where it leads none, itself. The
+# command reads from nothing.
+WATCHED = (
+    "exec 3<&0; ( trap '' TERM; read -r x <&3; kill -0 $$ || exit; "
+    "for s in TERM KILL; do kill -s $s -- -$$ || kill -s $s $$; sleep 3; done ) "
+    "</dev/null >/dev/null 2>&1 & exec 3<&- </dev/null; "
+)
 
 
 class LineSplitter:
@@ -42,7 +51,7 @@ class LineSplitter:
 def pump(
     channel: paramiko.Channel, stdin: bytes, deadline: Deadline, on_line: OnLine | None
 ) -> tuple[int, str, str]:
-    """Feed a command and read all it says, to its end.
+    """Feed a command and read all it says, to its end. Without input to feed, its input stays open.
 
     Returns:
         The exit status (-1 where none came), the standard output and the standard error.
@@ -54,8 +63,6 @@ def pump(
     err: list[bytes] = []
     splitter = LineSplitter()
     unsent = memoryview(stdin)
-    if not unsent:
-        channel.shutdown_write()
     channel.setblocking(False)
     descriptor = channel.fileno()
     ended: Deadline | None = None
@@ -96,29 +103,6 @@ def pump(
 
 def _text(chunks: list[bytes]) -> str:
     return b"".join(chunks).decode(errors="replace")
-
-
-def end_channel(channel: paramiko.Channel) -> None:
-    """End a channel's command: by a signal where the server passes it on, and by the end of its input."""
-    with suppress(paramiko.SSHException, EOFError, OSError):
-        for signal in ("TERM", "KILL"):
-            if channel.closed or channel.exit_status_ready():
-                break
-            _send_signal(channel, signal)
-            channel.status_event.wait(SLICE_S)
-    channel.close()
-
-
-def _send_signal(channel: paramiko.Channel, signal: str) -> None:
-    """Ask the server to signal the command's process group (RFC 4254, 6.9), which paramiko does not offer."""
-    message = paramiko.Message()
-    message.add_byte(cMSG_CHANNEL_REQUEST)
-    message.add_int(channel.remote_chanid)
-    message.add_string("signal")
-    message.add_boolean(False)
-    message.add_string(signal)
-    transport = channel.get_transport()
-    transport._send_user_message(message)  # type: ignore[attr-defined]
 
 
 class SshStream:
@@ -199,7 +183,7 @@ class SshStream:
         if not self._channel.closed:
             self.end_input()
             self._channel.status_event.wait(2 * SLICE_S)
-            end_channel(self._channel)
+            self._channel.close()
 
     def _drain_stderr(self) -> None:
         while self._channel.recv_stderr_ready():

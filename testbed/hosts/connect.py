@@ -61,21 +61,20 @@ class Session:
     def close(self) -> None:
         """Close the connection, and then the one that leads to it."""
         self.connection.client.close()
-        if self.jump is not None:
-            close_jump(self.jump)
+        close_jump(self.jump)
 
 
-def close_jump(jump: fabric.Connection) -> None:
+def close_jump(jump: fabric.Connection | None) -> None:
     """Close a connection to a host on the way, and those that lead to it."""
-    jump.client.close()
-    if isinstance(jump.gateway, fabric.Connection):
-        close_jump(jump.gateway)
+    while isinstance(jump, fabric.Connection):
+        jump.client.close()
+        jump = jump.gateway
 
 
 @contextmanager
 def unlocked_after(deadline: Deadline, action: Callable[[], object]) -> Iterator[None]:
     """Call ``action`` from another thread if the block has not ended by the deadline."""
-    timer = threading.Timer(deadline.remaining_s, action)
+    timer = threading.Timer(deadline.timeout_s(threading.TIMEOUT_MAX), action)
     timer.daemon = True
     timer.start()
     try:
@@ -104,7 +103,8 @@ def open_socket(host: Host, endpoint: Endpoint, deadline: Deadline, called_off: 
     target = fabric.Connection(
         endpoint.address, port=endpoint.port, gateway=endpoint.jump, config=endpoint.jump.config
     )
-    return target.open_gateway()
+    with unlocked_after(deadline, lambda: close_jump(endpoint.jump)):
+        return target.open_gateway()
 
 
 class _Unknown(paramiko.SSHException):
@@ -171,8 +171,7 @@ def connect(host: Host, settings: SshSettings, deadline: Deadline, called_off: t
     try:
         return with_retries(host, endpoint, deadline, called_off, once)
     except BaseException:
-        if endpoint.jump is not None:
-            close_jump(endpoint.jump)
+        close_jump(endpoint.jump)
         raise
 
 

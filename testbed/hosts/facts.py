@@ -6,7 +6,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
 from typing import Any
 
@@ -156,7 +156,7 @@ class Facts:
         """Return the facts that matter in one line, each assumed one marked as such."""
         torch = self.torch and f"torch {self.torch} ({f'CUDA {self.cuda}' if self.cuda else 'CPU'})"
         jetpack = self.jetpack and f"JetPack {self.jetpack} (L4T {self.l4t})"
-        clock = self.clock_offset_s is not None and f"clock {self.clock_offset_s * 1000:+.0f} ms"
+        clock = self.clock_offset_s is not None and f"clock {round(self.clock_offset_s * 1000):+d} ms"
         shown = [
             ("board_model", self.board_model or self.machine),
             ("jetpack", jetpack),
@@ -180,22 +180,35 @@ def required_modules(host: Host) -> tuple[str, ...]:
     return ("torch",) if host.is_device else ("torch", "transformers", "pyroute2")
 
 
-def facts_command(host: Host) -> Command:
-    """Return the one command that asks a host for everything."""
+def facts_command(host: Host, modules: Sequence[str] | None = None) -> Command:
+    """Return the one command that asks a host for everything.
+
+    Args:
+        host: The host.
+        modules: What to try to import, which takes a while; what the payload code needs where left out.
+    """
     interpreter = shell_path(host.python.interpreter)
     # The probe also runs where the wanted interpreter is missing: it is what says so.
     shell = f'exec "$(command -v {interpreter} || command -v python3 || echo python3)" - '
-    shell += " ".join([shell_path(host_python(host)), *required_modules(host)])
+    wanted = required_modules(host) if modules is None else modules
+    shell += " ".join([shell_path(host_python(host)), *wanted])
     probe = resources.files("testbed.hosts").joinpath("probe.py").read_bytes()
     return Command(host.name, shell, "ask for facts", FACTS_TIMEOUT_S, stdin=probe)
 
 
-def gather_facts(host: Host, transport: Transport, *, clock: Callable[[], float] = time.time) -> Facts:
+def gather_facts(
+    host: Host,
+    transport: Transport,
+    *,
+    before: Facts | None = None,
+    clock: Callable[[], float] = time.time,
+) -> Facts:
     """Ask a host for its facts.
 
     Args:
         host: The host.
         transport: The way to it.
+        before: Facts of a moment ago: what can be imported is taken from them and not tried again.
         clock: Our own clock, in unix seconds.
 
     Raises:
@@ -203,14 +216,22 @@ def gather_facts(host: Host, transport: Transport, *, clock: Callable[[], float]
     """
     arrivals: list[tuple[float, str]] = []
     try:
-        transport.run(facts_command(host), on_line=lambda line: arrivals.append((clock(), line)))
+        command = facts_command(host, None if before is None else ())
+        transport.run(command, on_line=lambda line: arrivals.append((clock(), line)))
     except CommandError as error:
         if error.exit_status == 127:
             raise HostError(
                 host.name, "there is no Python on the host", hint="install it: `sudo apt install python3`"
             ) from error
         raise
-    return parse_facts(host, arrivals)
+    facts = parse_facts(host, arrivals)
+    if before is None:
+        return facts
+    found = before.environment
+    environment = replace(facts.environment, modules=found.modules, errors=found.errors)
+    return replace(
+        facts, environment=environment, torch=before.torch, cuda=before.cuda, capability=before.capability
+    )
 
 
 def parse_facts(host: Host, arrivals: Sequence[tuple[float, str]]) -> Facts:

@@ -109,8 +109,7 @@ def _key(
     finally:
         transport.close()
         sock.close()
-        if endpoint.jump is not None:
-            close_jump(endpoint.jump)
+        close_jump(endpoint.jump)
 
 
 def record_keys(file: Path, keys: Sequence[FoundKey]) -> None:

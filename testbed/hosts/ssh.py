@@ -11,7 +11,7 @@ import paramiko
 
 from testbed.config.inventory import Host
 from testbed.errors import CommandError, ConnectError, DeadlineError
-from testbed.hosts.channel import SshStream, end_channel, pump
+from testbed.hosts.channel import WATCHED, SshStream, pump
 from testbed.hosts.connect import Session, connect, unlocked_after
 from testbed.hosts.deadline import Deadline
 from testbed.hosts.endpoint import SshSettings
@@ -57,11 +57,10 @@ class SshTransport:
     def run(self, command: Command, *, on_line: OnLine | None = None) -> Completed:
         """Run a command to its end, see :meth:`Transport.run`."""
         deadline = Deadline(command.timeout_s)
-        channel = self._start(command, deadline)
+        channel = self._start(command, deadline, watched=not command.stdin)
         try:
             status, stdout, stderr = pump(channel, command.stdin, deadline, on_line)
         except TimeoutError:
-            end_channel(channel)
             raise DeadlineError(
                 self.host.name, f"`{command.shell}` took longer than {command.timeout_s:g} s and was ended"
             ) from None
@@ -80,7 +79,7 @@ class SshTransport:
 
     def stream(self, command: Command) -> Stream:
         """Start a command that goes on running, see :meth:`Transport.stream`."""
-        channel = self._start(command, Deadline(command.timeout_s))
+        channel = self._start(command, Deadline(command.timeout_s), watched=False)
         stream = SshStream(self.host.name, command.shell, channel)
         if command.stdin:
             stream.write(command.stdin)
@@ -103,12 +102,12 @@ class SshTransport:
         if session is not None:
             session.close()
 
-    def _start(self, command: Command, deadline: Deadline) -> paramiko.Channel:
+    def _start(self, command: Command, deadline: Deadline, *, watched: bool) -> paramiko.Channel:
         """Return a channel in which the command runs."""
         try:
             channel = self._channel(deadline)
             with unlocked_after(deadline, channel.close):
-                channel.exec_command(self._shell(command))
+                channel.exec_command(self.shell_line(command, watched=watched))
         except (OSError, EOFError, paramiko.SSHException) as error:
             if isinstance(error, ConnectError):
                 raise
@@ -117,11 +116,17 @@ class SshTransport:
             raise self._lost(error) from error
         return channel
 
-    def _shell(self, command: Command) -> str:
-        """Return the command line for sshd: by `sh`, whatever the user's login shell is."""
-        line = f"sh -c {shlex.quote(command.shell)}"
+    def shell_line(self, command: Command, *, watched: bool) -> str:
+        """Return a command as sshd is given it: for `sh`, whatever the user's login shell is.
+
+        Args:
+            command: The command.
+            watched: Whether it ends with its input, which it does not read then.
+        """
+        line = f"sh -c {shlex.quote((WATCHED if watched else '') + command.shell)}"
         # One user's home holds one testbed, so root works in it as well.
-        return f'sudo -n env HOME="$HOME" {line}' if command.become and self._user != "root" else line
+        become = 'sudo -n env HOME="$HOME" ' if command.become and self._user != "root" else ""
+        return f"exec {become}{line}"
 
     @property
     def _user(self) -> str:

@@ -59,7 +59,7 @@ class Transport(Protocol):
     """The way to one host. Its methods may be called from several threads."""
 
     def run(self, command: Command, *, on_line: OnLine | None = None) -> Completed:
-        """Run a command to its end.
+        """Run a command to its end. It does not outlive this call, whatever becomes of us.
 
         Args:
             command: The command.
@@ -90,7 +90,9 @@ class Transport(Protocol):
         ...
 
     def stream(self, command: Command) -> Stream:
-        """Start a command that goes on running; its ``timeout_s`` covers the start only.
+        """Start a command that goes on running and ends when its input does.
+
+        Its ``timeout_s`` covers the start only.
 
         Raises:
             HostError: As :meth:`run`.

@@ -17,7 +17,7 @@ from testbed.provision.plan import HostPlan, plan_host
 __all__ = ["HostResult", "Progress", "apply_plans", "survey_fleet"]
 
 Progress = Callable[[str, str], None]
-"""Is told a host's name and what happens there, from the host's thread."""
+"""Is told a host's name and what happens there (nothing more: an empty text), from the host's thread."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,8 @@ def survey_fleet(
             return replace(plan_host(outcome.host, assume_facts(outcome.host), code), error=outcome.error)
         return HostPlan(outcome.host, error=outcome.error)
 
-    return [plan(outcome) for outcome in fleet.each(ask, hosts)]
+    outcomes = fleet.each(ask, hosts, on_done=lambda outcome: progress(outcome.host.name, ""))
+    return [plan(outcome) for outcome in outcomes]
 
 
 def apply_plans(
@@ -124,7 +125,9 @@ def apply_plans(
                 if change.reconnect:
                     fleet.reconnect(host.name)
             progress(host.name, "look again")
-            after = plan_host(host, gather_facts(host, fleet.transport(host.name)), code)
+            same_python = all(change.item != "python" for change in plan.changes)
+            facts = gather_facts(host, fleet.transport(host.name), before=plan.facts if same_python else None)
+            after = plan_host(host, facts, code)
         except (TestbedError, OSError) as error:
             if isinstance(error, CommandError) and "ensurepip" in error.stderr and not error.hint:
                 error.hint = "on the host: sudo apt install python3-venv"
@@ -135,4 +138,7 @@ def apply_plans(
             return HostResult(plan, changed=True, after=after, error=HostError(host.name, text))
         return HostResult(plan, changed=True, after=after)
 
-    return [outcome.get() for outcome in fleet.each(one, [plan.host for plan in plans])]
+    outcomes = fleet.each(
+        one, [plan.host for plan in plans], on_done=lambda outcome: progress(outcome.host.name, "")
+    )
+    return [outcome.get() for outcome in outcomes]

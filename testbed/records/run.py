@@ -34,6 +34,7 @@ class Run:
         clocks: One row an estimate of a device's clock.
         quality: One row a window of held-out text and policy.
         links: One row a setting or a probe of a link.
+        traffic: One row a trial, device and direction: the kernel's count of bytes beside the records'.
         power: One row a reading of a rail.
         boards: One row a value of jtop.
     """
@@ -47,6 +48,7 @@ class Run:
     clocks: pd.DataFrame = field(repr=False)
     quality: pd.DataFrame = field(repr=False)
     links: pd.DataFrame = field(repr=False)
+    traffic: pd.DataFrame = field(repr=False)
     power: pd.DataFrame = field(repr=False)
     boards: pd.DataFrame = field(repr=False)
 

@@ -213,6 +213,20 @@ _ALL = (
         ),
     ),
     Table(
+        "traffic",
+        "what crossed one shaped link in one trial, counted by the kernel and added up from the records",
+        (
+            _text("trial", "the trial"),
+            _DEVICE,
+            _text("direction", "downlink (to the device) or uplink"),
+            _count("frame_bytes", "what the link's class counted, Ethernet headers included", "bytes"),
+            _count("frames", "the frames that it counted"),
+            _count("drops", "the frames that it dropped"),
+            _count("dispatch_bytes", "the sum over the trial's dispatches", "bytes"),
+            _count("control_bytes", "handshakes and pings of the data plane", "bytes"),
+        ),
+    ),
+    Table(
         "power",
         "one reading of one power rail",
         (

@@ -25,7 +25,9 @@ from testbed.report.style import (
 
 __all__ = ["bottleneck_figure", "latency_quality_figure", "parts_figure", "timeline_figure"]
 
-_SYMBOLS = ("circle", "diamond-open", "square", "triangle-up-open", "x", "star-open")
+_SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "star", "triangle-down", "pentagon")
+_POINTS_WITH_NAMES = 6
+_SCENARIO_COLOURS = 4
 _DASHES = ("solid", "dash", "dot", "dashdot")
 _CELLS_WITH_TEXT = 160
 
@@ -35,46 +37,60 @@ def latency_quality_figure(
 ) -> Figure | None:
     """Return latency against quality, one point a policy and scenario, or None where either was not measured."""
     perplexity = {entry.policy: entry.perplexity for entry in quality}
-    latency = {(row.policy, row.scenario): row.mean for row in rows if row.metric == "itl"}
-    figure = go.Figure()
-    for place, scenario in enumerate(scenarios):
-        points = [
-            (policy, perplexity[policy], mean)
-            for (policy, at), mean in latency.items()
-            if at == scenario and policy in perplexity
-        ]
-        if not points:
-            continue
-        _front(figure, points, scenario, _DASHES[place % len(_DASHES)])
-        figure.add_scatter(
-            x=[x.value for _, x, _ in points],
-            y=[y.value for _, _, y in points],
-            error_x=_bars([x for _, x, _ in points]),
-            error_y=_bars([y for _, _, y in points]),
-            mode="markers+text",
-            text=[escape(policy) for policy, _, _ in points],
-            textposition="top right",
-            marker={"symbol": _SYMBOLS[place % len(_SYMBOLS)], "size": 11, "color": "var(--ink)"},
-            name=escape(scenario),
-            customdata=[[*with_interval(x), *with_interval(y, "ms")] for _, x, y in points],
-            hovertemplate="%{text}<br>perplexity %{customdata[0]} (%{customdata[1]})"
-            "<br>token latency %{customdata[2]} (%{customdata[3]})<extra>%{fullData.name}</extra>",
-            cliponaxis=False,
-        )
-    if not figure.data:
+    latency = [row for row in rows if row.metric == "itl" and row.policy in perplexity]
+    if not latency:
         return None
+    figure = go.Figure()
+    policies = list(perplexity)
+    named = len(latency) <= _POINTS_WITH_NAMES
+    for place, scenario in enumerate(scenarios):
+        own = [row for row in latency if row.scenario == scenario]
+        _front(figure, [(perplexity[row.policy].value, row.mean.value) for row in own], place)
+        for row in own:
+            across = perplexity[row.policy]
+            texts = [[*with_interval(across), *with_interval(row.mean, "ms")]]
+            figure.add_scatter(
+                x=[across.value],
+                y=[row.mean.value],
+                error_x=_bars(across),
+                error_y=_bars(row.mean),
+                mode="markers+text" if named else "markers",
+                text=[escape(row.policy)],
+                textposition="top right",
+                marker={
+                    "symbol": _SYMBOLS[policies.index(row.policy) % len(_SYMBOLS)],
+                    "size": 10,
+                    "color": _scenario_colour(place),
+                },
+                name=escape(scenario),
+                showlegend=False,
+                customdata=texts,
+                hovertemplate="%{text}<br>perplexity %{customdata[0]} (%{customdata[1]})"
+                "<br>token latency %{customdata[2]} (%{customdata[3]})<extra>%{fullData.name}</extra>",
+                cliponaxis=False,
+            )
+    if not named:
+        # Too many points to write beside each: the shapes are named once.
+        for place, policy in enumerate(policies):
+            marker = {"symbol": _SYMBOLS[place % len(_SYMBOLS)], "size": 9, "color": "var(--ink)"}
+            figure.add_scatter(x=[None], y=[None], mode="markers", marker=marker, name=escape(policy))
     figure.update_layout(
         height=380,
         xaxis={"title": {"text": "perplexity on held-out text (lower is better)"}},
         yaxis={"title": {"text": "mean token latency (ms)"}},
-        legend={"title": {"text": "scenario"}},
     )
-    note = (
-        "Bars are 95 % intervals: of the latency over repeats, of the perplexity over windows of text (shared by all "
-        "policies, so differences are surer than the bars look). The line is the Pareto front of a scenario."
+    return figure_of(
+        "latency-quality",
+        "Latency against quality",
+        figure,
+        alt="Scatter plot of mean token latency against perplexity, one point a policy and scenario.",
+        note=(
+            "Thin bars are 95 % intervals: of the latency over repeats, of the perplexity over windows of text (the "
+            "same windows for all policies, so differences are surer than the bars look). The steps are the Pareto "
+            "front of each scenario."
+        ),
+        legend=[(scenario, _scenario_colour(place)) for place, scenario in enumerate(scenarios)],
     )
-    alt = "Scatter plot of mean token latency against perplexity, one point a policy and scenario."
-    return figure_of("latency-quality", "Latency against quality", figure, alt=alt, note=note)
 
 
 def parts_figure(means: pd.DataFrame, order: Sequence[tuple[str, str]], *, first: bool) -> Figure | None:
@@ -109,18 +125,20 @@ def parts_figure(means: pd.DataFrame, order: Sequence[tuple[str, str]], *, first
             textangle=0,
             hovertemplate=f"%{{y}}<br>{title}: %{{x:.3g}} ms<extra></extra>",
         )
-    for key, label in zip(shown, labels, strict=True):
-        total = float(by_name[key]["duration_ms"])
-        figure.add_annotation(
-            x=total,
-            y=label,
-            text=f" <b>{number(total)}</b>",
-            showarrow=False,
-            xanchor="left",
-            yanchor="middle",
-        )
+    totals = [
+        {
+            "x": float(by_name[key]["duration_ms"]),
+            "y": label,
+            "text": f" <b>{number(float(by_name[key]['duration_ms']))}</b>",
+            "showarrow": False,
+            "xanchor": "left",
+            "yanchor": "middle",
+        }
+        for key, label in zip(shown, labels, strict=True)
+    ]
     figure.update_layout(
         barmode="stack",
+        annotations=totals,
         height=66 + 44 * len(shown),
         bargap=0.28,
         xaxis={"title": {"text": "mean time of a token (ms)"}, "range": [0, longest * 1.1]},
@@ -130,17 +148,28 @@ def parts_figure(means: pd.DataFrame, order: Sequence[tuple[str, str]], *, first
     name = "parts-first" if first else "parts"
     title = "The first token, prompt included" if first else "A token after the first"
     alt = "Stacked bars: time of a token at the base station, downlink, compute, uplink and waiting."
-    counts = ", ".join(f"{pair_name(*key)}: n = {int(by_name[key]['tokens'])}" for key in shown)
+    counts = {pair_name(*key): int(by_name[key]["tokens"]) for key in shown}
+    if len(set(counts.values())) == 1:
+        note = f"n = {counts.popitem()[1]} tokens for each bar."
+    else:
+        note = f"Tokens: {', '.join(f'{name}: n = {count}' for name, count in counts.items())}."
     narrow = {"yaxis": {"ticktext": [label.replace(" · ", "<br>") for label in labels], "tickvals": labels}}
-    return figure_of(
-        name, title, figure, alt=alt, note=f"Tokens: {counts}.", narrow=narrow, legend=PART_LEGEND
-    )
+    return figure_of(name, title, figure, alt=alt, note=note, narrow=narrow, legend=PART_LEGEND)
 
 
 def bottleneck_figure(
-    shares: pd.DataFrame, policy: str, scenario: str, devices: Mapping[str, Device], place: int
+    shares: pd.DataFrame, policy: str, scenario: str, devices: Mapping[str, Device], place: int, most: float
 ) -> Figure | None:
-    """Return how often each device was the last of a layer to answer, as a heat map of one policy and scenario."""
+    """Return how often each device was the last of a layer to answer, as a heat map of one policy and scenario.
+
+    Args:
+        shares: What :func:`testbed.report.breakdown.bottlenecks` gave.
+        policy: The policy.
+        scenario: The scenario.
+        devices: The look of each device.
+        place: Makes the figure's name its own.
+        most: The share in percent that has the strongest colour, the same for figures that are compared.
+    """
     own = shares[(shares["policy"] == policy) & (shares["scenario"] == scenario)]
     if own.empty:
         return None
@@ -152,7 +181,7 @@ def bottleneck_figure(
         x=[devices[name].label for name in grid.columns],
         y=[str(layer) for layer in grid.index],
         zmin=0,
-        zmax=100,
+        zmax=most,
         colorscale=[[0, "var(--heat-0)"], [0.5, "var(--heat-1)"], [1, "var(--heat-2)"]],
         showscale=False,
         xgap=2,
@@ -198,8 +227,9 @@ def timeline_figure(line: Timeline, devices: Mapping[str, Device], place: int, u
     rows = rows.assign(end_ms=rows["layer"].map(ends))
     spans = sorted(zip(begins, ends, strict=True))
     station = "base station"
-    for begin, end in _gaps(spans, line.duration_ms):
-        _segment(figure, "bs_ms", [station], [begin], [end - begin], [""])
+    gaps = _gaps(spans, line.duration_ms)
+    own = [begin for begin, _ in gaps], [end - begin for begin, end in gaps]
+    _segment(figure, "bs_ms", [station] * len(gaps), *own, [""] * len(gaps))
     labels = [devices[name].label for name in rows["device"]]
     layers = [f"layer {layer}, " for layer in rows["layer"]]
     stages = {
@@ -210,11 +240,24 @@ def timeline_figure(line: Timeline, devices: Mapping[str, Device], place: int, u
     }
     for part, (first, last) in stages.items():
         _segment(figure, part, labels, rows[first].tolist(), (rows[last] - rows[first]).tolist(), layers)
-    for begin, _ in spans:
-        figure.add_vline(x=begin, line={"color": "var(--grid)", "width": 1, "dash": "dot"}, layer="below")
+    grid = {"color": "var(--grid)", "width": 1, "dash": "dot"}
+    lines = [
+        {
+            "type": "line",
+            "yref": "paper",
+            "y0": 0,
+            "y1": 1,
+            "x0": begin,
+            "x1": begin,
+            "line": grid,
+            "layer": "below",
+        }
+        for begin, _ in spans
+    ]
     used = [device.label for device in devices.values()]
     figure.update_layout(
         barmode="overlay",
+        shapes=lines,
         height=64 + 25 * (len(used) + 1),
         xaxis={"title": {"text": "time since the token was begun (ms)"}, "range": [0, until_ms]},
         yaxis={
@@ -267,12 +310,10 @@ def _gaps(spans: Sequence[tuple[float, float]], until: float) -> list[tuple[floa
     return gaps
 
 
-def _front(
-    figure: go.Figure, points: Sequence[tuple[str, Interval, Interval]], scenario: str, dash: str
-) -> None:
-    """Draw the Pareto front: the points that no other beats in both."""
+def _front(figure: go.Figure, points: Sequence[tuple[float, float]], place: int) -> None:
+    """Draw the Pareto front of one scenario: the points that no other beats in both."""
     front: list[tuple[float, float]] = []
-    for x, y in sorted((x.value, y.value) for _, x, y in points):
+    for x, y in sorted(points):
         if not front or y < front[-1][1]:
             front.append((x, y))
     if len(front) > 1:
@@ -280,19 +321,28 @@ def _front(
             x=[x for x, _ in front],
             y=[y for _, y in front],
             mode="lines",
-            line={"shape": "hv", "dash": dash, "width": 2, "color": "var(--accent)"},
+            line={
+                "shape": "hv",
+                "dash": _DASHES[place % len(_DASHES)],
+                "width": 1.8,
+                "color": _scenario_colour(place),
+            },
             hoverinfo="skip",
             showlegend=False,
-            name=f"front {escape(scenario)}",
         )
 
 
-def _bars(intervals: Sequence[Interval]) -> dict[str, object]:
+def _scenario_colour(place: int) -> str:
+    return f"var(--s{place % _SCENARIO_COLOURS + 1})"
+
+
+def _bars(interval: Interval) -> dict[str, object]:
+    known = interval.known
     return {
         "type": "data",
         "symmetric": False,
-        "array": [i.high - i.value if i.known else 0.0 for i in intervals],
-        "arrayminus": [i.value - i.low if i.known else 0.0 for i in intervals],
+        "array": [interval.high - interval.value if known else None],
+        "arrayminus": [interval.value - interval.low if known else None],
         "thickness": 1,
         "width": 4,
         "color": "var(--faint)",

@@ -112,6 +112,7 @@ def ratio_figure(
         "Links as measured",
         figure,
         alt="Dots: measured over expected transfer time of probe messages for each device and direction.",
+        narrow={"xaxis": {"title": {"text": "measured over expected time"}}},
         note=f"\N{DOWNWARDS ARROW} downlink, \N{UPWARDS ARROW} uplink; one point a probe; larger points, "
         f"larger messages; red where it failed.{band}",
     )

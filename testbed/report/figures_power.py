@@ -16,6 +16,7 @@ from testbed.report.checks import COVERAGE_LEAST
 from testbed.report.numbers import number, with_interval
 from testbed.report.stats import Interval, bootstrap_mean
 from testbed.report.style import Device, Figure, combination, escape, figure_of, finite
+from testbed.telemetry.energy import GAP_PERIODS
 
 __all__ = ["ALL_DEVICES", "EnergyRow", "energy_figure", "energy_rows", "power_figure", "thin"]
 
@@ -101,6 +102,7 @@ def power_figure(
     figure = go.Figure()
     count = len(devices)
     layout: dict[str, Any] = {}
+    shapes = _shade(figure, trials, policies)
     for place, (name, device) in enumerate(devices.items()):
         power = powers[name]
         axis = "" if place == 0 else str(place + 1)
@@ -133,25 +135,19 @@ def power_figure(
             y=(mw / 1000).round(4).astype(np.float32),
             yaxis=f"y{axis}",
             mode="lines",
-            line={"color": device.colour, "width": 1.3, "dash": device.dash},
+            line={"color": device.colour, "width": 1.3},
             name=escape(name),
             showlegend=False,
             hovertemplate="%{x:.1f} s: %{y:.3g} W<extra>" + escape(name) + "</extra>",
         )
         if np.isfinite(idle_mw[name]):
-            figure.add_shape(
-                type="line",
-                xref="paper",
-                yref=f"y{axis}",
-                x0=0,
-                x1=1,
-                y0=idle_mw[name] / 1000,
-                y1=idle_mw[name] / 1000,
-                line={"color": "var(--muted)", "width": 1, "dash": "dot"},
-            )
-    _shade(figure, trials, policies)
+            level = {"y0": idle_mw[name] / 1000, "y1": idle_mw[name] / 1000}
+            line = {"color": "var(--muted)", "width": 1, "dash": "dot"}
+            across = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "yref": f"y{axis}", "line": line}
+            shapes.append(across | level)
     figure.update_layout(
         height=70 + 120 * count,
+        shapes=shapes,
         xaxis={"title": {"text": "time since the start of the run (s)"}, "anchor": "free", "position": 0},
         legend={"title": {"text": "trials with"}, "itemclick": False, "itemdoubleclick": False},
         **layout,
@@ -185,8 +181,8 @@ def energy_figure(
         spread = {
             "type": "data",
             "symmetric": False,
-            "array": [t.high - t.value if t.known else 0.0 for t in totals],
-            "arrayminus": [t.value - t.low if t.known else 0.0 for t in totals],
+            "array": [t.high - t.value if t.known else None for t in totals],
+            "arrayminus": [t.value - t.low if t.known else None for t in totals],
             "thickness": 1.2,
             "width": 3,
             "color": "var(--ink)",
@@ -240,14 +236,23 @@ def energy_figure(
 def thin(
     t_s: NDArray[np.float64], mw: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return at most about ``POINTS`` readings: of each stretch the lowest and the highest, in order of time."""
-    if t_s.size <= POINTS:
+    """Return at most about ``POINTS`` readings, and a NaN in every hole, so that no line is drawn across it.
+
+    Of each stretch of a long run the lowest and the highest reading are kept, in order of time.
+    """
+    if t_s.size < 2:
         return t_s, mw
-    kept: list[int] = [0, t_s.size - 1]
-    for stretch in np.array_split(np.arange(t_s.size), POINTS // 2):
-        kept += [int(stretch[mw[stretch].argmin()]), int(stretch[mw[stretch].argmax()])]
-    chosen = np.unique(kept)
-    return t_s[chosen], mw[chosen]
+    steps = np.diff(t_s)
+    holes = np.flatnonzero(steps > GAP_PERIODS * np.median(steps))
+    chosen = np.arange(t_s.size)
+    if t_s.size > POINTS:
+        kept = [np.array([0, t_s.size - 1]), holes, holes + 1]
+        for stretch in np.array_split(chosen, POINTS // 2):
+            kept.append(stretch[[mw[stretch].argmin(), mw[stretch].argmax()]])
+        chosen = np.unique(np.concatenate(kept))
+    after = np.searchsorted(chosen, holes) + 1
+    times = np.insert(t_s[chosen], after, (t_s[holes] + t_s[holes + 1]) / 2)
+    return times, np.insert(mw[chosen], after, np.nan)
 
 
 def _together(energy: pd.DataFrame, devices: int) -> pd.DataFrame:
@@ -262,34 +267,23 @@ def _together(energy: pd.DataFrame, devices: int) -> pd.DataFrame:
     return sums.reset_index().assign(device=ALL_DEVICES)
 
 
-def _shade(figure: go.Figure, trials: pd.DataFrame, policies: Sequence[str]) -> None:
+def _shade(figure: go.Figure, trials: pd.DataFrame, policies: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the shapes that shade the trials, and name their tones in the legend."""
+    shapes: list[dict[str, Any]] = []
     for place, policy in enumerate(policies):
         colour = f"var(--shade-{place % SHADES + 1})"
         own = trials[trials["policy"] == policy]
         if own.empty:
             continue
-        for row in own.itertuples():
-            figure.add_shape(
-                type="rect",
-                xref="x",
-                yref="paper",
-                x0=row.t_start_s,
-                x1=row.t_end_s,
-                y0=0,
-                y1=1,
-                fillcolor=colour,
-                line={"width": 0},
-                layer="below",
-            )
-        marker = {
-            "symbol": "square",
-            "size": 13,
-            "color": colour,
-            "line": {"width": 1, "color": "var(--muted)"},
-        }
-        figure.add_scatter(
-            x=[None], y=[None], mode="markers", marker=marker, name=escape(policy), hoverinfo="skip"
-        )
+        frame = {"type": "rect", "xref": "x", "yref": "paper", "y0": 0, "y1": 1, "layer": "below"}
+        look = {"fillcolor": colour, "line": {"width": 0}}
+        for start, end in zip(own["t_start_s"], own["t_end_s"], strict=True):
+            shapes.append(frame | look | {"x0": float(start), "x1": float(end)})
+        edge = {"width": 1, "color": "var(--muted)"}
+        marker = {"symbol": "square", "size": 13, "color": colour, "line": edge}
+        name = escape(policy)
+        figure.add_scatter(x=[None], y=[None], mode="markers", marker=marker, name=name, hoverinfo="skip")
+    return shapes
 
 
 def _panel_title(device: Device, power: TotalPower, idle_mw: float) -> str:

@@ -198,7 +198,7 @@ def quality_of(run: Run) -> list[Quality]:
         perplexity = _exp(bootstrap_ratio(own["nll_sum"], own["tokens"]))
         change = None
         if reference is not None and own is not reference:
-            both = own.join(reference, rsuffix="_reference", how="inner")
+            both = own.merge(reference, on=["text", "window"], suffixes=("", "_reference"))
             gain = bootstrap_ratio(both["nll_sum"] - both["nll_sum_reference"], both["tokens"])
             ratio = _exp(gain)
             change = Interval(ratio.value - 1, ratio.low - 1, ratio.high - 1, ratio.n)

@@ -15,17 +15,15 @@ GAP = "\N{NO-BREAK SPACE}"
 
 
 def decimals_of(interval: Interval) -> int:
-    """Return how many decimals an estimate deserves: two significant digits of its uncertainty below 35, else one.
+    """Return how many decimals an estimate deserves: to the leading digit of half its interval, or one more below 2.
 
-    This is the rounding rule of the Particle Data Group. Negative for tens and hundreds. Where there is no interval,
-    three significant digits of the value.
+    Negative for tens and hundreds. Where there is no interval, three significant digits of the value.
     """
     half = interval.half_width
     if not interval.known or half <= 0:
         return _significant(interval.value, 3)
     exponent = math.floor(math.log10(half))
-    leading = half / 10**exponent
-    return min(6, -exponent + (1 if leading < 3.55 else 0))
+    return min(6, -exponent + (1 if half < 2 * 10**exponent else 0))
 
 
 def plain(value: float, decimals: int) -> str:

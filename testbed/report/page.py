@@ -28,13 +28,15 @@ from testbed.report.metrics import (
     serving_rows,
     trial_means,
 )
-from testbed.report.numbers import change, number, with_interval
+from testbed.report.numbers import change, number
 from testbed.report.sections import sections_of
 from testbed.report.sentence import headline
 from testbed.report.stats import bootstrap_mean
 from testbed.report.style import Figure
 
 __all__ = ["ForestRow", "render_report", "write_report"]
+
+FOREST_ROWS = 6
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class ForestRow:
 
     Attributes:
         policy: The policy.
+        reference: The policy that it is compared with.
         scenario: The scenario; "all scenarios" where they are taken together.
         reference_ms: The reference's mean token latency.
         policy_ms: The policy's.
@@ -54,9 +57,11 @@ class ForestRow:
         low: Where the interval begins.
         width: How long it is.
         whole: Whether this is the row of all scenarios together.
+        n: The pairs of repeats behind it.
     """
 
     policy: str
+    reference: str
     scenario: str
     reference_ms: str
     policy_ms: str
@@ -68,6 +73,7 @@ class ForestRow:
     low: float
     width: float
     whole: bool
+    n: int
 
 
 def write_report(run: Run | Path | str, out: Path | None = None) -> Path:
@@ -98,6 +104,11 @@ def render_report(run: Run) -> str:
     policies = policies_of(run)
     alone = (policies[0], bootstrap_mean(means["itl_ms"])) if len(policies) == 1 and len(means) else None
     checks = checks_of(run, energy)
+    forest = forest_rows(comparisons)
+    # With many rows the first screen keeps those of all scenarios together.
+    long = len(forest) > FOREST_ROWS and any(row.whole for row in forest)
+    shown = [row for row in forest if row.whole or not long]
+    folded = [row for row in forest if long and not row.whole]
     environment = jinja2.Environment(
         loader=jinja2.DictLoader({"report.jinja": _resource("report.jinja")}),
         autoescape=True,
@@ -116,7 +127,8 @@ def render_report(run: Run) -> str:
         banner=_banner(run),
         checks=checks,
         wrong=[check for check in checks if check.state == "bad"],
-        forest=forest_rows(comparisons),
+        forest_shown=shown,
+        forest_folded=folded,
         reference=policies[0] if policies else "",
         comparisons=comparisons,
         pareto=latency_quality_figure(rows, quality, scenarios_of(run)),
@@ -161,6 +173,7 @@ def forest_rows(comparisons: Sequence[Comparison]) -> list[ForestRow]:
         rows.append(
             ForestRow(
                 entry.policy,
+                entry.reference,
                 entry.scenario or "all scenarios",
                 number(entry.reference_ms),
                 number(entry.policy_ms),
@@ -172,6 +185,7 @@ def forest_rows(comparisons: Sequence[Comparison]) -> list[ForestRow]:
                 begin,
                 round(end - begin, 2),
                 entry.scenario is None,
+                entry.change.n,
             )
         )
     return rows
@@ -182,7 +196,7 @@ def _quality_line(quality: Quality) -> dict[str, str]:
     value, interval = change(quality.change) if quality.change else ("", "")
     return {
         "policy": quality.policy,
-        "perplexity": with_interval(quality.perplexity)[0],
+        "perplexity": number(quality.perplexity.value),
         "change": value,
         "interval": interval,
     }

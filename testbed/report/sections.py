@@ -63,7 +63,7 @@ class Grid:
     title: str
     note: str
     figures: Sequence[Figure]
-    scale: bool = False
+    scale: str = ""
     legend: Sequence[tuple[str, str]] = ()
     kind: str = "grid"
 
@@ -109,6 +109,7 @@ class Note:
     """A line of text."""
 
     text: str
+    name: str = ""
     kind: str = "note"
 
 
@@ -192,18 +193,20 @@ def _time(run: Run, order: Sequence[tuple[str, str]], devices: Mapping[str, Devi
     if first is not None:
         blocks.append(Plot(first))
     shares = bottlenecks(run)
-    maps = [bottleneck_figure(shares, *key, devices, place) for place, key in enumerate(order)]
+    most = 10.0 * math.ceil(float(shares["share"].max()) * 10) if len(shares) else 100.0
+    maps = [bottleneck_figure(shares, *key, devices, place, most) for place, key in enumerate(order)]
     found = [figure for figure in maps if figure is not None]
     if found:
         note = "Share of tokens, in percent, for which a device was the last of a layer to answer. A row sums to 100."
-        blocks.append(Grid("Bottleneck device per layer", note, found, scale=True))
+        blocks.append(Grid("Bottleneck device per layer", note, found, scale=f"{most:.0f}"))
     colours = {name: device.colour for name, device in devices.items()}
     errors = clock_errors(run)
     if errors:
         blocks.append(
             Note(
                 "A clock error moves time between downlink and uplink of a device; compute, waiting and the sums do "
-                "not depend on it."
+                "not depend on it.",
+                "clocks",
             )
         )
         blocks.append(Sheet(clock_table(errors, colours)))

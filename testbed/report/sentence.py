@@ -50,11 +50,11 @@ def headline(
         value, interval = change(best.change)
         return (
             f"No difference was found in mean token latency between {best.policy} and {best.reference}{place}: "
-            f"{value} ({_level(best.change)} interval {interval}, {repeats_clause(best.change)}){tail}."
+            f"{value} ({_interval(interval, over_all)}, {repeats_clause(best.change)}){tail}."
         )
     scenarios = len({c.scenario for c in comparisons if c.scenario is not None})
-    over = f" of {scenarios} scenarios" if best.scenario is None else ""
-    spread = f"({_level(best.change)} interval {interval}, {repeats_clause(best.change)}{over})"
+    over = f" of {scenarios} scenarios" if best.scenario is None and scenarios else ""
+    spread = f"({_interval(interval, over_all)}, {repeats_clause(best.change)}{over})"
     if best.change.value < 0:
         cost = quality_clause(best.policy, quality)
         return f"{best.policy} cut the mean token latency by {size} {spread} {against}{cost}{tail}."
@@ -81,5 +81,8 @@ def repeats_clause(interval: Interval) -> str:
     return f"{interval.n} repeat" if interval.n == 1 else f"{interval.n} repeats"
 
 
-def _level(interval: Interval) -> str:
-    return f"{interval.level * 100:.4g}\N{NO-BREAK SPACE}%"
+def _interval(text: str, compared: Sequence[Comparison]) -> str:
+    """Return "95 % interval 43 to 49 %", saying so where it was widened for several policies."""
+    policies = len({c.policy for c in compared})
+    widened = f", widened for {policies} comparisons," if policies > 1 else ""
+    return f"95\N{NO-BREAK SPACE}% interval{widened} {text}"

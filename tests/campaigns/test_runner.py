@@ -39,12 +39,26 @@ def run(tmp_path, open_fleet):
 
 
 def trial_phase(name, folder, policy="top-2"):
-    steps = (Command("bs", f"bsctl trial {name}"), Fetch("bs", f"~/runs/{name}", folder / "fetched" / name))
+    show = Command("bs", "linkd show")
+    fetch = Fetch("bs", f"~/runs/{name}", folder / "fetched" / name)
+    steps = (show, Command("bs", f"bsctl trial {name}"), show, fetch)
     return Phase(f"trial {name}", steps, Kind.TRIAL, Trial(name, policy, "even", 0))
 
 
+def counted(frame_bytes, frames):
+    """What the link daemon shows of one device's link."""
+    counts = {"bytes": frame_bytes, "packets": frames, "drops": 0}
+    return Answer(json.dumps({"links": [{"device": "left", "downlink": counts, "uplink": counts}]}))
+
+
+@pytest.fixture(autouse=True)
+def counters(script):
+    script["bs"] += [("linkd show", counted(100 * n, n)) for n in range(8)]
+
+
 def answer_trial(script, records, name, t_s):
-    result = {"result": {"t_start_s": STARTED + t_s, "t_end_s": STARTED + t_s + 2}}
+    result = {"t_start_s": STARTED + t_s, "t_end_s": STARTED + t_s + 2, "control_bytes": {}}
+    result = {"result": result}
     said = json.dumps({"done": 1, "of": 1, "what": "prompt p1"}) + "\n" + json.dumps(result)
     script["bs"].append((f"bsctl trial {name}", said))
     script["bs"].append((f"fetch ~/runs/{name}", Answer(files=records(name, STARTED + t_s))))
@@ -77,6 +91,7 @@ def test_a_trial_is_written_whole_and_on_the_clock_of_the_run(run, script, recor
         {"trial": "t001", "state": "completed", "t_start_s": 10.0, "t_end_s": 12.0}
     ]
     assert read.requests["t_start_s"].tolist() == [10.0]
+    assert read.traffic["frame_bytes"].tolist() == [100, 100]
 
 
 def test_a_failed_trial_is_recorded_and_the_next_one_runs(run, script, records):
@@ -98,7 +113,7 @@ def test_three_failures_in_a_row_end_the_run_and_restore_the_links(run, script, 
     phases = [*(trial_phase(f"t00{i}", run.folder) for i in range(1, 5)), RESTORE]
     with pytest.raises(TestbedError, match="3 trials failed") as caught:
         run(phases)
-    assert "--resume r-0001" in caught.value.hint
+    assert "--resume" in caught.value.hint
     assert transports["bs"][-1].steps[-1].line() == "bs: linkd clear"
 
 

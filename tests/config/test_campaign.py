@@ -1,9 +1,11 @@
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from testbed.cli import main
 from testbed.config import campaign as module
 from testbed.config.campaign import Campaign, check_campaign, load_campaign
 from testbed.config.inventory import Inventory
@@ -137,6 +139,18 @@ def test_a_broken_campaign_gets_one_clear_message(name: str, write: Write) -> No
     assert str(caught.value).startswith(message)
     assert str(caught.value).count("\n") == 0
     assert caught.value.exit_code == 2
+
+
+def test_the_command_ends_with_exit_code_2(
+    write: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (old, new), message = BROKEN["negative rate"]
+    write(GOOD.replace(old, new))
+    monkeypatch.setattr(sys, "argv", ["testbed", "run", "run.yaml", "--dry-run"])
+    with pytest.raises(SystemExit) as caught:
+        main.run()
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
 
 
 def test_devices_are_checked_against_the_lab(write: Write, inventory: Inventory) -> None:

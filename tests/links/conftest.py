@@ -6,6 +6,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import subprocess
 import sys
 import time
@@ -75,13 +76,14 @@ class FakeKernel:
                     i for i in self.there if not (isinstance(i, Leaf) and (i.on, i.minor) == inside)
                 ]
 
-    def change(self, leaves: Any) -> None:
-        for leaf in leaves:
-            self.log.append(("change", leaf))
+    def change(self, rated: Any) -> None:
+        for item in rated:
+            self.log.append(("change", item))
+            same = (type(item), item.on, item.minor)
             old = next(
-                i for i in self.there if isinstance(i, Leaf) and (i.on, i.minor) == (leaf.on, leaf.minor)
+                i for i in self.there if (type(i), getattr(i, "on", ""), getattr(i, "minor", 0)) == same
             )
-            self.there[self.there.index(old)] = leaf
+            self.there[self.there.index(old)] = item
 
     def try_to_make(self, qdisc: FoundQdisc, on: str) -> bool:
         assert self.exists(on)
@@ -243,6 +245,8 @@ class LinkPair:
 
 
 def _pair(folder: Path) -> Iterator[LinkPair]:
+    if missing := [tool for tool in ("ip", "tc") if shutil.which(tool) is None]:
+        pytest.skip(f"{missing[0]} is not installed (package iproute2)")
     if os.geteuid() != 0:
         pytest.skip("needs root: network namespaces and queueing disciplines")
     pair = LinkPair(folder, f"tbl{os.getpid()}{secrets.token_hex(2)}")

@@ -17,6 +17,8 @@ FOUND = {
     "a tbf": ["qdisc", "replace", "dev", "eth0", "root", "handle", "12:", "tbf", "rate", "50mbit",
               "burst", "9k", "latency", "40ms"],
     "a pfifo_fast": ["qdisc", "replace", "dev", "eth0", "root", "handle", "13:", "pfifo_fast"],
+    "a noqueue": ["qdisc", "replace", "dev", "eth0", "root", "handle", "14:", "noqueue"],
+    "an mq": ["qdisc", "replace", "dev", "eth0", "root", "handle", "15:", "mq"],
 }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from payloads.linkd.plan import (
     Link,
     Match,
     Operation,
+    Rated,
     Redirect,
     Root,
     assign_minors,
@@ -77,9 +78,10 @@ class Kernel:
             ]
         self.there.remove(item)
 
-    def change(self, item: Leaf) -> None:
-        old = next(i for i in self.there if isinstance(i, Leaf) and (i.on, i.minor) == (item.on, item.minor))
-        assert old.owner == item.owner
+    def change(self, item: Rated) -> None:
+        same = (type(item), item.on, item.minor, item.owner)
+        rated = (i for i in self.there if isinstance(i, (Class, Leaf)))
+        old = next(i for i in rated if (type(i), i.on, i.minor, i.owner) == same)
         self.there[self.there.index(old)] = item
 
 
@@ -94,22 +96,24 @@ def test_every_way_from_plan_to_plan_can_be_gone_and_arrives(steps: list[tuple[L
             kernel.remove(item)
         for item in way.add:
             kernel.add(item)
-        for leaf in way.change:
-            kernel.change(leaf)
+        for rated in way.change:
+            kernel.change(rated)
         assert set(kernel.there) == set(new)
         assert len(kernel.there) == len(new)
         old = new
 
 
 @given(fleets, st.floats(0.01, 1000))
-def test_other_rates_change_leaves_and_nothing_else(links: tuple[Link, ...], rate: float) -> None:
+def test_other_rates_change_in_place_and_tear_nothing_down(links: tuple[Link, ...], rate: float) -> None:
     minors = assign_minors(links, {})
     before = plan(links, ETH0, minors)
     faster = tuple(replace(link, downlink_mbit=rate) for link in links)
     way = difference(before, plan(faster, ETH0, minors))
     assert not way.remove
     assert not way.add
-    assert all(leaf.on == "eth0" for leaf in way.change)
+    assert all(item.on == "eth0" for item in way.change)
+    for item in way.change:
+        assert item.rate_bytes_per_s == max(1, round(rate * 1e6 / 8))
     assert not difference(before, before)
 
 

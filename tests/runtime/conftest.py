@@ -24,6 +24,7 @@ from payloads.wdmoe.pace import Pace
 from payloads.wdmoe.shards import read_wanted
 from payloads.wdmoe.station import Station, lay_out_model
 from payloads.wire.server import Server, listen
+from testbed.artifacts.manifest import load_manifest
 from testbed.artifacts.placement import DeviceCapacity, place_auto, placement_json, wanted_list
 from testbed.artifacts.shard import shard_model
 
@@ -91,6 +92,17 @@ def shards(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
         result[layout] = tmp_path_factory.mktemp(f"shards-{layout}")
         shard_model(path, result[layout], name="small")
     return result
+
+
+@pytest.fixture(scope="session")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The model that the project ships, and its shards."""
+    model = Path(__file__).parents[2] / "payloads" / "models" / "tiny-mixtral"
+    if not (model / "model.safetensors").is_file():
+        pytest.skip("the shipped model is not here")
+    out = tmp_path_factory.mktemp("shards-shipped")
+    shard_model(model, out)
+    return model, out
 
 
 @dataclass
@@ -177,12 +189,12 @@ def make_lab(shards: dict[str, Path], tmp_path: Path) -> Iterator[Callable[..., 
     """A function that starts a worker for each device and returns the lab."""
     labs: list[Lab] = []
 
-    def make(layout: str = "published", dtype: str = "float32", pace: Pace = UNPACED) -> Lab:
-        from testbed.artifacts.manifest import load_manifest
-
+    def make(
+        layout: str = "published", dtype: str = "float32", pace: Pace = UNPACED, source: Path | None = None
+    ) -> Lab:
         home = tmp_path / f"home-{len(labs)}"
         home.mkdir()
-        source = shards[layout]
+        source = source or shards[layout]
         (home / "objects").symlink_to(source / "objects")
         (home / "manifest.json").write_bytes((source / "manifest.json").read_bytes())
         (home / "key").write_text(hashlib.sha256(b"test").hexdigest())

@@ -12,7 +12,8 @@ PROMPT = list(range(5, 45))
 
 
 def local_model(checkpoints, dtype, **settings):
-    model = AutoModelForCausalLM.from_pretrained(checkpoints["published"], dtype=dtype, **settings).eval()
+    path = checkpoints["published"] if isinstance(checkpoints, dict) else checkpoints
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **settings).eval()
     assert model.config._experts_implementation == "grouped_mm"
     return model
 
@@ -113,4 +114,29 @@ def test_no_expert_parameter_is_at_the_base_station(make_lab, checkpoints):
 
     with TensorFile(station.folder.path / "model.safetensors") as file:
         assert not [name for name in file.tensors if ".experts." in name]
+    station.close()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_shipped_model_is_the_same_from_afar(make_lab, shipped, dtype):
+    path, shards = shipped
+    station = make_lab(dtype=dtype, source=shards).station()
+    station.ping()
+    model = local_model(path, getattr(torch, dtype))
+    ids = station._tokenizer("It is a truth universally acknowledged, that a single man")["input_ids"]
+    got, expected = forward(station.model, ids), forward(model, ids)
+    assert (got - expected).abs().max() <= 1e-5 if dtype == "float32" else torch.equal(got, expected)
+    prompt = torch.tensor([ids])
+    tokens = model.generate(
+        prompt, max_new_tokens=24, do_sample=False, attention_mask=torch.ones_like(prompt)
+    )
+    answer = station.model.generate(
+        prompt, max_new_tokens=24, do_sample=False, attention_mask=torch.ones_like(prompt)
+    )
+    assert torch.equal(tokens, answer)
+    expert = 3 * model.config.hidden_size * model.config.intermediate_size
+    experts = model.config.num_hidden_layers * model.config.num_local_experts
+    base = sum(parameter.numel() for parameter in station.model.parameters())
+    assert base == sum(parameter.numel() for parameter in model.parameters()) - experts * expert
+    assert sum(facts["parameters"] for facts in station.ping()["devices"].values()) == experts * expert
     station.close()

@@ -90,6 +90,13 @@ def test_plain_python_module_services_find_the_payload_code(board):
     assert "EOFError" in board.run("logs", "worker").stdout
 
 
+def test_the_program_can_lie_in_the_home_folder(host):
+    program = host.folder / "serve"
+    program.write_text(f"#!/bin/sh\n{READY}\n")
+    program.chmod(0o755)
+    assert host.run("start", "worker", "--", "~/serve", HOME=str(host.folder)).returncode == 0
+
+
 def test_concurrent_starts_share_one_supervisor(host):
     names = ["a", "b", "c", "d", "d", "d"]
     begun = [host.begin("start", name, "--", "sh", "-c", READY) for name in names]

@@ -1,0 +1,98 @@
+"""The plan of the quickstart from assumed facts: no host and no network."""
+
+from pathlib import Path
+
+import pytest
+
+from testbed.campaigns.plan import Kind, plan_run, steps_of
+from testbed.campaigns.prepare import Probed, gather
+from testbed.campaigns.session import new
+from testbed.campaigns.trials import Trial
+from testbed.errors import InputError
+from testbed.hosts.facts import assume_facts
+from testbed.hosts.steps import Put
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def target(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return new(tmp_path / "results", ROOT / "campaigns/quickstart.yaml", None, [])
+
+
+def inputs_of(target, objects=frozenset()):
+    facts = {name: assume_facts(host) for name, host in target.inventory.hosts.items()}
+    probed = Probed(facts, {}, frozenset(objects))
+    return gather(target.run, target.folder, target.campaign, target.inventory, target.trials, probed)
+
+
+def test_the_first_run_is_named_after_its_campaign(target):
+    assert target.run == "quickstart-0001"
+
+
+def test_the_next_run_takes_the_next_number(target):
+    (target.folder).mkdir(parents=True)
+    again = new(target.folder.parent, target.campaign_file, None, [])
+    assert again.run == "quickstart-0002"
+
+
+def test_every_trial_sets_its_links_and_a_new_scenario_is_verified(target):
+    inputs = inputs_of(target)
+    phases = [p for p in plan_run(inputs) if p.trial]
+    scenario = None
+    for trial in inputs.trials:
+        mine = [p.kind for p in phases if p.trial == trial]
+        verify = [Kind.VERIFY] if trial.scenario != scenario else []
+        assert mine == [Kind.LINKS, *verify, Kind.TRIAL]
+        scenario = trial.scenario
+
+
+def test_leases_come_before_services_and_the_links_go_back_before_the_end(target):
+    kinds = [phase.kind for phase in plan_run(inputs_of(target))]
+    names = [phase.name for phase in plan_run(inputs_of(target))]
+    assert names.index("hold the hosts") < names.index("serve the shards")
+    assert kinds[-2:] == [Kind.RESTORE, Kind.COLLECT]
+
+
+def test_the_lines_hold_no_secret_and_follow_from_the_inputs(target):
+    first, second = inputs_of(target), inputs_of(target)
+    assert first.key != second.key
+    lines = [step.line() for step in steps_of(plan_run(first))]
+    assert lines == [step.line() for step in steps_of(plan_run(second))]
+    assert first.key not in "\n".join(lines)
+
+
+def test_objects_that_the_base_station_holds_are_not_sent_again(target):
+    def sent(inputs):
+        return [s for s in steps_of(plan_run(inputs)) if isinstance(s, Put) and "/objects/" in s.target]
+
+    everything = inputs_of(target)
+    digests = list(everything.manifest.objects())
+    assert {Path(step.target).name for step in sent(everything)} == set(digests)
+    assert [Path(s.target).name for s in sent(inputs_of(target, digests[1:]))] == digests[:1]
+
+
+def test_each_device_is_asked_for_its_experts_only(target):
+    inputs = inputs_of(target)
+    held = [
+        (layer, expert)
+        for layer, row in inputs.placement.items()
+        for expert, holders in row.items()
+        for _ in holders
+    ]
+    assert len(held) == len(set(held)) == inputs.manifest.layers * inputs.manifest.experts_per_layer
+    counts = {d.name: sum(d.name in h for h in inputs.placement[0].values()) for d in target.inventory.devices}
+    assert counts == {"agx-orin": 4, "orin-nx": 2, "orin-nano": 1, "xavier-nx": 1}
+
+
+def test_limit_keeps_the_base_station_and_the_named_devices(target):
+    limited = new(target.folder.parent, target.campaign_file, None, ["orin-nx", "agx-orin", "orin-nano"])
+    assert list(limited.inventory.hosts) == ["bs", "agx-orin", "orin-nx", "orin-nano"]
+    with pytest.raises(InputError, match="no host"):
+        new(target.folder.parent, target.campaign_file, None, ["orin"])
+
+
+def test_trials_are_named_in_the_order_of_running(target):
+    assert [trial.name for trial in target.trials] == [f"t{n:03d}" for n in range(1, 13)]
+    assert isinstance(target.trials[0], Trial)

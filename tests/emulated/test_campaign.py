@@ -1,0 +1,261 @@
+"""Whole campaigns over an emulated lab of their own: real sshd, real tc, real jtop, a trained model."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from testbed import load_run
+from testbed.campaigns.journal import read_journal
+from testbed.links.traffic import unexplained_bytes
+
+pytestmark = pytest.mark.emulated
+
+ROOT = Path(__file__).resolve().parents[2]
+LAB = "campaign-test"
+RESTORED_WITHIN_S = 10.0
+
+
+def call(*arguments, check=True):
+    done = subprocess.run(
+        [sys.executable, "-c", "from testbed.cli.main import run; run()", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert not check or done.returncode == 0, f"testbed {arguments}: {done.stderr}"
+    return done
+
+
+@pytest.fixture(scope="module")
+def inventory(tmp_path_factory):
+    """The quickstart's lab under another name and with other addresses, brought up."""
+    text = (ROOT / "inventory" / "emulated.yaml").read_text()
+    path = tmp_path_factory.mktemp("lab") / "lab.yaml"
+    path.write_text(text.replace("quickstart", LAB).replace("10.83.", "10.86."))
+    call("emulate", "up", "-i", path)
+    yield path
+    call("emulate", "down", "-i", path)
+
+
+@pytest.fixture(scope="module")
+def campaign(tmp_path_factory, inventory):
+    """Return what writes a campaign file with some keys changed from a small one."""
+    folder = tmp_path_factory.mktemp("campaigns")
+    model = ROOT / "payloads" / "models" / "tiny-mixtral"
+    small = {
+        "campaign": "small",
+        "inventory": str(inventory),
+        "model": "tiny-mixtral",
+        "seed": 3,
+        "repeats": 1,
+        "prompts": {
+            "file": str(ROOT / "payloads/prompts/quickstart.jsonl"),
+            "count": 2,
+            "max_new_tokens": 6,
+            "warmup": 1,
+        },
+        "quality": {"texts": [str(model / "held-out-austen.txt")], "windows": 2, "window_tokens": 64},
+        "policies": [
+            {"name": "top-2", "selection": {"kind": "top_k", "k": 2}},
+            {"name": "top-1", "selection": {"kind": "top_k", "k": 1}},
+        ],
+        "scenarios": [{"name": "even", "links": {"default": {"downlink_mbit": 20, "uplink_mbit": 20}}}],
+        "verify": {"message_bytes": [32768], "repeats": 3},
+    }
+
+    def write(**changes):
+        path = folder / f"{changes.get('campaign', 'small')}.yaml"
+        path.write_text(yaml.safe_dump(small | changes))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return tmp_path_factory.mktemp("results")
+
+
+@pytest.fixture(scope="module")
+def finished(campaign, results):
+    """A finished small run, and the dry run that was made just before it."""
+    file = campaign()
+    planned = json.loads(call("run", file, "--results", results, "--dry-run", "--json").stdout)
+    done = json.loads(call("run", file, "--results", results, "--json").stdout)
+    return planned, done, load_run(done["folder"])
+
+
+def test_the_dry_run_lists_what_the_run_journals(finished):
+    planned, done, _ = finished
+    entries = read_journal(Path(done["folder"]) / "journal.jsonl")
+    begun = {entry.number: entry.line for entry in entries if entry.state == "begin"}
+    assert planned["run"] == done["run"]
+    assert [begun[n] for n in sorted(begun)] == [s for phase in planned["phases"] for s in phase["steps"]]
+    assert {entry.number for entry in entries if entry.state == "end"} == set(begun)
+
+
+def test_a_second_provision_changes_nothing(finished, inventory):
+    again = json.loads(call("provision", "-i", inventory, "--json").stdout)
+    assert [(host["changes"], host["ok"]) for host in again] == [([], True)] * 5
+
+
+def test_every_dispatch_of_every_layer_is_recorded(finished):
+    run = finished[2]
+    layers, chosen = run.manifest["model"]["layers"], run.manifest["model"]["experts_per_token"]
+    for trial in run.trials["trial"]:
+        requests = run.requests[run.requests["trial"] == trial].set_index("request")
+        assert len(requests) == 3  # two prompts and one warm-up
+        rows = run.dispatches[run.dispatches["trial"] == trial]
+        for request, row in requests.iterrows():
+            mine = rows[rows["request"] == request]
+            assert set(mine["step"]) == set(range(row["output_tokens"]))
+            for (step, _), group in mine.groupby(["step", "layer"]):
+                tokens = row["prompt_tokens"] if step == 0 else 1
+                assert group["assignments"].sum() + group["dropped"].sum() == tokens * chosen
+            assert mine.groupby("step")["layer"].nunique().eq(layers).all()
+
+
+def test_the_records_bytes_are_the_bytes_that_the_kernel_counted(finished):
+    rows = finished[2].traffic.to_dict("records")
+    assert len(rows) == 2 * 4 * 2
+    for row in rows:
+        assert row["dispatch_bytes"] > 0
+        # What TCP sent twice is the kernel's alone; nothing may be in the records that it did not count.
+        assert 0 <= unexplained_bytes(row) <= 0.02 * row["frame_bytes"], row
+
+
+def test_the_stamps_of_a_dispatch_follow_each_other_on_one_clock(finished):
+    run = finished[2]
+    error_s = run.clocks.groupby("device")["rtt_ms"].min().max() / 1000
+    rows = run.dispatches[run.dispatches["assignments"] > 0]
+    for before, after in [("t_send_s", "t_received_s"), ("t_replied_s", "t_done_s")]:
+        assert (rows[after] - rows[before]).min() > -error_s
+    for before, after in [("t_received_s", "t_started_s"), ("t_started_s", "t_computed_s")]:
+        assert (rows[after] - rows[before]).min() >= 0
+    trials = run.trials.set_index("trial").loc[rows[~rows["trial"].str.startswith("quality")]["trial"]]
+    assert trials["t_start_s"].min() > 0
+
+
+def test_energy_and_quality_are_there(finished):
+    run = finished[2]
+    energy = run.energy()
+    assert len(energy) == 2 * 4
+    assert energy["error"].isna().all()
+    assert (energy["joules"] > 0).all()
+    per_token = run.quality.groupby("policy")[["nll_sum", "tokens"]].sum()
+    nll = per_token["nll_sum"] / per_token["tokens"]
+    assert nll["top-2"] < nll["top-1"] < 6.0
+
+
+def test_the_links_were_verified_and_put_back(finished, inventory):
+    probed = finished[2].links.dropna(subset=["message_bytes"])
+    assert len(probed) == 4 * 2
+    assert qdiscs(inventory) == untouched()
+
+
+def qdiscs(inventory):
+    """Return the queueing disciplines at the base station, without what merely counts."""
+    shown = call("emulate", "shell", "bs", "-i", inventory, "--", "tc", "qdisc", "show").stdout
+    return [re.sub(r" \d+: ", " ", line).strip() for line in shown.splitlines()]
+
+
+def untouched():
+    return ["qdisc noqueue dev lo root refcnt 2", "qdisc noqueue dev eth0 root refcnt 2"]
+
+
+def payload_processes(inventory):
+    """Return the payload processes that run on any host of the lab."""
+    running = []
+    for host in ("bs", "agx-orin", "orin-nx", "orin-nano", "xavier-nx"):
+        shown = call("emulate", "shell", host, "-i", inventory, "--", "ps", "-eo", "args").stdout
+        running += [f"{host}: {line}" for line in shown.splitlines() if "payloads." in line]
+    return running
+
+
+def started(file, results):
+    """Start a run and return it when its first trial is at work."""
+    before = set(results.glob("*"))
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from testbed.cli.main import run; run()", "run", file, "--results", results],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    )
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
+        for folder in set(results.glob("*")) - before:
+            entries = read_journal(folder / "journal.jsonl")
+            if any(e.phase == "trial t001" and "bsctl" in e.line and e.state == "begin" for e in entries):
+                time.sleep(1.0)  # into the trial
+                return process, folder
+        if process.poll() is not None:
+            break
+        time.sleep(0.2)
+    process.kill()
+    raise AssertionError(f"the run did not reach its first trial: {process.communicate()}")
+
+
+@pytest.fixture
+def long_campaign(campaign):
+    """A campaign whose trials last for some seconds."""
+    prompts = {"file": str(ROOT / "payloads/prompts/quickstart.jsonl"), "count": 2, "max_new_tokens": 150}
+    return campaign(campaign="long", prompts=prompts, quality=None)
+
+
+def assert_restored(inventory):
+    deadline = time.monotonic() + RESTORED_WITHIN_S
+    while time.monotonic() < deadline:
+        if qdiscs(inventory) == untouched() and not payload_processes(inventory):
+            return
+        time.sleep(0.3)
+    raise AssertionError(f"left behind: {qdiscs(inventory)} {payload_processes(inventory)}")
+
+
+def resume(folder, results):
+    done = json.loads(call("run", "--resume", folder.name, "--results", results, "--json").stdout)
+    assert done["completed"] == done["planned"] == 2
+    run = load_run(folder)
+    assert run.manifest["state"] == "completed"
+    assert sorted(run.completed["trial"]) == ["t001", "t002"]
+    assert run.energy()["error"].isna().all()
+    return run
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_controller_leaves_nothing_and_the_run_can_go_on(how, long_campaign, results, inventory):
+    process, folder = started(long_campaign, results)
+    os.kill(process.pid, how)
+    if how is signal.SIGINT:
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert f"testbed run --resume {folder}" in said
+        assert load_run(folder).manifest["state"] == "interrupted"
+    else:
+        process.communicate(timeout=60)
+    assert_restored(inventory)
+    resume(folder, results)
+
+
+def test_a_lost_worker_fails_its_trial_and_the_run_can_go_on(long_campaign, results, inventory):
+    process, folder = started(long_campaign, results)
+    call("emulate", "shell", "orin-nano", "-i", inventory, "--", "pkill", "-9", "-f", "expert_worker")
+    out, said = process.communicate(timeout=180)
+    assert process.returncode == 1, said
+    trials = load_run(folder).trials.set_index("trial")
+    assert trials.loc["t001", "state"] == "failed"
+    assert "orin-nano" in trials.loc["t001", "error"]
+    assert trials.loc["t002", "state"] == "completed"
+    assert "1 of 2 trials completed" in out
+    assert_restored(inventory)
+    resume(folder, results)

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from testbed.errors import InputError
+from testbed.records import RecordWriter, find_run, list_runs, load_run, read_manifest, write_manifest
+from testbed.records.outline import outline_of
+from testbed.records.schema import TABLES, markdown
+
+CAMPAIGN = """
+repeats: 3
+policies: [{name: top-2}, {name: top-1}]
+scenarios: [{name: even}, {name: weak}]
+verify: {tolerance: 0.05}
+"""
+
+
+def make(results: Path, name: str, started: float, **more: Any) -> Path:
+    folder = results / name
+    write_manifest(folder, {"run": name, "started_unix": started, "state": "completed"} | more)
+    return folder
+
+
+def test_runs_are_listed_newest_first_with_their_trials(tmp_path: Path, rows: dict[str, Any]) -> None:
+    make(tmp_path, "old", 10.0)
+    folder = make(tmp_path, "new", 20.0, campaign=CAMPAIGN, campaign_name="quick", emulated=True)
+    writer = RecordWriter(folder)
+    for number, state in enumerate(("completed", "failed", "completed")):
+        writer.write_trial(rows["trials"] | {"trial": f"t{number}", "state": state}, {})
+    (tmp_path / "not-a-run").mkdir()
+    runs = list_runs(tmp_path)
+    assert [entry.run for entry in runs] == ["new", "old"]
+    assert (runs[0].completed, runs[0].planned, runs[0].campaign, runs[0].emulated) == (2, 12, "quick", True)
+    assert runs[1].planned is None
+
+
+def test_a_damaged_run_is_listed_as_such(tmp_path: Path) -> None:
+    (make(tmp_path, "bad", 1.0) / "manifest.json").write_text("{")
+    (entry,) = list_runs(tmp_path)
+    assert entry.state == "unreadable"
+    assert "manifest.json" in entry.problem
+
+
+def test_a_run_is_found_by_name_by_folder_and_as_the_latest(tmp_path: Path) -> None:
+    old, new = make(tmp_path, "old", 10.0), make(tmp_path, "new", 20.0)
+    assert find_run(tmp_path, "old") == old
+    assert find_run(tmp_path / "elsewhere", str(old)) == old
+    assert find_run(tmp_path, "latest") == new
+    with pytest.raises(InputError, match="no such run") as caught:
+        find_run(tmp_path, "odl")
+    assert "new, old" in caught.value.hint
+
+
+def test_a_manifest_is_replaced_whole_and_checked(tmp_path: Path) -> None:
+    folder = make(tmp_path, "run", 1.0)
+    write_manifest(folder, read_manifest(folder) | {"state": "failed"})
+    assert read_manifest(folder)["state"] == "failed"
+    assert [path.name for path in folder.iterdir()] == ["manifest.json"]
+    with pytest.raises(InputError, match="missing: state"):
+        write_manifest(folder, {"run": "run", "started_unix": 1.0})
+    assert read_manifest(folder)["state"] == "failed"
+    with pytest.raises(InputError, match="this is no run"):
+        read_manifest(tmp_path)
+
+
+def test_the_outline_of_a_campaign_is_what_its_text_says() -> None:
+    outline = outline_of({"campaign": CAMPAIGN})
+    assert outline.policies == ("top-2", "top-1")
+    assert outline.trials == 12
+    assert outline.tolerance == 0.05
+    for text in ("", "a: [", "- just\n- a list", None):
+        assert outline_of({"campaign": text}).trials is None
+
+
+def test_devices_come_in_inventory_order_with_those_only_recorded(
+    tmp_path: Path, rows: dict[str, Any]
+) -> None:
+    hosts = {"b": {"role": "device"}, "bs": {"role": "base_station"}, "a": {"role": "device"}}
+    folder = make(tmp_path, "run", 1.0, inventory={"hosts": hosts})
+    RecordWriter(folder).write("power", "extra", [rows["power"] | {"device": "extra"}])
+    assert load_run(folder).devices == ["b", "a", "extra"]
+
+
+def test_csv_has_all_tables_and_the_energy(tmp_path: Path, rows: dict[str, Any]) -> None:
+    folder = make(tmp_path, "run", 1.0)
+    RecordWriter(folder).write("clocks", "one", [rows["clocks"]])
+    paths = load_run(folder).export_csv(tmp_path / "csv")
+    assert {path.stem for path in paths} == {*TABLES, "energy"}
+    assert (tmp_path / "csv" / "clocks.csv").read_text() == "t_s,device,offset_s,rtt_ms\n1.5,a,1.5,1.5\n"
+
+
+def test_the_page_about_records_shows_the_tables_as_declared() -> None:
+    page = Path(__file__).parents[2] / "docs" / "records.md"
+    assert markdown() in page.read_text(encoding="utf-8")
