@@ -5,7 +5,7 @@
     ├── RefusedError                exit code 3: refused for safety
     └── HostError                   something failed on one host
         ├── ConnectError            also a ConnectionError
-        ├── HostKeyError            the host's key is unknown or has changed
+        ├── HostKeyError            exit code 3: the host's key is unknown or has changed
         ├── CommandError            a command answered with a failure
         └── DeadlineError           also a TimeoutError
 
@@ -89,6 +89,8 @@ class ConnectError(HostError, ConnectionError):
 
 class HostKeyError(HostError):
     """The host's key is not the recorded one, or none is recorded."""
+
+    exit_code = RefusedError.exit_code
 
 
 class DeadlineError(HostError, TimeoutError):

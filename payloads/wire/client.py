@@ -339,8 +339,6 @@ class Exchange:
 def _reason(error: Exception) -> str:
     if isinstance(error, (ConnectionClosedError, ConnectionResetError, BrokenPipeError)):
         return "connection closed"
-    if isinstance(error, socket.timeout):
-        return "no answer in time"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return str(error)
+    return "no answer in time" if isinstance(error, socket.timeout) else str(error)

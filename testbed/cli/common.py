@@ -88,7 +88,9 @@ class HostProgress:
             if self._status is not None:
                 doing = ", ".join(f"{name}: {what}" for name, what in self._doing.items() if what)
                 done = sum(not what for what in self._doing.values())
-                self._status.update(f"{self._title} ({done} of {self._hosts} done) {doing}")
+                from rich.text import Text
+
+                self._status.update(Text(f"{self._title} ({done} of {self._hosts} done) {doing}"))
 
     def done(self, host: str) -> None:
         """Note that a host is done."""

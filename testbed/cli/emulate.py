@@ -132,7 +132,7 @@ def _show(found: dict[str, Any]) -> None:
         typer.echo(f"without limits: {problem}")
 
 
-@app.command()
+@app.command(context_settings={"ignore_unknown_options": True})
 def shell(
     host: Annotated[str, typer.Argument(help="The host.")],
     command: Annotated[

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from testbed import __version__
-from testbed.cli import emulate, inventory, model, provision, results, run_campaign, trust
+from testbed.cli import emulate, inventory, model, provision, results, run_campaign, services, trust
 from testbed.errors import TestbedError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(inventory.app, name="inventory")
 app.add_typer(emulate.app, name="emulate")
+app.add_typer(services.app, name="services")
 app.command("trust")(trust.trust)
 app.command("provision")(provision.provision)
 app.command("shard")(model.shard)

@@ -40,6 +40,7 @@ from testbed.emulation.namespaces import (
 )
 from testbed.emulation.network import bridge_lines, run_lines
 from testbed.emulation.power import parse_script
+from testbed.emulation.running_host import RunningHost, start_host
 from testbed.emulation.spec import LabSpec
 
 __all__ = ["Keeper", "main"]

@@ -56,7 +56,7 @@ def with_interval(interval: Interval, unit: str = "") -> tuple[str, str]:
 def change(interval: Interval) -> tuple[str, str]:
     """Return a relative change in percent: ``("−46 %", "−49 to −43 %")``; a rise has its plus sign."""
     scaled = interval.scaled(100)
-    decimals = decimals_of(scaled)
+    decimals = max(0, decimals_of(scaled))
     value = f"{_signed(scaled.value, decimals)}{GAP}%"
     if not scaled.known:
         return value, ""
@@ -66,7 +66,7 @@ def change(interval: Interval) -> tuple[str, str]:
 def percent_range(interval: Interval) -> tuple[str, str]:
     """Return the size of a change without its sign: ``("46 %", "43 to 49 %")``, for "cut by" and "rose by"."""
     scaled = interval.scaled(100)
-    decimals = decimals_of(scaled)
+    decimals = max(0, decimals_of(scaled))
     value = f"{plain(abs(scaled.value), decimals)}{GAP}%"
     if not scaled.known:
         return value, ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -12,6 +11,7 @@ import pandas as pd
 from testbed.records.energy import idle_power_mw, total_power
 from testbed.records.outline import outline_of
 from testbed.records.run import Run
+from testbed.report.blocks import Alert, Block, Code, Facts, Grid, Missing, Note, Plot, Section, Sheet
 from testbed.report.breakdown import bottlenecks, mean_parts, timeline, token_parts
 from testbed.report.checks import clock_errors, energy_problems, probes_of
 from testbed.report.figures import bottleneck_figure, parts_figure, timeline_figure
@@ -19,137 +19,18 @@ from testbed.report.figures_links import link_summary, rates_figure, ratio_figur
 from testbed.report.figures_power import energy_figure, energy_rows, power_figure
 from testbed.report.metrics import policies_of, quality_of, scenarios_of, serving_rows, trial_means
 from testbed.report.numbers import number
-from testbed.report.style import PART_LEGEND, Device, Figure, device_styles
+from testbed.report.style import PART_LEGEND, Device, device_styles
 from testbed.report.tables import (
-    DataTable,
     clock_table,
     energy_table,
     fleet_table,
-    links_table,
     quality_table,
     serving_table,
     trials_table,
 )
+from testbed.report.tables_links import UNEXPLAINED_MOST, links_table, traffic_table, traffic_totals
 
-__all__ = [
-    "Alert",
-    "Block",
-    "Code",
-    "Facts",
-    "Grid",
-    "Missing",
-    "Note",
-    "Plot",
-    "Section",
-    "Sheet",
-    "sections_of",
-]
-
-SHOWN_AT_ONCE = 4
-
-
-@dataclass(frozen=True)
-class Plot:
-    """One figure, as wide as the page."""
-
-    figure: Figure
-    kind: str = "plot"
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Several small figures that are read side by side; those beyond the first few are folded away."""
-
-    title: str
-    note: str
-    figures: Sequence[Figure]
-    scale: str = ""
-    legend: Sequence[tuple[str, str]] = ()
-    kind: str = "grid"
-
-    @property
-    def shown(self) -> Sequence[Figure]:
-        """Return the figures that are seen at once."""
-        return self.figures[:SHOWN_AT_ONCE]
-
-    @property
-    def folded(self) -> Sequence[Figure]:
-        """Return the others."""
-        return self.figures[SHOWN_AT_ONCE:]
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """One table, folded away where it is long."""
-
-    table: DataTable
-    folded: bool = False
-    kind: str = "sheet"
-
-
-@dataclass(frozen=True)
-class Alert:
-    """Something is wrong with the data: always seen, in red."""
-
-    text: str
-    name: str = ""
-    kind: str = "alert"
-
-
-@dataclass(frozen=True)
-class Missing:
-    """Something is not in the records: said, never left blank."""
-
-    text: str
-    kind: str = "missing"
-
-
-@dataclass(frozen=True)
-class Note:
-    """A line of text."""
-
-    text: str
-    name: str = ""
-    kind: str = "note"
-
-
-@dataclass(frozen=True)
-class Code:
-    """A text as it stands, to be copied."""
-
-    title: str
-    text: str
-    folded: bool = False
-    kind: str = "code"
-
-
-@dataclass(frozen=True)
-class Facts:
-    """Names and values."""
-
-    title: str
-    entries: Sequence[tuple[str, str]]
-    kind: str = "facts"
-
-
-Block = Plot | Grid | Sheet | Alert | Missing | Note | Code | Facts
-
-
-@dataclass(frozen=True)
-class Section:
-    """One section.
-
-    Attributes:
-        name: Its id in the page.
-        title: Its title.
-        short: Its title in the navigation.
-        blocks: What it shows, in order.
-    """
-
-    name: str
-    title: str
-    short: str
-    blocks: Sequence[Block] = field(repr=False)
+__all__ = ["sections_of"]
 
 
 def sections_of(run: Run, energy: pd.DataFrame) -> list[Section]:
@@ -286,7 +167,23 @@ def _links(run: Run, devices: Mapping[str, Device]) -> list[Block]:
         blocks.append(Plot(rates))
     if len(probes):
         blocks.append(Sheet(links_table(summary, colours), folded=True))
-    return blocks
+    return [*blocks, *_traffic(run, colours)]
+
+
+def _traffic(run: Run, colours: Mapping[str, str]) -> list[Block]:
+    if run.traffic.empty:
+        return [Missing("The bytes that crossed the links were not counted.")]
+    totals = traffic_totals(run.traffic)
+    wrong = totals[totals["share"].abs() > UNEXPLAINED_MOST]
+    blocks: list[Block] = []
+    if len(wrong):
+        which = ", ".join(f"{row['device']} {row['direction']}" for row in wrong.to_dict("records"))
+        blocks.append(
+            Alert(
+                f"The kernel counted bytes that the records do not explain: {which}. TCP sent again, or something else used the link."
+            )
+        )
+    return [*blocks, Sheet(traffic_table(totals, colours))]
 
 
 def _metrics(run: Run) -> list[Block]:

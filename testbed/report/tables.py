@@ -13,7 +13,7 @@ from testbed.records.run import Run
 from testbed.report.checks import ClockError
 from testbed.report.figures_power import EnergyRow
 from testbed.report.metrics import METRICS, Quality, Row
-from testbed.report.numbers import NO_VALUE, change, number, plain, with_interval
+from testbed.report.numbers import NO_VALUE, change, number, with_interval
 from testbed.report.stats import Interval
 
 __all__ = [
@@ -21,9 +21,10 @@ __all__ = [
     "DataTable",
     "Header",
     "clock_table",
+    "count_cell",
     "energy_table",
     "fleet_table",
-    "links_table",
+    "ms_cell",
     "quality_table",
     "serving_table",
     "trials_table",
@@ -120,11 +121,11 @@ def serving_table(rows: Sequence[Row]) -> DataTable:
                 Cell(row.metric, title=METRICS[row.metric]),
                 Cell(row.policy),
                 Cell(row.scenario),
-                _count(row.n),
-                _count(row.mean.n),
+                count_cell(row.n),
+                count_cell(row.mean.n),
                 Cell(value, row.mean.value, "strong"),
                 _interval_cell(row.mean, interval),
-                _ms(row.median),
+                ms_cell(row.median),
                 _tail(row.p95, row.n, LEAST_FOR_P95),
                 _tail(row.p99, row.n, LEAST_FOR_P99),
             ]
@@ -156,8 +157,8 @@ def quality_table(quality: Sequence[Quality]) -> DataTable:
                 _interval_cell(entry.change, difference[1])
                 if entry.change
                 else Cell(NO_VALUE, style="interval"),
-                _count(entry.tokens),
-                _count(entry.perplexity.n),
+                count_cell(entry.tokens),
+                count_cell(entry.perplexity.n),
             ]
         )
     return DataTable("quality", "Perplexity on held-out text", headers, body)
@@ -192,58 +193,13 @@ def energy_table(rows: Sequence[EnergyRow], colours: Mapping[str, str]) -> DataT
                 if missing
                 else Cell(value, row.joules_per_token.value, "strong"),
                 _interval_cell(row.joules_per_token, interval),
-                _ms(row.idle_joules_per_token),
-                _ms(above),
+                ms_cell(row.idle_joules_per_token),
+                ms_cell(above),
                 Cell(f"{row.joules_per_token.n} of {row.trials}", float(row.joules_per_token.n)),
                 Cell(row.problem, style="bad") if row.problem else Cell("none", style="weak"),
             ]
         )
     return DataTable("energy-table", "Energy per token", headers, body)
-
-
-def links_table(summary: pd.DataFrame, colours: Mapping[str, str]) -> DataTable:
-    """Return the probes by scenario, link and message size.
-
-    Args:
-        summary: What :func:`testbed.report.figures_links.link_summary` gave.
-        colours: The devices' colours.
-    """
-    headers = [
-        Header("scenario"),
-        Header("device"),
-        Header("direction"),
-        Header("asked (Mbit/s)", True),
-        Header("message (B)", True),
-        Header("expected (ms)", True),
-        Header("measured (ms)", True, "mean over probes of the median of each"),
-        Header("p95 (ms)", True, "the greatest over the probes"),
-        Header("ratio", True, "the least and the greatest of measured over expected"),
-        Header("probes", True),
-        Header("messages", True),
-        Header("verdict"),
-    ]
-    body = []
-    for row in summary.to_dict("records"):
-        failed = int(row["failed"])
-        verdict = Cell(f"{failed} of {row['probes']} failed", style="bad") if failed else Cell("ok")
-        low, high = plain(row["low"], 3), plain(row["high"], 3)
-        body.append(
-            [
-                Cell(str(row["scenario"])),
-                Cell(str(row["device"]), colour=colours.get(str(row["device"]), "")),
-                Cell(str(row["direction"])),
-                Cell(f"{row['asked_mbit']:g}", float(row["asked_mbit"])),
-                Cell(f"{int(row['message_bytes']):,}", float(row["message_bytes"])),
-                _ms(float(row["expected_ms"])),
-                _ms(float(row["measured_ms"])),
-                _ms(float(row["p95_ms"])),
-                Cell(low if low == high else f"{low} to {high}", float(row["high"])),
-                _count(int(row["probes"])),
-                _count(int(row["n"])),
-                verdict,
-            ]
-        )
-    return DataTable("links-table", "Links asked for, expected and measured", headers, body)
 
 
 def clock_table(errors: Sequence[ClockError], colours: Mapping[str, str]) -> DataTable:
@@ -259,7 +215,7 @@ def clock_table(errors: Sequence[ClockError], colours: Mapping[str, str]) -> Dat
             Cell(error.device, colour=colours.get(error.device, "")),
             Cell(number(error.bound_ms, 2), error.bound_ms),
             Cell(number(error.drift_ppm, 2), error.drift_ppm),
-            _count(error.estimates),
+            count_cell(error.estimates),
         ]
         for error in errors
     ]
@@ -302,8 +258,8 @@ def trials_table(run: Run, means: pd.DataFrame) -> DataTable:
                 Cell(str(row["state"]), style="" if completed else "bad"),
                 Cell(f"{row['t_start_s']:.1f}", float(row["t_start_s"])),
                 Cell(f"{row['t_end_s'] - row['t_start_s']:.1f}", float(row["t_end_s"] - row["t_start_s"])),
-                _ms(ttft),
-                _ms(itl),
+                ms_cell(ttft),
+                ms_cell(itl),
                 Cell(NO_VALUE) if pd.isna(links) else Cell("ok") if links else Cell("failed", style="bad"),
                 Cell("" if pd.isna(row["error"]) else str(row["error"]), style="bad"),
             ]
@@ -349,11 +305,13 @@ def _fact(value: object, style: str = "") -> Cell:
     return Cell(str(value), style=style) if value not in (None, "", []) else Cell(NO_VALUE, style="weak")
 
 
-def _count(value: int) -> Cell:
+def count_cell(value: int) -> Cell:
+    """Return a count, with thousands set apart."""
     return Cell(f"{value:,}", float(value))
 
 
-def _ms(value: float) -> Cell:
+def ms_cell(value: float) -> Cell:
+    """Return a measured number without an interval, with three digits."""
     return Cell(number(value), value)
 
 
@@ -362,7 +320,7 @@ def _tail(value: float, n: int, least: int) -> Cell:
         return Cell(
             number(value), value, "weak", title=f"of {n} values only: little more than the greatest of them"
         )
-    return _ms(value)
+    return ms_cell(value)
 
 
 def _interval_cell(interval: Interval, text: str) -> Cell:

@@ -146,7 +146,14 @@ class SyntheticRun:
             "links_ok": True,
             "error": "device orin-nano lost: connection closed" if failed else None,
         }
-        tables = {"requests": requests, "tokens": tokens, "dispatches": dispatches, "clocks": clocks}
+        traffic = self.traffic(name, dispatches)
+        tables = {
+            "traffic": traffic,
+            "requests": requests,
+            "tokens": tokens,
+            "dispatches": dispatches,
+            "clocks": clocks,
+        }
         self.writer.write_trial(row, {} if failed else tables)
         self.now += 0.6
 
@@ -208,6 +215,26 @@ class SyntheticRun:
                 )
             self.now = max(ends)
         return bs_ms
+
+    def traffic(self, trial: str, dispatches: list) -> list[dict[str, object]]:
+        rows = []
+        for device in DEVICES:
+            own = [row for row in dispatches if row["device"] == device]
+            for direction, column in (("downlink", "bytes_out"), ("uplink", "bytes_back")):
+                sent, frames = sum(row[column] for row in own), 2 * len(own) + 20
+                rows.append(
+                    {
+                        "trial": trial,
+                        "device": device,
+                        "direction": direction,
+                        "frames": frames,
+                        "drops": 0,
+                        "frame_bytes": sent + 640 + 66 * frames,
+                        "dispatch_bytes": sent,
+                        "control_bytes": 640,
+                    }
+                )
+        return rows
 
     def links(self, trial: str, scenario: str) -> None:
         settings, probes = [], []

@@ -182,3 +182,15 @@ def test_many_devices_are_told_apart(make_run: Maker) -> None:
 
     looks = [(d.colour, d.dash) for d in device_styles([f"d{number}" for number in range(16)]).values()]
     assert len(set(looks)) == 16
+
+
+def test_bytes_that_the_records_do_not_explain_are_marked(make_run: Maker) -> None:
+    from testbed.records import RecordWriter
+
+    folder = make_run(repeats=1, prompts=1, tokens=3)
+    assert "records do not explain" not in render_report(load_run(folder))
+    row = {"trial": "t001", "device": "orin-nx", "direction": "uplink", "frame_bytes": 900_000, "frames": 600}
+    RecordWriter(folder).write(
+        "traffic", "t001", [row | {"drops": 0, "dispatch_bytes": 500_000, "control_bytes": 0}]
+    )
+    assert "records do not explain: orin-nx uplink" in render_report(load_run(folder))

@@ -135,6 +135,7 @@ def test_changes_have_their_sign_and_sizes_have_none() -> None:
     fall = Interval(-0.4613, -0.49, -0.43, 5)
     assert change(fall) == (f"{MINUS}46{GAP}%", f"{MINUS}49 to {MINUS}43{GAP}%")
     assert percent_range(fall) == (f"46{GAP}%", f"43 to 49{GAP}%")
+    assert change(Interval(-0.247, -0.42, 0.18, 3))[0] == f"{MINUS}25{GAP}%"
     assert change(Interval(0.0061, 0.0049, 0.0072, 5))[0] == f"+0.61{GAP}%"
 
 

@@ -14,6 +14,7 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import hypothesis
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -29,6 +30,12 @@ from testbed.artifacts.placement import DeviceCapacity, place_auto, placement_js
 from testbed.artifacts.shard import shard_model
 
 UNPACED = Pace(None, None)
+# The machine may be busy: how long an example takes says nothing.
+hypothesis.settings.register_profile(
+    "runtime", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("runtime")
+
 #: Three devices that get 4, 3 and 1 of the 8 experts of a layer.
 SPEEDS = {"big": 4.0, "middle": 3.0, "small": 1.0}
 TEXT = (
@@ -136,6 +143,7 @@ class Lab:
     dtype: str
     workers: dict[str, ThreadWorker]
     start: Callable[[str], ThreadWorker]
+    stations: list[Station] = field(default_factory=list)
 
     @property
     def key_file(self) -> Path:
@@ -157,7 +165,8 @@ class Lab:
 
     def station(self) -> Station:
         folder = lay_out_model(self.home / "manifest.json")
-        return Station(folder, self.home / "devices.json", self.key_file, self.dtype)
+        self.stations.append(Station(folder, self.home / "devices.json", self.key_file, self.dtype))
+        return self.stations[-1]
 
     def write_spec(self, **changes: Any) -> Path:
         folder = self.home / "runs" / "run-1"
@@ -216,5 +225,7 @@ def make_lab(shards: dict[str, Path], tmp_path: Path) -> Iterator[Callable[..., 
 
     yield make
     for lab in labs:
+        for station in lab.stations:
+            station.close()
         for worker in lab.workers.values():
             worker.stop()

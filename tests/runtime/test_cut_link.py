@@ -68,18 +68,7 @@ def test_a_silent_cut_is_noticed(namespace, tmp_path, cut):
         channel = Channel("far", "10.213.0.2", 7070)
         exchange.connect(channel, key)
         # A route that leads nowhere: nothing comes back, not even an error.
-        down = [
-            "ip",
-            "-n",
-            namespace,
-            "link",
-            "set",
-            f"{namespace}b",
-            "arp",
-            "off",
-            "address",
-            "02:00:00:00:00:01",
-        ]
+        down = f"ip -n {namespace} link set {namespace}b arp off address 02:00:00:00:00:01".split()
         late = threading.Timer(1.0, lambda: subprocess.run(down, check=True))
         if cut == "while the device computes":
             late.start()

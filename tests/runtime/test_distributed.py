@@ -37,7 +37,6 @@ def test_logits_equal_the_local_model(make_lab, checkpoints, layout, dtype):
             assert (got - expected).abs().max() <= 1e-5
         else:
             assert torch.equal(got, expected)
-    station.close()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -57,7 +56,6 @@ def test_greedy_text_equals_the_local_model(make_lab, checkpoints, dtype):
         )
         got = [row["token"] for row in records if row["request"] == prompt.id]
         assert got == expected[0, ids.shape[1] :].tolist()
-    station.close()
 
 
 def test_one_expert_instead_of_two_equals_the_local_model_with_one(make_lab, checkpoints):
@@ -70,7 +68,6 @@ def test_one_expert_instead_of_two_equals_the_local_model_with_one(make_lab, che
     dropped = sum(row.dropped for row in station._dispatcher.rows)
     assert sum(row.assignments for row in station._dispatcher.rows) == len(PROMPT) * 3
     assert dropped <= len(PROMPT) * 3
-    station.close()
 
 
 def test_an_expert_on_two_devices_gives_the_same_result(make_lab, checkpoints):
@@ -94,7 +91,6 @@ def test_an_expert_on_two_devices_gives_the_same_result(make_lab, checkpoints):
     )
     assert {row.device for row in station._dispatcher.rows} == {"big", "twin", "middle", "small"}
     assert everything is not twin.worker
-    station.close()
 
 
 def test_no_expert_parameter_is_at_the_base_station(make_lab, checkpoints):
@@ -114,7 +110,6 @@ def test_no_expert_parameter_is_at_the_base_station(make_lab, checkpoints):
 
     with TensorFile(station.folder.path / "model.safetensors") as file:
         assert not [name for name in file.tensors if ".experts." in name]
-    station.close()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -139,4 +134,3 @@ def test_the_shipped_model_is_the_same_from_afar(make_lab, shipped, dtype):
     base = sum(parameter.numel() for parameter in station.model.parameters())
     assert base == sum(parameter.numel() for parameter in model.parameters()) - experts * expert
     assert sum(facts["parameters"] for facts in station.ping()["devices"].values()) == experts * expert
-    station.close()

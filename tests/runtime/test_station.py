@@ -46,9 +46,7 @@ def lab(make_lab):
 
 @pytest.fixture
 def station(lab):
-    one = lab.station()
-    yield one
-    one.close()
+    return lab.station()
 
 
 def test_a_trial_leaves_complete_records(lab, station):
@@ -250,7 +248,6 @@ def test_a_paced_worker_takes_the_boards_time(make_lab):
         least = 2.0 if experts else 2.0 * max(1, row["assignments"] / row["tokens"])
         assert row["compute_ms"] >= least - 1e-3
     assert set(result["paced_late"]) == set(lab.workers)
-    station.close()
 
 
 def test_pace_is_the_slower_of_operations_and_memory_for_each_expert():

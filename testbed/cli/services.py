@@ -1,0 +1,121 @@
+"""`testbed services`: what runs on the hosts, its logs, and how to stop it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from testbed.cli.common import (
+    DEFAULT_INVENTORY,
+    DryRunOption,
+    InventoryOption,
+    JsonOption,
+    LimitOption,
+    print_error,
+    print_json,
+    print_table,
+)
+
+if TYPE_CHECKING:
+    from testbed.config.inventory import Host, Inventory
+    from testbed.hosts.fleet import Outcome
+    from testbed.hosts.steps import Command
+
+__all__ = ["app"]
+
+app = typer.Typer(help="What runs on the hosts: the services of a run.", no_args_is_help=True)
+
+
+@app.command()
+def status(
+    inventory: InventoryOption = DEFAULT_INVENTORY, limit: LimitOption = None, as_json: JsonOption = False
+) -> None:
+    """Show the services of the hosts and who holds them."""
+    lab = _lab(inventory)
+    outcomes = _each(lab, lab.select(limit), lambda host: _command(host, "status", "--json"))
+    answers = {o.host.name: json.loads(o.get()) for o in outcomes if o.ok}
+    if as_json:
+        print_json(answers)
+    else:
+        rows = [("host", "service", "state", "process")]
+        for name, answer in answers.items():
+            held = answer["lease"]
+            rows.append((name, "(lease)", f"{held['left_s']} s left" if held else "none", ""))
+            rows += [(name, s["name"], s["state"], str(s["pid"] or "")) for s in answer["services"]]
+        print_table(rows)
+    _fail(outcomes)
+
+
+@app.command()
+def logs(
+    host: Annotated[str, typer.Argument(help="The host.")],
+    service: Annotated[str, typer.Argument(help="The service, as `services status` names it.")],
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", min=0, help="How many lines; 0: all that is kept.")
+    ] = 50,
+    inventory: InventoryOption = DEFAULT_INVENTORY,
+) -> None:
+    """Print the end of a service's log."""
+    lab = _lab(inventory)
+    outcomes = _each(lab, [lab.host(host)], lambda at: _command(at, "logs", service, "--lines", str(lines)))
+    for outcome in outcomes:
+        if outcome.ok:
+            typer.echo(outcome.get(), nl=False)
+    _fail(outcomes)
+
+
+@app.command()
+def stop(
+    inventory: InventoryOption = DEFAULT_INVENTORY,
+    limit: LimitOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Stop all services; the base station's link daemon puts its links back as it ends."""
+    lab = _lab(inventory)
+    hosts = lab.select(limit)
+    if dry_run:
+        lines = [_command(host, "stop", "--all").line() for host in hosts]
+        print_json(lines) if as_json else typer.echo("\n".join(lines))
+        return
+    outcomes = _each(lab, hosts, lambda host: _command(host, "stop", "--all"))
+    stopped = {o.host.name: o.get().splitlines() for o in outcomes if o.ok}
+    if as_json:
+        print_json(stopped)
+    else:
+        for name, said in stopped.items():
+            typer.echo(f"{name}: {', '.join(said) or 'nothing was running'}")
+    _fail(outcomes)
+
+
+def _lab(inventory: Path) -> Inventory:
+    from testbed.config.inventory import load_inventory
+
+    return load_inventory(inventory)
+
+
+def _command(host: Host, *arguments: str) -> Command:
+    from testbed.hosts.payload import host_python, payload_command
+    from testbed.hosts.steps import Command
+
+    return Command(host.name, payload_command(host_python(host), "services", *arguments), arguments[0])
+
+
+def _each(lab: Inventory, hosts: Sequence[Host], command: Callable[[Host], Command]) -> list[Outcome[str]]:
+    from testbed.hosts.fleet import Fleet
+
+    with Fleet(lab) as fleet:
+        return fleet.each(lambda host, transport: transport.run(command(host)).stdout, hosts)
+
+
+def _fail(outcomes: Sequence[Outcome[str]]) -> None:
+    """Name the hosts that failed and end with status 1 if there are any."""
+    failed = [outcome for outcome in outcomes if not outcome.ok]
+    for outcome in failed:
+        print_error(str(outcome.error), getattr(outcome.error, "hint", ""))
+    if failed:
+        raise typer.Exit(1)
