@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ from testbed.config.inventory import Inventory, load_inventory
 from testbed.errors import InputError, RefusedError
 from testbed.hosts.fleet import Fleet
 from testbed.records import find_run, read_manifest, write_manifest
+from testbed.records.manifest import MANIFEST_NAME
 
 __all__ = ["Finished", "Plan", "Target", "dry_run", "execute", "new", "resumed"]
 
@@ -290,7 +292,7 @@ def _limited(inventory: Inventory, limit: Sequence[str]) -> Inventory:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold a run's folder against a second controller; a folder that nothing was written to goes again."""
+    """Hold a run's folder against a second controller; a run that could not even begin leaves no folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         try:
@@ -300,4 +302,8 @@ def _locked(folder: Path) -> Iterator[None]:
                 f"{folder.name} is being run by another testbed",
                 hint="wait until it ends, or stop it with Ctrl-C",
             ) from None
-        yield
+        try:
+            yield
+        finally:
+            if not (folder / MANIFEST_NAME).exists():
+                shutil.rmtree(folder)

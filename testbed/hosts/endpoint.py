@@ -59,7 +59,11 @@ class SshSettings:
         connect: dict[str, Any] = {"allow_agent": not only_these, "look_for_keys": not only_these}
         if host.key_file is not None:
             if not host.key_file.is_file():
-                raise ConnectError(host.name, f"there is no key file {host.key_file}")
+                raise ConnectError(
+                    host.name,
+                    f"there is no key file {host.key_file}",
+                    hint="an emulated lab makes its own: testbed emulate up; elsewhere see `key_file` in the inventory",
+                )
             connect |= {"key_filename": [str(host.key_file)], "look_for_keys": False}
         return Endpoint(connection.host, connection.port, connection.user, gateway, jump, connect)
 

@@ -39,23 +39,23 @@ def test_the_lease_ends_with_a_signal(host, gone, number):
 
 
 def test_the_lease_ends_when_the_controller_falls_silent(board, gone):
-    holder = board.hold("--ttl", "1")
     board.start("a", READY)
     pid = board.pid("a")
+    holder = board.hold("--ttl", "1")
     assert holder.wait(30) == 0
     assert "no sign of the controller for 1 s" in _end(holder)["reason"]
     assert gone(pid)
 
 
 def test_the_lease_lasts_while_bytes_come(host, eventually):
-    holder = host.hold("--ttl", "1")
     host.start("a", READY)
+    holder = host.hold("--ttl", "3")
     begun = json.loads((host.home / "services/lease.json").read_text())["until_ns"]
 
     def feed() -> bool:
         holder.stdin.write(".")
         holder.stdin.flush()
-        return json.loads((host.home / "services/lease.json").read_text())["until_ns"] > begun + 2_500_000_000
+        return json.loads((host.home / "services/lease.json").read_text())["until_ns"] > begun + 4_000_000_000
 
     eventually(feed)
     assert host.state("a") == "running"
@@ -64,9 +64,9 @@ def test_the_lease_lasts_while_bytes_come(host, eventually):
 
 
 def test_services_end_when_the_holder_is_killed(board, gone, eventually, kill9):
-    holder = board.hold("--ttl", "1")
     board.start("a", READY)
     pid, supervisor = board.pid("a"), board.supervisor()
+    holder = board.hold("--ttl", "3")
     kill9(holder.pid)
     eventually(lambda: gone(pid) and gone(supervisor))
     assert board.service("a")["reason"] == "the lease ended"

@@ -16,7 +16,7 @@ import pytest
 from testbed.emulation import lab as lab_module
 from testbed.emulation.power import LoadStep, energy_mj
 from testbed.emulation.settings import load_lab
-from testbed.telemetry.energy import energy_joules
+from testbed.telemetry.energy import Energy, energy_joules
 
 pytestmark = pytest.mark.emulated
 
@@ -35,7 +35,7 @@ emulation:
   network: 10.86.0.0/24
 """
 PYTHON = 'PYTHONPATH="$HOME/.testbed/current" exec /opt/testbed/python -m payloads'
-JTOP_HZ = 10
+JTOP_HZ = 5
 
 
 class Board:
@@ -109,19 +109,30 @@ def test_the_energy_of_a_scripted_load_is_that_of_the_power_model(board, loggers
     kind = next(host.kind for host in board.spec.hosts if host.name == "agx")
     # It ends at rest: what jtop reports is a moment old, which tells where the power at both ends differs.
     steps = [LoadStep(1.5, 0.2), LoadStep(2.0, 1.0), LoadStep(1.0, 0.5), LoadStep(3.0, 0.0)]
-    time.sleep(1.0)
-    begun = lab_module.load(board.spec, "agx", steps)
     seconds = sum(step.seconds for step in steps)
-    time.sleep(seconds + 1.0)
-    start_s = begun["start_mono_ns"] / 1e9
-    readings = {"sysfs": board.rows("power.csv"), "jtop": board.rows("jtop.csv")}
-    for rail in kind.live_rails:
-        exact = energy_mj(rail.power, steps, level=begun["level"], tau_s=kind.tau_s) / 1000
-        for source, key in (("sysfs", rail.label), ("jtop", f"power_{rail.label}_mw")):
-            mine = [row for row in readings[source] if row[1] == key]
-            times, power = [int(row[0]) / 1e9 for row in mine], [float(row[2]) for row in mine]
-            energy = energy_joules(times, power, start_s, start_s + seconds).checked()
-            assert energy.joules == pytest.approx(exact, rel=0.01), (source, rail.label)
+
+    def measure() -> dict[tuple[str, str], tuple[Energy, float]]:
+        begun = lab_module.load(board.spec, "agx", steps)
+        time.sleep(seconds + 1.0)
+        start_s = begun["start_mono_ns"] / 1e9
+        found = {}
+        for source, name in (("sysfs", "power.csv"), ("jtop", "jtop.csv")):
+            rows = board.rows(name)
+            for rail in kind.live_rails:
+                key = rail.label if source == "sysfs" else f"power_{rail.label}_mw"
+                mine = [row for row in rows if row[1] == key]
+                times, power = [int(row[0]) / 1e9 for row in mine], [float(row[2]) for row in mine]
+                exact = energy_mj(rail.power, steps, level=begun["level"], tau_s=kind.tau_s) / 1000
+                found[source, rail.label] = energy_joules(times, power, start_s, start_s + seconds), exact
+        return found
+
+    time.sleep(1.0)
+    # A machine too busy for jtop to keep its beat leaves holes, and says so: then it gets another chance.
+    tries = iter(range(5))
+    while any(energy.error for energy, _ in (found := measure()).values()):
+        assert next(tries, None) is not None, found
+    for place, (energy, exact) in found.items():
+        assert energy.joules == pytest.approx(exact, rel=0.01), place
 
 
 def test_the_rails_of_a_board_and_their_total(board):
