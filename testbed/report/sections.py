@@ -180,10 +180,8 @@ def _traffic(run: Run, colours: Mapping[str, str]) -> list[Block]:
         which = ", ".join(f"{row['device']} {row['direction']}" for row in wrong.to_dict("records"))
         blocks.append(
             Alert(
-                Alert(
-                    f"The kernel counted bytes that the records do not explain: {which}. TCP sent again, or something "
-                    "else used the link."
-                )
+                f"The kernel counted bytes that the records do not explain: {which}. TCP sent again, or something "
+                "else used the link."
             )
         )
     return [*blocks, Sheet(traffic_table(totals, colours))]

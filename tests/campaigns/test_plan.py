@@ -82,7 +82,9 @@ def test_each_device_is_asked_for_its_experts_only(target):
         for _ in holders
     ]
     assert len(held) == len(set(held)) == inputs.manifest.layers * inputs.manifest.experts_per_layer
-    counts = {d.name: sum(d.name in h for h in inputs.placement[0].values()) for d in target.inventory.devices}
+    counts = {
+        d.name: sum(d.name in h for h in inputs.placement[0].values()) for d in target.inventory.devices
+    }
     assert counts == {"agx-orin": 4, "orin-nx": 2, "orin-nano": 1, "xavier-nx": 1}
 
 

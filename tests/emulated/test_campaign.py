@@ -162,6 +162,19 @@ def test_the_links_were_verified_and_put_back(finished, inventory):
     assert qdiscs(inventory) == untouched()
 
 
+@pytest.mark.browser
+def test_the_report_of_a_real_run_is_drawn(finished, browser):
+    browser.get_log("browser")
+    browser.get(Path(finished[1]["report"]).resolve().as_uri())
+    assert browser.execute_script("return document.documentElement.dataset.ready") == "yes"
+    assert browser.get_log("browser") == []
+    figures = browser.execute_script(
+        "return [...document.querySelectorAll('.plot')].map((box) => box.querySelectorAll('.main-svg').length)"
+    )
+    assert len(figures) >= 10
+    assert all(figures)
+
+
 def qdiscs(inventory):
     """Return the queueing disciplines at the base station, without what merely counts."""
     shown = call("emulate", "shell", "bs", "-i", inventory, "--", "tc", "qdisc", "show").stdout
