@@ -63,10 +63,20 @@ def resident_bytes(roots: set[int]) -> int:
 def call(*arguments: str, capture: bool = False) -> str:
     """Run one testbed command, shown first."""
     print(f"$ testbed {' '.join(arguments)}", file=sys.stderr, flush=True)
-    done = subprocess.run(
-        [*TESTBED, *arguments], check=True, text=True, stdout=subprocess.PIPE if capture else None
-    )
-    return done.stdout or ""
+    line = [*TESTBED, *arguments]
+    process = subprocess.Popen(line, text=True, stdout=subprocess.PIPE if capture else None)
+    stopped = False
+    while True:
+        try:
+            output = process.communicate()[0] or ""
+            break
+        except KeyboardInterrupt:
+            stopped = True  # the command has been told too, and puts everything in order before it ends
+    if stopped:
+        raise KeyboardInterrupt
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, line, output)
+    return output
 
 
 def main() -> int:
@@ -83,14 +93,17 @@ def main() -> int:
         call("provision", "--inventory", INVENTORY)
         result = json.loads(call("run", CAMPAIGN, "--json", *sys.argv[1:], capture=True))
     except subprocess.CalledProcessError as error:
+        print(error.output or "", end="", file=sys.stderr)  # of a run: which trials failed, and the report
         print(f"the demo ended: `{' '.join(error.cmd[1:])}` returned {error.returncode}", file=sys.stderr)
         return error.returncode
+    except KeyboardInterrupt:
+        return 130
     finally:
         call("emulate", "down", "--inventory", INVENTORY)
         watch.ended.set()
+        give_back(ROOT / "results")
     seconds = time.monotonic() - began
     gib = watch.peak_bytes / 2**30
-    give_back(ROOT / "results")
     print(
         f"took {seconds:.0f} s (limit {LIMIT_SECONDS}), peak memory {gib:.2f} GiB resident (limit {LIMIT_GIB})"
     )
@@ -104,7 +117,7 @@ def main() -> int:
 def give_back(folder: Path) -> None:
     """Give the results to the user who called sudo."""
     owner = os.environ.get("TESTBED_OWNER", "")
-    if owner and owner != "0:0":
+    if owner and owner != "0:0" and folder.exists():
         subprocess.run(["chown", "-R", owner, str(folder)], check=True)
 
 

@@ -32,17 +32,18 @@ need_packages() {
   fi
   say "installing Debian packages: ${missing[*]}"
   # A package such as openssh-server would start its service; the lab runs its own sshd, so none is wanted.
-  local policy=/usr/sbin/policy-rc.d made_policy=no
-  if [ ! -e "$policy" ]; then
-    printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
-    as_root chmod 755 "$policy"
-    made_policy=yes
-  fi
-  local status=0
-  as_root apt-get update -qq && as_root env DEBIAN_FRONTEND=noninteractive \
-    apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null || status=$?
-  [ "$made_policy" = yes ] && as_root rm -f "$policy"
-  return "$status"
+  # In a shell of its own, whose trap takes the policy away again however the installation ends.
+  (
+    policy=/usr/sbin/policy-rc.d
+    if [ ! -e "$policy" ]; then
+      trap 'as_root rm -f "$policy"' EXIT
+      printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
+      as_root chmod 755 "$policy"
+    fi
+    as_root apt-get update -qq
+    as_root env DEBIAN_FRONTEND=noninteractive \
+      apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+  )
 }
 
 find_python() {

@@ -14,6 +14,7 @@ from payloads.wire.frames import FrameError, Kind, pack_header, pack_ping, unpac
 __all__ = ["DeviceSpec", "Devices", "FleetError", "FleetSpec", "read_fleet"]
 
 PINGS = 12
+RESTART_S = 20.0  # what a supervisor needs to start a worker again, torch included
 
 
 class FleetError(Exception):
@@ -102,9 +103,7 @@ class Devices:
         """
         self._follow(fleet)
         for attempt in (1, 2):
-            for channel in self.channels.values():
-                if not channel.connected:
-                    self.exchange.connect(channel, self._key_file)
+            self._connect()
             try:
                 self.descriptions = self._describe()
                 break
@@ -116,6 +115,19 @@ class Devices:
             problem = _mismatch(fleet, name, description, manifest, dtype)
             if problem:
                 raise DeviceError(name, problem, f"device {name} {problem}; deploy again")
+
+    def _connect(self) -> None:
+        """Connect every channel; a worker that is just being started again is waited for."""
+        deadline = time.monotonic() + RESTART_S
+        for channel in self.channels.values():
+            while not channel.connected:
+                try:
+                    self.exchange.connect(channel, self._key_file)
+                except DeviceLostError as error:
+                    refused = isinstance(error.__cause__, ConnectionRefusedError)
+                    if not refused or time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.25)
 
     def offsets(self) -> Dict[str, Offset]:
         """Estimate every device's clock offset by a few pings, one device after the other."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 from testbed.config.inventory import Inventory
+from testbed.errors import InputError
 from testbed.records import RecordWriter, load_run, read_manifest, write_manifest
 from testbed.telemetry.logs import board_rows, power_rows
 
@@ -28,6 +30,8 @@ def finish(folder: Path, inventory: Inventory, state: str) -> Path:
         state: ``completed``, ``failed`` or ``interrupted``.
     """
     started_unix = float(read_manifest(folder)["started_unix"])
+    if state != "completed":  # whatever comes now, a run that has ended is not left as one that is running
+        update_manifest(folder, state=state)
     records = RecordWriter(folder)
     clocks = load_run(folder).clocks
     for device in inventory.devices:
@@ -36,8 +40,13 @@ def finish(folder: Path, inventory: Inventory, state: str) -> Path:
         if offsets.empty:
             continue  # no trial reached the device: nothing says what its clock showed
         for table, name, rows in (("power", "power.csv", power_rows), ("boards", "jtop.csv", board_rows)):
-            if (logs / name).exists():
+            if not (logs / name).exists():
+                continue
+            try:
                 records.write(table, device.name, rows(logs / name, device.name, offsets, started_unix))
+            except InputError as error:
+                # One damaged log must not cost the others; the report says that its power is missing.
+                print(f"warning: {error.message}", file=sys.stderr)
     update_manifest(folder, state=state)
     from testbed.report.page import write_report
 

@@ -40,7 +40,11 @@ class Leases:
             HostError: The host refused, for instance since another controller holds it.
         """
         stream = self._fleet.transport(command.host).stream(command)
-        first = next(stream.lines(command.timeout_s), "")
+        try:
+            first = next(stream.lines(command.timeout_s), "")
+        except HostError:
+            stream.close()
+            raise
         try:
             held = bool(json.loads(first)["held"])
         except (ValueError, KeyError, TypeError):
@@ -60,7 +64,7 @@ class Leases:
         Raises:
             HostError: A host can no longer be reached; its services stop by themselves.
         """
-        for host, why in self._lost.items():
+        for host, why in list(self._lost.items()):  # the beat may add one meanwhile
             raise HostError(
                 host, f"the lease was lost: {why}", hint="`testbed run --resume RUN` goes on from here"
             )

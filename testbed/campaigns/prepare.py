@@ -18,7 +18,7 @@ from testbed.campaigns.trials import Trial
 from testbed.config.boards import memory_bandwidth_bytes_per_s
 from testbed.config.campaign import Campaign
 from testbed.config.inventory import Host, Inventory
-from testbed.errors import HostError
+from testbed.errors import HostError, HostKeyError, TestbedError
 from testbed.hosts.facts import Facts, assume_facts, facts_command, gather_facts
 from testbed.hosts.fleet import Fleet
 from testbed.hosts.steps import Command
@@ -81,7 +81,7 @@ def probe_hosts(fleet: Fleet, *, assume: bool, journal: Journal | None = None) -
         journal: Where the steps are written.
 
     Raises:
-        HostError: A host did not answer, and nothing is to be assumed.
+        TestbedError: A host did not answer, and nothing is to be assumed; each such host is named.
     """
     phase = probe_phase(fleet.inventory)
     numbers = {step.line(): number for number, step in enumerate(phase.steps)}
@@ -110,6 +110,7 @@ def probe_hosts(fleet: Fleet, *, assume: bool, journal: Journal | None = None) -
     facts: dict[str, Facts] = {}
     why: dict[str, str] = {}
     objects: frozenset[str] = frozenset()
+    failures: list[TestbedError | OSError] = []
     for outcome in fleet.each(ask):
         host = outcome.host
         if outcome.error is None:
@@ -119,8 +120,21 @@ def probe_hosts(fleet: Fleet, *, assume: bool, journal: Journal | None = None) -
             facts[host.name] = assume_facts(host)
             why[host.name] = outcome.error.message
         else:
-            raise outcome.error
+            failures.append(outcome.error)
+    if failures:
+        raise _together(failures)
     return Probed(facts, why, objects)
+
+
+def _together(errors: Sequence[TestbedError | OSError]) -> TestbedError | OSError:
+    """Return one error that names every host which failed; a refused key decides the exit code."""
+    if len(errors) == 1:
+        return errors[0]
+    first = next((error for error in errors if isinstance(error, HostKeyError)), errors[0])
+    text = "\n".join(["some hosts could not be asked:", *(f"  {error}" for error in errors)])
+    together = TestbedError(text, hint=getattr(first, "hint", ""))
+    together.exit_code = getattr(first, "exit_code", TestbedError.exit_code)
+    return together
 
 
 def cache_folder() -> Path:

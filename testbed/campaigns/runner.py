@@ -56,6 +56,7 @@ class Runner:
         started_unix: The run's start in unix seconds on the BS's clock.
         journal: Where every step is written before and after it.
         progress: Who is told how far the run is.
+        clock_offset_s: The BS's clock minus ours.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Runner:
         started_unix: float,
         journal: Journal,
         progress: Progress,
+        clock_offset_s: float = 0.0,
     ) -> None:
         self._open_fleet = open_fleet
         self.fleet = open_fleet()
@@ -74,6 +76,7 @@ class Runner:
         self.started_unix = started_unix
         self.journal = journal
         self.progress = progress
+        self.clock_offset_s = clock_offset_s
         self.leases = Leases(self.fleet)
         self.records = RecordWriter(folder)
         self.outcome = Outcome()
@@ -127,9 +130,13 @@ class Runner:
         """Run a closing phase; a host that fails here is told of and does not hide what went wrong before."""
         try:
             self._phase(first, phase)
-        except HostError as error:
-            self.outcome.stopped = self.outcome.stopped or error.message
-            self.progress.note(f"while closing: {error.message}")
+        except (TestbedError, OSError) as error:
+            self.outcome.stopped = self.outcome.stopped or str(error)
+            self.progress.note(f"while closing: {error}")
+
+    def _now_s(self) -> float:
+        """Return the seconds since the run's start on the BS's clock, as far as we can tell it from here."""
+        return time.time() + self.clock_offset_s - self.started_unix
 
     def _phase(self, first: int, phase: Phase) -> None:
         self.progress.phase(phase)
@@ -138,19 +145,17 @@ class Runner:
             return
         answers = self._steps(first, phase)
         if phase.kind is Kind.LINKS and phase.trial:
-            now = time.time() - self.started_unix
-            rows = links_rows(json.loads(answers[0].stdout), t_s=now, trial=phase.trial)
+            rows = links_rows(_answer(answers[0]), t_s=self._now_s(), trial=phase.trial)
             self.records.write("links", f"{phase.trial.name}-set", rows)
         elif phase.kind is Kind.VERIFY and phase.trial:
-            now = time.time() - self.started_unix
-            rows = probe_rows(answers[0].stdout, t_s=now, trial=phase.trial)
+            rows = probe_rows(answers[0].stdout, t_s=self._now_s(), trial=phase.trial)
             self._links_ok = all(bool(row["ok"]) for row in rows)
             self.records.write("links", f"{phase.trial.name}-probe", rows)
         elif phase.kind is Kind.QUALITY:
             self._quality(phase)
         elif phase.kind is Kind.RAILS:
             rules = {
-                step.host: json.loads(answer.stdout)["total_rule"]
+                step.host: _answer(answer, "total_rule")["total_rule"]
                 for step, answer in zip(phase.steps, answers, strict=True)
             }
             write_manifest(self.folder, {**read_manifest(self.folder), "power_total": rules})
@@ -169,19 +174,19 @@ class Runner:
             "scenario": trial.scenario,
             "repeat": trial.repeat,
             "state": "failed",
-            "t_start_s": time.time() - self.started_unix,
+            "t_start_s": self._now_s(),
             "links_ok": self._links_ok,
         }
         tables: dict[str, list[dict[str, Any]]] = {}
         try:
             before, done, after = self._steps(first, phase)
-            result = json.loads(done.stdout.strip().splitlines()[-1])["result"]
+            result = _answer(done, "result")["result"]
             fetched = self.folder / "fetched" / trial.name
             tables = read_payload_records(fetched, self.run, trial.name, self.started_unix)
             tables["traffic"] = traffic_rows(
                 trial.name,
-                json.loads(before.stdout),
-                json.loads(after.stdout),
+                _answer(before, "links"),
+                _answer(after, "links"),
                 result["control_bytes"],
                 tables.get("dispatches", []),
             )
@@ -191,7 +196,7 @@ class Runner:
             self.outcome.completed.append(trial.name)
             self._failures_in_row = 0
         except TestbedError as error:
-            row["t_end_s"] = time.time() - self.started_unix
+            row["t_end_s"] = self._now_s()
             row["error"] = error.message
             self.outcome.failed[trial.name] = error.message
             self._failures_in_row += 1
@@ -254,3 +259,22 @@ class Runner:
                 )
 
         return listen
+
+
+def _answer(done: Completed, *keys: str) -> dict[str, Any]:
+    """Return the JSON object that a command said last.
+
+    Raises:
+        HostError: It said something else.
+    """
+    text = done.stdout.strip()
+    for candidate in (text, text.rpartition("\n")[2]):
+        try:
+            value = json.loads(candidate)
+        except ValueError:
+            continue
+        if isinstance(value, dict) and value.keys() >= set(keys):
+            return value
+    raise HostError(
+        done.command.host, f"`{done.command.shell}` answered what was not expected: {text[-200:]!r}"
+    )

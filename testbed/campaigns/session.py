@@ -22,10 +22,11 @@ from testbed.campaigns.plan import Phase, plan_run
 from testbed.campaigns.prepare import Probed, gather, probe_hosts, probe_phase
 from testbed.campaigns.progress import Progress
 from testbed.campaigns.runner import Runner
+from testbed.campaigns.spec import load_prompts
 from testbed.campaigns.trials import Trial, interleave
 from testbed.config.campaign import Campaign, check_campaign, load_campaign
 from testbed.config.inventory import Inventory, load_inventory
-from testbed.errors import InputError, RefusedError
+from testbed.errors import InputError, RefusedError, TestbedError
 from testbed.hosts.fleet import Fleet
 from testbed.records import find_run, read_manifest, write_manifest
 from testbed.records.manifest import MANIFEST_NAME
@@ -177,8 +178,7 @@ def new(results: Path, campaign_file: Path, inventory_file: Path | None, limit: 
     """
     campaign = load_campaign(campaign_file)
     inventory_file = inventory_file or campaign.inventory
-    inventory = _limited(load_inventory(inventory_file), limit)
-    check_campaign(campaign, inventory)
+    inventory = _checked(campaign, load_inventory(inventory_file), limit)
     taken = [path.name.rpartition("-")[2] for path in results.glob(f"{campaign.campaign}-*")]
     number = max((int(tail) for tail in taken if tail.isdigit()), default=0) + 1
     run = f"{campaign.campaign}-{number:04d}"
@@ -189,22 +189,32 @@ def resumed(results: Path, run: str, limit: Sequence[str]) -> Target:
     """Return a run that was cut off.
 
     Raises:
-        InputError: There is no such run, or its files have changed since.
+        InputError: There is no such run, it is complete, or its campaign file has changed since.
     """
     folder = find_run(results, run)
     manifest = read_manifest(folder)
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not {"campaign", "inventory", "limit"} <= files.keys():
+        raise InputError(
+            f"{folder / MANIFEST_NAME}: it does not say which files the run was made from",
+            hint="this run can be read but not resumed; start a new one",
+        )
+    if manifest["state"] == "completed":
+        raise InputError(
+            f"{folder.name} is complete: there is nothing to go on with",
+            hint=f"`testbed report {folder}` makes its report again",
+        )
     if limit:
         raise InputError("--limit cannot change when a run goes on", hint="start a new run for other devices")
-    campaign_file, inventory_file = Path(manifest["files"]["campaign"]), Path(manifest["files"]["inventory"])
+    campaign_file, inventory_file = Path(files["campaign"]), Path(files["inventory"])
     campaign = load_campaign(campaign_file)
     if campaign.text != manifest["campaign"]:
         raise InputError(
             f"{campaign_file}: the file has changed since {folder.name} was started",
             hint=f"put it back as it is in {folder / 'manifest.json'}, or start a new run",
         )
-    limit = tuple(manifest["files"]["limit"])
-    inventory = _limited(load_inventory(inventory_file), limit)
-    check_campaign(campaign, inventory)
+    limit = tuple(files["limit"])
+    inventory = _checked(campaign, load_inventory(inventory_file), limit)
     name = str(manifest["run"])
     return Target(
         name, folder, campaign_file, inventory_file, campaign, inventory, tuple(limit), resumed=True
@@ -227,6 +237,10 @@ def execute(target: Target) -> Finished:
         KeyboardInterrupt: The user stopped the run; likewise.
     """
     with _locked(target.folder):
+        if not target.resumed and (target.folder / MANIFEST_NAME).exists():
+            raise RefusedError(
+                f"{target.run} was started by another testbed just now", hint="give the same command again"
+            )
         journal_file = target.folder / "journal.jsonl"
         entries = read_journal(journal_file)
         journal = Journal(journal_file, session=entries[-1].session + 1 if entries else 1)
@@ -241,11 +255,11 @@ def _execute(target: Target, journal: Journal) -> Finished:
     with Fleet(target.inventory, connect_timeout_s=PROBE_TIMEOUT_S) as fleet:
         probed = probe_hosts(fleet, assume=False, journal=journal)
     inputs = gather(target.run, target.folder, target.campaign, target.inventory, target.trials, probed)
+    clock_offset_s = probed.facts[target.inventory.base_station.name].clock_offset_s or 0.0
     if target.resumed:
         started_unix = float(read_manifest(target.folder)["started_unix"])
     else:
-        base_station = probed.facts[target.inventory.base_station.name]
-        started_unix = time.time() + (base_station.clock_offset_s or 0.0)
+        started_unix = time.time() + clock_offset_s
         manifest = describe_run(inputs, probed, target.command, started_unix)
         manifest["files"] = {
             "campaign": str(target.campaign_file.resolve()),
@@ -259,7 +273,13 @@ def _execute(target: Target, journal: Journal) -> Finished:
     state = "failed"
     with Progress(len(inputs.trials)) as progress:
         runner = Runner(
-            lambda: Fleet(target.inventory), target.folder, target.run, started_unix, journal, progress
+            lambda: Fleet(target.inventory),
+            target.folder,
+            target.run,
+            started_unix,
+            journal,
+            progress,
+            clock_offset_s,
         )
         try:
             outcome = runner.execute(plan_run(inputs), first_number=len(probing.steps))
@@ -269,12 +289,23 @@ def _execute(target: Target, journal: Journal) -> Finished:
             state = "interrupted"
             print(f"stopped; go on with: testbed run --resume {target.folder}", file=sys.stderr)
             raise
+        except TestbedError as error:
+            error.hint = error.hint or f"mend the cause, then: testbed run --resume {target.folder}"
+            raise
         finally:
             report = finish(target.folder, target.inventory, state)
     whole = len(target.trials) - len(inputs.trials) + len(outcome.completed)
     return Finished(
         target.run, target.folder, report, whole, len(target.trials), outcome.failed, outcome.stopped
     )
+
+
+def _checked(campaign: Campaign, lab: Inventory, limit: Sequence[str]) -> Inventory:
+    """Return the lab, limited, once all that can be seen without a host is right."""
+    inventory = _limited(lab, limit)
+    check_campaign(campaign, lab)  # a scenario may speak of a device that is left out
+    load_prompts(campaign)
+    return inventory
 
 
 def _limited(inventory: Inventory, limit: Sequence[str]) -> Inventory:

@@ -17,11 +17,17 @@ def load_prompts(campaign: Campaign) -> list[dict[str, str]]:
     """Return the campaign's prompts.
 
     Raises:
-        InputError: A line of the prompts file is not an object with ``id`` and ``text``.
+        InputError: A line of the prompts file is not an object with ``id`` and ``text``, or names an id twice.
     """
     prompts: list[dict[str, str]] = []
     file = campaign.prompts.file
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError.at(file, None, "", f"text in UTF-8 was expected ({error.reason})") from None
+    seen: dict[str, int] = {}
+    # Not splitlines(): JSON may hold other line breaks, such as U+2028, as they are.
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -31,6 +37,12 @@ def load_prompts(campaign: Campaign) -> list[dict[str, str]]:
             raise InputError.at(
                 file, number, "", 'an object such as {"id": "p1", "text": "..."} was expected'
             ) from None
+        name = prompts[-1]["id"]
+        if not prompts[-1]["text"].strip():
+            raise InputError.at(file, number, "text", f"the prompt {name} is empty")
+        if name in seen:  # the records tell prompts apart by their id
+            raise InputError.at(file, number, "id", f"{name} stands twice, first in line {seen[name]}")
+        seen[name] = number
     count = campaign.prompts.count
     if not prompts or (count and count > len(prompts)):
         raise InputError.at(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Self
 
 import typer
 
@@ -22,6 +22,7 @@ __all__ = [
     "InventoryOption",
     "JsonOption",
     "LimitOption",
+    "end_with",
     "print_error",
     "print_json",
     "print_table",
@@ -51,6 +52,14 @@ def print_error(message: str, hint: str = "") -> None:
     say(f"error: {message}")
     if hint:
         say(f"hint: {hint}")
+
+
+def end_with(errors: Iterable[Exception]) -> NoReturn:
+    """End the command for the hosts that failed: with 3 where one was refused for its key, else with 1."""
+    from testbed.errors import HostKeyError, RefusedError
+
+    refused = any(isinstance(error, HostKeyError) for error in errors)
+    raise typer.Exit(RefusedError.exit_code if refused else 1)
 
 
 def print_json(value: Any) -> None:

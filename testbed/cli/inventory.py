@@ -12,9 +12,10 @@ from testbed.cli.common import (
     HostProgress,
     JsonOption,
     LimitOption,
+    end_with,
+    print_error,
     print_json,
     print_table,
-    say,
 )
 
 if TYPE_CHECKING:
@@ -101,9 +102,10 @@ def _show_facts(inventory: Inventory, limit: list[str] | None, as_json: bool) ->
         if outcome.value is not None and not as_json:
             print(f"{outcome.host.name}: {outcome.value.describe()}")
         if outcome.error is not None:
-            say(f"failed: {outcome.error}")
-    if not all(outcome.ok for outcome in outcomes):
-        raise typer.Exit(1)
+            print_error(str(outcome.error), getattr(outcome.error, "hint", ""))
+    errors = [outcome.error for outcome in outcomes if outcome.error is not None]
+    if errors:
+        end_with(errors)
 
 
 def _text(error: Exception | None) -> str | None:

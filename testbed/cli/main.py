@@ -5,10 +5,12 @@ The verbs import what they need when they run, so that `testbed --help` is quick
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
 import traceback
+from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
@@ -16,6 +18,7 @@ import typer
 
 from testbed import __version__
 from testbed.cli import emulate, inventory, model, provision, results, run_campaign, services, trust
+from testbed.cli.common import print_error
 from testbed.errors import TestbedError
 
 app = typer.Typer(
@@ -65,13 +68,34 @@ def run() -> None:
     except TestbedError as error:
         if os.environ.get("TESTBED_DEBUG"):
             traceback.print_exc()
-        print(f"error: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
+        print_error(error.message, error.hint)
         sys.exit(error.exit_code)
+    except OSError as error:
+        # A file or folder of this machine: whatever a host does is a HostError.
+        if os.environ.get("TESTBED_DEBUG"):
+            traceback.print_exc()
+        print_error(*explained(error))
+        sys.exit(TestbedError.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def explained(error: OSError) -> tuple[str, str]:
+    """Return what a failure of this machine's files means, and what to do about it."""
+    if error.filename is None:
+        return str(error), "`testbed --debug ...` shows where"
+    path = Path(os.fsdecode(error.filename))
+    hint = {
+        errno.ENOENT: "is the name right?",
+        errno.EACCES: f"who owns it? `ls -ld {path.parent} {path}` says so",
+        errno.EROFS: "name a folder that can be written",
+        errno.ENOSPC: "the disk is full",
+        errno.EEXIST: "a folder was expected there: name another place",
+        errno.ENOTDIR: "a folder was expected there: name another place",
+        errno.EISDIR: "a file was expected there: name another place",
+    }.get(error.errno or 0, "`testbed --debug ...` shows where")
+    return f"{path}: {error.strerror}", hint
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:

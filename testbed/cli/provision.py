@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import typer
-
 from testbed.cli.common import (
     DEFAULT_INVENTORY,
     DryRunOption,
@@ -14,6 +12,7 @@ from testbed.cli.common import (
     InventoryOption,
     JsonOption,
     LimitOption,
+    end_with,
     print_json,
     say,
 )
@@ -60,9 +59,8 @@ def provision(
             print_plan(result.plan, steps=dry_run)
         _print_end(results, dry_run=dry_run)
     _print_problems(results)
-    if all(result.ok for result in results):
-        return
-    raise typer.Exit(_exit_code(results))
+    if not all(result.ok for result in results):
+        end_with(result.error for result in results if result.error is not None)
 
 
 def print_plan(plan: HostPlan, *, steps: bool) -> None:
@@ -105,11 +103,3 @@ def _print_problems(results: Sequence[HostResult]) -> None:
             say(f"failure: {result.error}")
             if hint := getattr(result.error, "hint", ""):
                 say(f"  hint: {hint}")
-
-
-def _exit_code(results: Sequence[HostResult]) -> int:
-    """Return 1, or 3 where a host was refused for its key: that is no mere failure."""
-    from testbed.errors import HostKeyError, RefusedError
-
-    refused = any(isinstance(result.error, HostKeyError) for result in results)
-    return RefusedError.exit_code if refused else 1

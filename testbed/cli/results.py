@@ -62,11 +62,17 @@ def report(
     run: RunName = "latest",
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="The HTML file; without it, report.html in the run's folder."),
+        typer.Option(
+            "--out", "-o", help="The HTML file; without it, report.html in the run's folder.", dir_okay=False
+        ),
     ] = None,
     trace: Annotated[
         Path | None,
-        typer.Option("--trace", help="Also write the run as a JSON trace for Perfetto or chrome://tracing."),
+        typer.Option(
+            "--trace",
+            help="Also write the run as a JSON trace for Perfetto or chrome://tracing.",
+            dir_okay=False,
+        ),
     ] = None,
     show: Annotated[bool, typer.Option("--open", help="Open it in the web browser.")] = False,
     results: Results = Path("results"),
@@ -95,7 +101,11 @@ def export(
     run: RunName = "latest",
     csv: Annotated[
         Path | None,
-        typer.Option("--csv", help="The folder for the CSV files; without it, csv in the run's folder."),
+        typer.Option(
+            "--csv",
+            help="The folder for the CSV files; without it, csv in the run's folder.",
+            file_okay=False,
+        ),
     ] = None,
     results: Results = Path("results"),
     as_json: AsJson = False,

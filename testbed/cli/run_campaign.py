@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from testbed.cli.common import print_json
+from testbed.cli.common import DryRunOption, JsonOption, print_json
 from testbed.errors import InputError
 
 __all__ = ["run"]
@@ -21,17 +21,19 @@ def run(
         Path | None,
         typer.Option("--inventory", "-i", help="Another lab than the one that the campaign names."),
     ] = None,
-    results: Annotated[Path, typer.Option("--results", help="Where runs are kept.")] = Path("results"),
+    results: Annotated[
+        Path,
+        typer.Option("--results", help="The folder of the runs.", envvar="TESTBED_RESULTS", file_okay=False),
+    ] = Path("results"),
     resume: Annotated[
         str | None, typer.Option("--resume", metavar="RUN", help="Go on with a run that was cut off.")
     ] = None,
     limit: Annotated[
-        list[str] | None, typer.Option("--limit", metavar="HOST", help="Only this device; may be repeated.")
+        list[str] | None,
+        typer.Option("--limit", "-l", metavar="HOST", help="Only this device; may be repeated."),
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print every step that a run would take, and change nothing.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome (or the plan) as JSON.")] = False,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Run a campaign: provision what is missing, deploy the experts, shape the links, measure, report.
 

@@ -15,6 +15,7 @@ from testbed.cli.common import (
     InventoryOption,
     JsonOption,
     LimitOption,
+    end_with,
     print_error,
     print_json,
     print_table,
@@ -113,9 +114,9 @@ def _each(lab: Inventory, hosts: Sequence[Host], command: Callable[[Host], Comma
 
 
 def _fail(outcomes: Sequence[Outcome[str]]) -> None:
-    """Name the hosts that failed and end with status 1 if there are any."""
-    failed = [outcome for outcome in outcomes if not outcome.ok]
-    for outcome in failed:
-        print_error(str(outcome.error), getattr(outcome.error, "hint", ""))
-    if failed:
-        raise typer.Exit(1)
+    """Name the hosts that failed and end the command if there are any."""
+    errors = [outcome.error for outcome in outcomes if outcome.error is not None]
+    for error in errors:
+        print_error(str(error), getattr(error, "hint", ""))
+    if errors:
+        end_with(errors)

@@ -69,7 +69,7 @@ def trust(
         print_table(rows)
     for outcome in outcomes:
         if outcome.error is not None:
-            say(f"failed: {outcome.error}")
+            print_error(str(outcome.error), getattr(outcome.error, "hint", ""))
     if new:
         _agree(new, lab.known_hosts, yes=yes)
         record_keys(lab.known_hosts, new)

@@ -63,11 +63,23 @@ def _known_model(name: str, info: ValidationInfo) -> Path:
     base = (info.context or {}).get("base") or Path()
     for folder in (shipped / name, base / Path(name).expanduser()):
         if (folder / "config.json").is_file():
+            _check_config(folder / "config.json")
             return folder.resolve()
     names = sorted(path.parent.name for path in shipped.glob("*/config.json"))
     close = difflib.get_close_matches(name, names, n=1)
     there = f"did you mean {close[0]}?" if close else f"there are: {', '.join(names) or 'none'}"
     raise ValueError(f"no model of this name or path (a folder with config.json): {name!r}; {there}")
+
+
+def _check_config(path: Path) -> None:
+    try:
+        config = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: a JSON object was expected")
 
 
 def _known_kind(kind: str) -> str:
@@ -211,6 +223,7 @@ class Campaign(Model):
             *_doubled("policies", [policy.name for policy in self.policies]),
             *_doubled("scenarios", [scenario.name for scenario in self.scenarios]),
             *self._selection_problems(),
+            *self._text_problems(),
         ]
         if problems:
             raise problems_error(problems)
@@ -229,6 +242,21 @@ class Campaign(Model):
             k = settings.get("k")
             if isinstance(k, int) and experts is not None and k > experts:
                 yield Problem((*place, "k"), f"at most {experts} was expected (the model's experts), not {k}")
+
+    def _text_problems(self) -> Iterator[Problem]:
+        """Yield texts of one name, since the records tell them apart by it, and those that are too short."""
+        if self.quality is None:
+            return
+        names = [text.stem for text in self.quality.texts]
+        for number, text in enumerate(self.quality.texts):
+            place = ("quality", "texts", number)
+            first = names.index(text.stem)
+            if first < number:
+                same = f"a second text called {text.stem}; give one of the files another name"
+                yield Problem(place, same, see=("quality", "texts", first))
+            size, wanted = text.stat().st_size, self.quality.window_tokens
+            if size < wanted:  # a token is a byte at least; the base station counts the tokens themselves
+                yield Problem(place, f"{text} has {size} bytes, too few for one window of {wanted} tokens")
 
     def experts_per_layer(self) -> int | None:
         """Return how many experts a layer of the model has, where its config.json says so."""

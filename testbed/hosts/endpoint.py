@@ -58,7 +58,15 @@ class SshSettings:
         only_these = asked.get("identitiesonly", "no").lower() == "yes"
         connect: dict[str, Any] = {"allow_agent": not only_these, "look_for_keys": not only_these}
         if host.key_file is not None:
-            if not host.key_file.is_file():
+            try:
+                there = host.key_file.is_file()
+            except OSError as error:
+                raise ConnectError(
+                    host.name,
+                    f"the key file {host.key_file} cannot be read: {error.strerror}",
+                    hint="an emulated lab and its keys belong to root: run this as root",
+                ) from error
+            if not there:
                 raise ConnectError(
                     host.name,
                     f"there is no key file {host.key_file}",

@@ -21,8 +21,6 @@ from testbed.hosts.transport import OnLine, Stream
 
 __all__ = ["SshTransport", "ssh_connect"]
 
-CLOSE_GRACE_S = 2.0
-
 
 def ssh_connect(known_hosts: Path, *, connect_timeout_s: float = 15.0) -> Callable[[Host], SshTransport]:
     """Return what makes the SSH transports of a fleet.

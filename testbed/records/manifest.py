@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,6 +55,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read: {error}") from error
     if not isinstance(manifest, dict) or any(key not in manifest for key in REQUIRED):
         raise InputError(f"{path}: expected a JSON object with {', '.join(REQUIRED)}")
+    started = manifest["started_unix"]
+    if isinstance(started, bool) or not isinstance(started, int | float) or not math.isfinite(started):
+        raise InputError(f"{path}: started_unix: expected unix seconds, found {started!r}")
+    for key in ("inventory", "facts", "power_total"):
+        if not isinstance(manifest.get(key) or {}, dict):
+            raise InputError(f"{path}: {key}: expected a JSON object")
     return manifest
 
 

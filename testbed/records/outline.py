@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import yaml
+from testbed.config.yaml import parse_yaml
+from testbed.errors import InputError
 
 __all__ = ["Outline", "outline_of"]
 
@@ -42,8 +44,9 @@ def outline_of(manifest: Mapping[str, Any]) -> Outline:
         manifest: The run's manifest; its ``campaign`` is the text of the campaign file.
     """
     try:
-        campaign = yaml.safe_load(str(manifest.get("campaign") or ""))
-    except yaml.YAMLError:
+        # Read as the campaign was: to YAML 1.1, a policy named `no` would be false.
+        campaign = parse_yaml(str(manifest.get("campaign") or ""), Path("campaign")).data
+    except InputError:
         return Outline()
     if not isinstance(campaign, dict):
         return Outline()

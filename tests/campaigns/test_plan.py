@@ -96,5 +96,5 @@ def test_limit_keeps_the_base_station_and_the_named_devices(target):
 
 
 def test_trials_are_named_in_the_order_of_running(target):
-    assert [trial.name for trial in target.trials] == [f"t{n:03d}" for n in range(1, 13)]
+    assert [trial.name for trial in target.trials] == [f"t{n:03d}" for n in range(1, 21)]
     assert isinstance(target.trials[0], Trial)

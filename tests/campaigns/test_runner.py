@@ -106,6 +106,15 @@ def test_a_failed_trial_is_recorded_and_the_next_one_runs(run, script, records):
     assert "during layer 2" in trials.loc["t001", "error"]
 
 
+def test_an_answer_that_nobody_understands_fails_its_trial_alone(run, script, records):
+    script["bs"].append(("bsctl trial t001", "killed\n"))
+    script["bs"].append(("fetch ~/runs/t001", Answer(files=records("t001", STARTED))))
+    answer_trial(script, records, "t002", 20.0)
+    outcome = run([trial_phase("t001", run.folder), trial_phase("t002", run.folder)])
+    assert outcome.completed == ["t002"]
+    assert "answered what was not expected: 'killed'" in outcome.failed["t001"]
+
+
 def test_three_failures_in_a_row_end_the_run_and_restore_the_links(run, script, transports):
     for name in ("t001", "t002", "t003"):
         script["bs"].append((f"bsctl trial {name}", CommandError("bs", "bsctl", 1, "no answer")))

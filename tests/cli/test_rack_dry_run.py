@@ -34,7 +34,7 @@ def test_the_plan_of_a_run_is_printed_with_every_fact_marked_as_assumed():
         name, _, said = line.partition(": ")
         assert all(fact.strip().endswith("(assumed)") for fact in said.split(",")), line
         assert f"    assumed, since {name.strip()}: " in text
-    for phase in ("provision", "pull the shards", "trial t012", "restore", "collect"):
+    for phase in ("provision", "pull the shards", "trial t020", "restore", "collect"):
         assert f"\n{phase}\n" in text
 
 

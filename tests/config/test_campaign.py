@@ -141,6 +141,29 @@ def test_a_broken_campaign_gets_one_clear_message(name: str, write: Write) -> No
     assert caught.value.exit_code == 2
 
 
+def test_texts_are_told_apart_and_long_enough(write: Write) -> None:
+    for name in ("one/a.txt", "two/a.txt", "short.txt"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text("so it was " * (1 if "short" in name else 100))
+    with pytest.raises(InputError) as caught:
+        load_campaign(write(GOOD + "quality: {texts: [one/a.txt, two/a.txt, short.txt]}\n"))
+    assert caught.value.problems == (
+        "run.yaml:20: quality.texts[1]: a second text called a; give one of the files another name (line 20)",
+        "run.yaml:20: quality.texts[2]: short.txt has 10 bytes, too few for one window of 256 tokens",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"), [("{", " is not JSON: "), ("[1]", ": a JSON object was expected")]
+)
+def test_a_model_with_a_broken_config_is_named(write: Write, tmp_path: Path, text: str, wrong: str) -> None:
+    (tmp_path / "models" / "tiny" / "config.json").write_text(text)
+    with pytest.raises(InputError) as caught:
+        load_campaign(write(GOOD))
+    assert str(caught.value).startswith("run.yaml:3: model: ")
+    assert f"config.json{wrong}" in str(caught.value)
+
+
 def test_the_command_ends_with_exit_code_2(
     write: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

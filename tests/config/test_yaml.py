@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from testbed.config.yaml import Place, dotted, parse_yaml, read_yaml
@@ -48,6 +48,7 @@ def places(data: Any, place: Place = ()) -> list[Place]:
 def test_every_key_is_on_its_line(shape: Any, flow: bool) -> None:
     data = with_keys(shape, [0])
     text = yaml.safe_dump(data, default_flow_style=flow, sort_keys=False, allow_unicode=True, width=40)
+    assume(yaml.safe_load(text) == data)  # PyYAML does not write every lone U+0085 as it reads it
     document = parse_yaml(text, FILE)
     assert document.data == data
     # As YAML counts lines: not by form feeds and their like.

@@ -110,8 +110,9 @@ def test_a_second_provision_changes_nothing(finished, inventory):
 
 def test_every_dispatch_of_every_layer_is_recorded(finished):
     run = finished[2]
-    layers, chosen = run.manifest["model"]["layers"], run.manifest["model"]["experts_per_token"]
-    for trial in run.trials["trial"]:
+    layers = run.manifest["model"]["layers"]
+    for trial, policy in zip(run.trials["trial"], run.trials["policy"], strict=True):
+        experts_per_token = {"top-2": 2, "top-1": 1}[policy]
         requests = run.requests[run.requests["trial"] == trial].set_index("request")
         assert len(requests) == 3  # two prompts and one warm-up
         rows = run.dispatches[run.dispatches["trial"] == trial]
@@ -120,7 +121,7 @@ def test_every_dispatch_of_every_layer_is_recorded(finished):
             assert set(mine["step"]) == set(range(row["output_tokens"]))
             for (step, _), group in mine.groupby(["step", "layer"]):
                 tokens = row["prompt_tokens"] if step == 0 else 1
-                assert group["assignments"].sum() + group["dropped"].sum() == tokens * chosen
+                assert group["assignments"].sum() == tokens * experts_per_token
             assert mine.groupby("step")["layer"].nunique().eq(layers).all()
 
 

@@ -101,5 +101,5 @@ def test_a_host_that_does_not_answer_does_not_keep_the_others(run: Any, sshd: An
     (tmp_path / "lab.yaml").write_text(text)
     result = run("--yes", "--timeout", "5")
     assert result.exit_code == 1
-    assert "failed: dev: cannot connect to 127.0.0.2" in result.stderr
+    assert "error: dev: cannot connect to 127.0.0.2" in result.stderr
     assert "recorded 1 key" in result.stderr

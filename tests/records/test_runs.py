@@ -37,6 +37,20 @@ def test_runs_are_listed_newest_first_with_their_trials(tmp_path: Path, rows: di
     assert runs[1].planned is None
 
 
+@pytest.mark.parametrize("wrong", [{"started_unix": "noon"}, {"started_unix": True}, {"inventory": ["bs"]}])
+def test_a_manifest_with_wrong_types_is_refused_and_listed(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    folder = tmp_path / "odd"
+    write_manifest(folder, {"run": "odd", "started_unix": 1.0, "state": "completed"} | wrong)
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        read_manifest(folder)
+    assert [entry.state for entry in list_runs(tmp_path)] == ["unreadable"]
+
+
+def test_names_are_read_as_the_campaign_was() -> None:
+    outline = outline_of({"campaign": "policies: [{name: no}, {name: off}]"})
+    assert outline.policies == ("no", "off")
+
+
 def test_a_damaged_run_is_listed_as_such(tmp_path: Path) -> None:
     (make(tmp_path, "bad", 1.0) / "manifest.json").write_text("{")
     (entry,) = list_runs(tmp_path)

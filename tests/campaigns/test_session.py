@@ -1,0 +1,96 @@
+"""What a run refuses before any host is asked."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from testbed.campaigns import session
+from testbed.campaigns.prepare import probe_hosts
+from testbed.errors import ConnectError, HostKeyError, InputError, RefusedError, TestbedError
+from testbed.records import write_manifest
+
+CAMPAIGN = """
+campaign: first
+inventory: two.yaml
+model: model
+prompts: {file: prompts.jsonl}
+policies: [{name: top-1, selection: {kind: top_k, k: 1}}]
+scenarios:
+  - name: weak
+    links: {default: {downlink_mbit: 8, uplink_mbit: 8}, right: {downlink_mbit: 1, uplink_mbit: 1}}
+"""
+PROMPT = '{"id": "p1", "text": "so it was"}\n'
+
+
+@pytest.fixture
+def campaign(tmp_path: Path, inventory) -> Path:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"num_local_experts": 8}')
+    (tmp_path / "prompts.jsonl").write_text(PROMPT)
+    (tmp_path / "first.yaml").write_text(CAMPAIGN)
+    return tmp_path / "first.yaml"
+
+
+def test_a_run_can_be_limited_though_a_scenario_names_a_device_that_is_left_out(campaign, tmp_path):
+    target = session.new(tmp_path / "results", campaign, None, ["left"])
+    assert list(target.inventory.hosts) == ["bs", "left"]
+    with pytest.raises(InputError, match="leaves no device"):
+        session.new(tmp_path / "results", campaign, None, ["bs"])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "1 prompts were asked for, and there are 0"),
+        ("[1]\n", "prompts.jsonl:1: an object"),
+        (PROMPT * 2, "prompts.jsonl:2: id: p1 stands twice, first in line 1"),
+        ('{"id": "p1", "text": " "}\n', "prompts.jsonl:1: text: the prompt p1 is empty"),
+    ],
+)
+def test_wrong_prompts_are_named_before_a_host_is_asked(campaign, tmp_path, text, expected):
+    (tmp_path / "prompts.jsonl").write_text(text)
+    with pytest.raises(InputError, match=expected):
+        session.new(tmp_path / "results", campaign, None, [])
+
+
+def test_a_prompt_may_hold_line_breaks_of_its_own(campaign, tmp_path):
+    text = json.dumps({"id": "p1", "text": "one\u2028two"}, ensure_ascii=False)
+    (tmp_path / "prompts.jsonl").write_text(text + "\n", encoding="utf-8")
+    assert session.new(tmp_path / "results", campaign, None, []).run == "first-0001"
+
+
+def test_prompts_that_are_no_text_are_refused(campaign, tmp_path):
+    (tmp_path / "prompts.jsonl").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match="UTF-8"):
+        session.new(tmp_path / "results", campaign, None, [])
+
+
+def test_a_run_that_cannot_go_on_says_so(campaign, tmp_path):
+    manifest = {"run": "first-0001", "started_unix": 1.0, "state": "interrupted", "campaign": CAMPAIGN}
+    write_manifest(tmp_path / "first-0001", manifest)
+    with pytest.raises(InputError, match="does not say which files"):
+        session.resumed(tmp_path, "first-0001", [])
+    files = {"campaign": str(campaign), "inventory": str(tmp_path / "two.yaml"), "limit": ["left"]}
+    write_manifest(tmp_path / "first-0001", manifest | {"files": files})
+    assert [d.name for d in session.resumed(tmp_path, "first-0001", []).inventory.devices] == ["left"]
+    write_manifest(tmp_path / "first-0001", manifest | {"files": files, "state": "completed"})
+    with pytest.raises(InputError, match="is complete"):
+        session.resumed(tmp_path, "first-0001", [])
+
+
+def test_a_new_run_does_not_take_the_folder_of_one_that_came_between(campaign, tmp_path):
+    target = session.new(tmp_path / "results", campaign, None, [])
+    write_manifest(target.folder, {"run": target.run, "started_unix": 1.0, "state": "completed"})
+    with pytest.raises(RefusedError, match="another testbed"):
+        session.execute(target)
+
+
+def test_every_host_that_could_not_be_asked_is_named(open_fleet, script):
+    script["left"].append(("", ConnectError("left", "no answer")))
+    script["right"].append(("", HostKeyError("right", "the host's key has changed", hint="look twice")))
+    script["bs"].append(("", ConnectError("bs", "no answer")))
+    with open_fleet() as fleet, pytest.raises(TestbedError) as caught:
+        probe_hosts(fleet, assume=False)
+    assert [name for name in ("bs: ", "left: ", "right: ") if name not in caught.value.message] == []
+    assert (caught.value.exit_code, caught.value.hint) == (3, "look twice")

@@ -1,0 +1,31 @@
+"""What of this machine goes wrong is said in two lines, without a traceback."""
+
+import sys
+
+import pytest
+
+from testbed.cli import main
+
+MANIFEST = '{"run": "r", "started_unix": 1.0, "state": "completed"}'
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "results" / "r").mkdir(parents=True)
+    (tmp_path / "results" / "r" / "manifest.json").write_text(MANIFEST)
+    (tmp_path / "file").write_text("")
+    arguments = [
+        "export",
+        "r",
+        "--results",
+        str(tmp_path / "results"),
+        "--csv",
+        str(tmp_path / "file" / "csv"),
+    ]
+    monkeypatch.setattr(sys, "argv", ["testbed", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        main.run()
+    said = capsys.readouterr().err
+    assert caught.value.code == 1
+    assert said == (
+        f"error: {tmp_path / 'file' / 'csv'}: Not a directory\nhint: a folder was expected there: name another place\n"
+    )
