@@ -17,6 +17,8 @@ from testbed.errors import InputError
 
 __all__ = ["DeviceClock"]
 
+BOOT_S = 1.0
+
 
 @dataclass(frozen=True)
 class DeviceClock:
@@ -49,8 +51,13 @@ class DeviceClock:
         order = np.argsort(times, kind="stable")
         times, offsets = times[order], offsets[order]
         mono = times - offsets
-        boots = np.flatnonzero(np.diff(mono) < 0) + 1
-        return cls(tuple(np.split(mono, boots)), tuple(np.split(offsets, boots)))
+        # A boot takes longer than any round trip; estimates that lie close together differ by theirs.
+        boots = np.flatnonzero((np.diff(mono) < 0) & (np.diff(offsets) > BOOT_S)) + 1
+        parts = [np.argsort(part, kind="stable") for part in np.split(mono, boots)]
+        return cls(
+            tuple(part[order] for part, order in zip(np.split(mono, boots), parts, strict=True)),
+            tuple(part[order] for part, order in zip(np.split(offsets, boots), parts, strict=True)),
+        )
 
     def run_seconds(self, mono_ns: ArrayLike) -> NDArray[np.float64]:
         """Return time stamps of the device in seconds since the run's start.

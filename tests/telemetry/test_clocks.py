@@ -54,6 +54,12 @@ def test_a_boot_in_between_is_followed_where_both_boots_were_compared():
         once.run_seconds(stamps)
 
 
+def test_estimates_that_lie_closer_together_than_their_errors_are_no_boot():
+    offsets = np.array([-90.0, -89.995, -90.0]) + STARTED
+    clock = DeviceClock.from_estimates([10.0, 10.002, 20.0], offsets, STARTED, "nx")
+    assert clock.run_seconds([105_000_000_000]) == pytest.approx([15.0], abs=5e-3)
+
+
 def test_a_clock_that_was_never_compared_is_an_error():
     with pytest.raises(InputError, match="nx: its clock was never compared"):
         DeviceClock.from_estimates([], [], STARTED, "nx")
