@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +26,24 @@ CHROMIUM_FLAGS = (
     "--disable-sync",
     "--disable-dev-shm-usage",
 )
+
+
+@pytest.fixture(scope="session")
+def old_python() -> Callable[[str], str]:
+    """Return what finds an interpreter of a board's version, such as 3.8; the test is skipped without one."""
+
+    def find(version: str) -> str:
+        managed = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
+        for candidate in (*map(str, reversed(managed)), shutil.which(f"python{version}")):
+            # A version manager's stand-in is on the path for versions that it then refuses to run.
+            if (
+                candidate
+                and subprocess.run([candidate, "-V"], capture_output=True, check=False).returncode == 0
+            ):
+                return candidate
+        pytest.skip(f"there is no Python {version} here")
+
+    return find
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import socket
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from payloads.linkd.client import Client
 from payloads.linkd.errors import LinkdError, LinksError, NotRunningError
 from payloads.linkd.model import DEFAULT_SLACK_US
 from payloads.linkd.plan import Link, parse_links
+from payloads.services.layout import home_folder
 
 __all__ = ["main"]
 
@@ -22,13 +22,8 @@ def _path(text: str) -> Path:
     return Path(text).expanduser()
 
 
-def _home() -> Path:
-    override = os.environ.get("TESTBED_HOME")
-    return Path(override) if override else Path("~/.testbed").expanduser()
-
-
 def _parser() -> argparse.ArgumentParser:
-    home = _home()
+    home = home_folder()
     parser = argparse.ArgumentParser(prog="linkd", description="Shape the links of the base station.")
     commands = parser.add_subparsers(dest="command", required=True)
     serve = commands.add_parser("serve", help="own the interface's queueing disciplines until stopped")

@@ -18,7 +18,7 @@ from payloads.linkd.kernel import Kernel
 from payloads.linkd.plan import parse_links
 from payloads.linkd.shaper import Shaper, restore
 from payloads.linkd.state import StateFile
-from payloads.wire.ready import announce_ready
+from payloads.services.ready import announce_ready
 
 __all__ = ["handle", "serve"]
 
@@ -83,6 +83,10 @@ def handle(shaper: Shaper, line: bytes) -> Dict[str, Any]:
         return {"ok": False, "error": f"a request is one line of JSON: {error}", "exit_status": 2}
     except LinkdError as error:
         return {"ok": False, "error": str(error), "exit_status": error.exit_status}
+    except OSError as error:
+        # A netlink call that failed or timed out: the client is told, instead of being hung up on.
+        words = error.strerror or str(error)
+        return {"ok": False, "error": f"the kernel did not answer {op!r}: {words}", "exit_status": 1}
     return {"ok": True, **answer, "took_ms": round((time.perf_counter() - started) * 1e3, 3)}
 
 

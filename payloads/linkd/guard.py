@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -64,8 +65,11 @@ class Guard:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         # Nothing of the daemon's may live on here: not its socket, not its lock, not its end of the pipe.
-        os.closerange(3, pipe)
-        os.closerange(pipe + 1, os.sysconf("SC_OPEN_MAX"))
+        # Only what is open: the limit of descriptors is a thousand million in some containers.
+        for descriptor in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
+            if descriptor > 2 and descriptor != pipe:
+                with contextlib.suppress(OSError):
+                    os.close(descriptor)
         while os.read(pipe, 1):
             pass
         if self._state_path.exists():

@@ -19,8 +19,8 @@ from typing import Tuple
 
 from payloads.linkd.errors import LinkdError
 from payloads.linkd.hello import receive, welcome
+from payloads.services.ready import announce_ready
 from payloads.wire.auth import AuthError
-from payloads.wire.ready import announce_ready
 
 __all__ = ["DOWN", "MAX_MESSAGE_BYTES", "REQUEST", "UP", "converse", "parse_address", "respond"]
 

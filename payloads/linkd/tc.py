@@ -18,7 +18,7 @@ from payloads.linkd.plan import ROOT_HANDLE, Leaf, Rated
 __all__ = ["TcError", "TcSocket", "parse_qdisc", "qdisc_message", "rated_message"]
 
 _RTM_NEWQDISC, _RTM_GETQDISC, _RTM_NEWTCLASS = 36, 38, 40
-_REQUEST, _ACK, _REPLACE, _EXCL, _CREATE, _DUMP = 0x1, 0x4, 0x100, 0x200, 0x400, 0x300
+_REQUEST, _ACK, _REPLACE, _CREATE, _DUMP = 0x1, 0x4, 0x100, 0x400, 0x300
 _ERROR, _DONE = 2, 3
 _CAPPED, _ACK_TLVS = 0x100, 0x200
 _SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK = 270, 10, 11

@@ -6,6 +6,7 @@ itself when nothing is left to do. Clients: ``payloads.services.supervised``.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -153,7 +154,9 @@ class Supervisor:
             return
         self._looked_s = time.monotonic()
         for service in self._services.values():
-            logs.rotate(service.folder)
+            # A full disk must not end the supervisor, and all services with it.
+            with contextlib.suppress(OSError):
+                logs.rotate(service.folder)
         if not self._closing and self._watch.ended():
             for service in self._services.values():
                 if service.is_active:

@@ -23,6 +23,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import torch
 
+from payloads.services.ready import announce_ready
 from payloads.wdmoe.control import Control, ControlError, Job
 from payloads.wdmoe.fleet import FleetError
 from payloads.wdmoe.generate import AbandonedError
@@ -31,7 +32,6 @@ from payloads.wdmoe.station import Station, StationError, lay_out_model
 from payloads.wire.auth import AuthError, read_key
 from payloads.wire.client import DeviceError
 from payloads.wire.frames import DTYPE_BYTES, FrameError
-from payloads.wire.ready import announce_ready
 
 __all__ = ["main", "serve"]
 

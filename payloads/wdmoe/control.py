@@ -13,6 +13,7 @@ import select
 import socket
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Optional
 
@@ -22,6 +23,7 @@ __all__ = ["Control", "ControlError", "Job", "send_line"]
 
 MAX_LINE_BYTES = 1 << 16
 ASK_TIMEOUT_S = 5.0
+ACCEPT_PAUSE_S = 0.2
 
 
 class ControlError(Exception):
@@ -109,13 +111,18 @@ class Control:
 
     def _accept(self) -> None:
         while True:
-            connection, _ = self._listener.accept()
+            connection: Optional[socket.socket] = None
+            # Whatever one client does, this thread lives on: without it nobody is heard any more.
             try:
+                connection, _ = self._listener.accept()
                 connection.settimeout(ASK_TIMEOUT_S)
                 self._hear(connection)
-            except (OSError, ValueError) as error:
-                print(f"base_station: control: {error}", file=sys.stderr, flush=True)
-                connection.close()
+            except Exception as error:
+                print(f"base_station: control: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                if connection is None:
+                    time.sleep(ACCEPT_PAUSE_S)  # such as no descriptors left: no reason to spin
+                else:
+                    connection.close()
 
     def _hear(self, connection: socket.socket) -> None:
         with connection.makefile("rb") as lines:

@@ -21,6 +21,7 @@ from typing import List, Optional, Sequence
 
 import torch
 
+from payloads.services.ready import announce_ready
 from payloads.wdmoe.busy import BusyCounter, wait_until
 from payloads.wdmoe.compute import ExpertBank, NotHeldError
 from payloads.wdmoe.pace import Pace
@@ -37,7 +38,6 @@ from payloads.wire.frames import (
     pack_result,
     unpack_dispatch,
 )
-from payloads.wire.ready import announce_ready
 from payloads.wire.server import Server, listen, parse_listen
 
 __all__ = ["Worker", "main"]

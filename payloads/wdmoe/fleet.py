@@ -108,9 +108,12 @@ class Devices:
                 self.descriptions = self._describe()
                 break
             except DeviceLostError:
-                # A worker that was restarted since the last trial: its old connection is dead.
+                # A worker that was restarted since the last trial: its old connection is dead, and where one is,
+                # others may be that were not asked yet.
                 if attempt == 2:
                     raise
+                for channel in self.channels.values():
+                    self.exchange.disconnect(channel)
         for name, description in self.descriptions.items():
             problem = _mismatch(fleet, name, description, manifest, dtype)
             if problem:

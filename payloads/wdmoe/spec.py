@@ -126,6 +126,6 @@ def _count(value: Mapping[str, Any], key: str, least: int) -> int:
 
 def _name(text: Any) -> str:
     # Trials and policies give folders their names.
-    if not isinstance(text, str) or not _NAME.match(text):
+    if not isinstance(text, str) or not _NAME.fullmatch(text):
         raise ValueError(f"expected a name of letters, digits, dots and dashes, got {text!r}")
     return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -144,7 +145,8 @@ def cache_folder() -> Path:
 
 def sharded(model: Path) -> Sharded:
     """Return a model's objects, made in the cache where they are not there yet."""
-    return shard_model(model, cache_folder() / "shards" / model.name)
+    place = hashlib.sha256(str(model.resolve()).encode()).hexdigest()[:12]  # two models may have one name
+    return shard_model(model, cache_folder() / "shards" / f"{model.name}-{place}")
 
 
 def capacities(inventory: Inventory, facts: Mapping[str, Facts]) -> list[DeviceCapacity]:

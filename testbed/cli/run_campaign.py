@@ -19,7 +19,12 @@ def run(
     ] = None,
     inventory: Annotated[
         Path | None,
-        typer.Option("--inventory", "-i", help="Another lab than the one that the campaign names."),
+        typer.Option(
+            "--inventory",
+            "-i",
+            envvar="TESTBED_INVENTORY",
+            help="Another lab than the one that the campaign names.",
+        ),
     ] = None,
     results: Annotated[
         Path,

@@ -113,7 +113,9 @@ def fork_under_reaper(folder: Path, groups: Sequence[Path]) -> int:
         network = -1
         while os.read(read_end, 1):
             # Held open, so that the namespace's inode is not used for another one before the end.
-            network = os.open(f"/proc/{keeper}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            # A keeper that was killed just now has none any more; the rest is cleared away all the same.
+            with contextlib.suppress(OSError):
+                network = os.open(f"/proc/{keeper}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         _bury_all()
         if network >= 0:
             _end_processes(os.fstat(network).st_ino)

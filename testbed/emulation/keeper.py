@@ -243,7 +243,7 @@ class Keeper:
             try:
                 with connection.makefile("r") as lines:
                     answer = self._do(json.loads(lines.readline()))
-            except (ValueError, KeyError) as error:
+            except (ValueError, KeyError, TypeError) as error:
                 answer = {"error": str(error)}
             connection.sendall(json.dumps(answer).encode() + b"\n")
 

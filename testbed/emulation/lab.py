@@ -92,8 +92,9 @@ def _locked(lab: str) -> Iterator[None]:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         # Who held the lock before has removed the file; then this lock is on nothing.
-        if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
-            break
+        with contextlib.suppress(FileNotFoundError):
+            if os.fstat(descriptor).st_ino == path.stat().st_ino:
+                break
         os.close(descriptor)
     try:
         yield

@@ -21,7 +21,6 @@ from testbed.errors import InputError
 __all__ = ["Emulation", "Limits", "lab_spec", "load_lab", "needed_folders"]
 
 _PLAIN_MEMORY_MIB = 16384
-_BRIDGE_NAME_ROOM = 108 - len("/run/testbed/labs//control.sock")
 
 
 class Limits(Model):
@@ -102,10 +101,6 @@ def lab_spec(inventory: Inventory, settings: Emulation, document: Document) -> L
         ) from None
     if network.prefixlen > 28:
         problems.append(document.problem(("emulation", "network"), "a prefix of at most 28 was expected"))
-    if len(inventory.lab) > _BRIDGE_NAME_ROOM:
-        problems.append(
-            document.problem(("lab",), f"a name of at most {_BRIDGE_NAME_ROOM} characters was expected")
-        )
     gateway = network.broadcast_address - 1
     for name in settings.hosts:
         if name not in inventory.hosts:

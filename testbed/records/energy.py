@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from testbed.records.outline import outline_of
 from testbed.telemetry.energy import energy_joules
 
 if TYPE_CHECKING:
@@ -155,13 +156,16 @@ def run_energy(run: Run) -> pd.DataFrame:
     """
     rows = []
     windows = trial_windows(run)
+    power_hz = outline_of(run.manifest).power_hz
+    period_s = 1 / power_hz if power_hz else None
     for device in run.devices:
         power = total_power(run, device)
         idle_mw = idle_power_mw(run, power)
         for window in windows.itertuples():
             joules, coverage, error = float("nan"), 0.0, power.error
             if error is None:
-                energy = energy_joules(power.t_s, power.mw, float(window.t_start_s), float(window.t_end_s))
+                t0_s, t1_s = float(window.t_start_s), float(window.t_end_s)
+                energy = energy_joules(power.t_s, power.mw, t0_s, t1_s, period_s=period_s)
                 joules, coverage, error = energy.joules, energy.coverage, energy.error
             tokens = int(window.output_tokens)
             rows.append(

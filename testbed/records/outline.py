@@ -22,12 +22,14 @@ class Outline:
         scenarios: The scenarios' names in the file's order.
         repeats: How often each pair of a policy and a scenario is run.
         tolerance: The share by which a link may miss its rate.
+        power_hz: Readings of the power rails a second.
     """
 
     policies: tuple[str, ...] = ()
     scenarios: tuple[str, ...] = ()
     repeats: int | None = None
     tolerance: float | None = None
+    power_hz: float | None = None
 
     @property
     def trials(self) -> int | None:
@@ -50,14 +52,19 @@ def outline_of(manifest: Mapping[str, Any]) -> Outline:
         return Outline()
     if not isinstance(campaign, dict):
         return Outline()
-    repeats, verify = campaign.get("repeats"), campaign.get("verify")
-    tolerance = verify.get("tolerance") if isinstance(verify, dict) else None
+    repeats = campaign.get("repeats")
     return Outline(
         policies=_names(campaign.get("policies")),
         scenarios=_names(campaign.get("scenarios")),
         repeats=repeats if isinstance(repeats, int) else None,
-        tolerance=float(tolerance) if isinstance(tolerance, int | float) else None,
+        tolerance=_number(campaign.get("verify"), "tolerance"),
+        power_hz=_number(campaign.get("telemetry"), "power_hz"),
     )
+
+
+def _number(section: Any, key: str) -> float | None:
+    value = section.get(key) if isinstance(section, dict) else None
+    return float(value) if isinstance(value, int | float) else None
 
 
 def _names(listed: Any) -> tuple[str, ...]:

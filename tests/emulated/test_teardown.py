@@ -36,7 +36,9 @@ class Traces:
         self.lab = lab
         self.groups = [Path(path) for path in state["groups"]]
         members = {pid for group in self.groups for pid in cgroups.processes_in(group)}
-        self.processes = {pid: cleanup.start_ticks(pid) for pid in {state["pid"], *members}}
+        found = {pid: cleanup.start_ticks(pid) for pid in {state["pid"], *members}}
+        # One that was just ending when it was listed is no trace of anything.
+        self.processes = {pid: ticks for pid, ticks in found.items() if ticks is not None}
         self.namespaces = set().union(*(namespaces_of(pid) for pid in self.processes)) - namespaces_of("self")
         self.before = time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK")
         assert len(self.processes) >= 4

@@ -147,3 +147,17 @@ def test_requests(fake_kernel, state_file) -> None:
         assert answer["error"]
     for line in (b"", b"{", b"3", b"\xff"):
         assert not handle(shaper, line)["ok"]
+
+
+def test_a_kernel_that_does_not_answer_is_told_to_the_client(fake_kernel, state_file, monkeypatch) -> None:
+    shaper = _shaper(fake_kernel, state_file)
+    assert handle(shaper, json.dumps({"op": "set", "links": LINKS}).encode())["ok"]
+
+    def silent(_rated: Any) -> None:
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(fake_kernel, "change", silent)
+    request = {"op": "rerate", "rates": {"a": {"downlink_mbit": 3}}}
+    answer = handle(shaper, json.dumps(request).encode())
+    assert answer == {"ok": False, "error": "the kernel did not answer 'rerate': timed out", "exit_status": 1}
+    assert not state_file.path.exists()

@@ -19,12 +19,6 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def _old_python() -> str | None:
-    """The oldest interpreter that a board may have, where this machine has it."""
-    found = sorted(Path.home().glob(".pyenv/versions/3.8.*/bin/python"))
-    return str(found[-1]) if found else None
-
-
 class Host:
     """One host's services: ``python -m payloads.services`` with its folder in ``home``."""
 
@@ -101,14 +95,9 @@ class Host:
 
 
 @pytest.fixture(scope="session", params=["this", "3.8"])
-def board_python(request: pytest.FixtureRequest) -> str:
+def board_python(request: pytest.FixtureRequest, old_python: Callable[[str], str]) -> str:
     """This interpreter, and the oldest one that a board may have."""
-    if request.param == "this":
-        return sys.executable
-    old = _old_python()
-    if old is None:
-        pytest.skip("no Python 3.8 on this machine")
-    return old
+    return sys.executable if request.param == "this" else old_python(request.param)
 
 
 @pytest.fixture

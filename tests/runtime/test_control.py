@@ -1,0 +1,76 @@
+"""The base station's control socket outlives whatever a client sends; lost devices are all connected again."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from payloads.wdmoe.control import Control
+from payloads.wdmoe.fleet import Devices, DeviceSpec, FleetSpec
+from payloads.wire.client import Answer, Channel, DeviceLostError, Exchange, Request
+
+
+def _ask(path: Path, line: bytes) -> bytes:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(10)
+        connection.connect(str(path))
+        connection.sendall(line + b"\n")
+        with connection.makefile("rb") as answer:
+            return answer.readline()
+
+
+@pytest.mark.parametrize("line", [b"[" * 60_000, b"{", b"3", b"\xff", b""])
+def test_a_bad_request_leaves_the_control_socket_working(tmp_path: Path, line: bytes) -> None:
+    control = Control(tmp_path / "bs.sock", lambda: {"model": "m"})
+    try:
+        assert _ask(control.path, line) == b""
+        answer = json.loads(_ask(control.path, b'{"do": "status"}'))
+        assert answer == {"result": {"model": "m", "doing": None}}
+    finally:
+        control.close()
+
+
+class _Restarted(Exchange):
+    """Every device has been restarted: what was connected before is dead, and noticed one at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: set[Channel] = set()
+
+    def connect(self, channel: Channel, key_file: Path, timeout_s: float = 5.0) -> None:
+        self.disconnect(channel)
+        channel._socket = socket.socket()
+        self.alive.add(channel)
+
+    def disconnect(self, channel: Channel) -> None:
+        self.alive.discard(channel)
+        if channel._socket is not None:
+            channel._socket.close()
+            channel._socket = None
+
+    def ask(self, requests: Sequence[Request], kind: int) -> list[Answer]:
+        for request in requests:
+            if request.channel not in self.alive:
+                self.disconnect(request.channel)
+                raise DeviceLostError(request.channel.name, "connection closed")
+        text: Any = memoryview(b'{"manifest": "m", "dtype": "float32", "experts": []}')
+        return [Answer(text, 0, 0, 0, 0, 0) for _ in requests]
+
+
+def test_several_devices_that_were_restarted_are_all_connected_again(tmp_path: Path) -> None:
+    exchange = _Restarted()
+    devices = Devices(exchange, tmp_path / "key")
+    names = ("a", "b", "c")
+    fleet = FleetSpec(tuple(DeviceSpec(name, "127.0.0.1", 1) for name in names), ())
+    devices.prepare(fleet, "m", "float32")
+    exchange.alive.clear()
+    devices.prepare(fleet, "m", "float32")
+    assert {channel.name for channel in exchange.alive} == set(names)
+    for channel in devices.channels.values():
+        exchange.disconnect(channel)
+    exchange.close()
