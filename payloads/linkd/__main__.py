@@ -157,7 +157,8 @@ def _probe(arguments: argparse.Namespace) -> None:
 def _respond(arguments: argparse.Namespace) -> None:
     from payloads.linkd.respond import parse_address, respond
 
-    respond(*parse_address(arguments.listen), _key(arguments.key_file))
+    _key(arguments.key_file)  # a key that cannot be read is said now, not at the first probe
+    respond(*parse_address(arguments.listen), arguments.key_file)
 
 
 def _key(path: Path) -> bytes:

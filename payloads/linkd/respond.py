@@ -15,12 +15,13 @@ import signal
 import socket
 import struct
 import threading
+from pathlib import Path
 from typing import Tuple
 
 from payloads.linkd.errors import LinkdError
 from payloads.linkd.hello import receive, welcome
 from payloads.services.ready import announce_ready
-from payloads.wire.auth import AuthError
+from payloads.wire.auth import AuthError, read_key
 
 __all__ = ["DOWN", "MAX_MESSAGE_BYTES", "REQUEST", "UP", "converse", "parse_address", "respond"]
 
@@ -46,8 +47,8 @@ def parse_address(text: str) -> Tuple[str, int]:
     return host, int(port)
 
 
-def respond(host: str, port: int, key: bytes) -> None:
-    """Serve until SIGTERM or SIGINT.
+def respond(host: str, port: int, key_file: Path) -> None:
+    """Serve until SIGTERM or SIGINT; the key is read for each connection, since a deploy makes a new one.
 
     Raises:
         LinkdError: The address cannot be listened on.
@@ -60,12 +61,12 @@ def respond(host: str, port: int, key: bytes) -> None:
     except OSError as error:
         raise LinkdError(f"cannot listen on {host}:{port}: {error.strerror}") from error
     with server:
-        threading.Thread(target=_accept, args=(server, key), daemon=True).start()
+        threading.Thread(target=_accept, args=(server, key_file), daemon=True).start()
         announce_ready()
         stopped.wait()
 
 
-def _accept(server: socket.socket, key: bytes) -> None:
+def _accept(server: socket.socket, key_file: Path) -> None:
     places = threading.BoundedSemaphore(_MAX_CONNECTIONS)
     while True:
         try:
@@ -75,17 +76,17 @@ def _accept(server: socket.socket, key: bytes) -> None:
         if not places.acquire(blocking=False):
             connection.close()
             continue
-        threading.Thread(target=_serve, args=(connection, peer, key, places), daemon=True).start()
+        threading.Thread(target=_serve, args=(connection, peer, key_file, places), daemon=True).start()
 
 
 def _serve(
-    connection: socket.socket, peer: Tuple[str, int], key: bytes, places: threading.BoundedSemaphore
+    connection: socket.socket, peer: Tuple[str, int], key_file: Path, places: threading.BoundedSemaphore
 ) -> None:
     try:
         with connection:
             connection.settimeout(_HELLO_TIMEOUT_S)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            welcome(connection, key)
+            welcome(connection, read_key(key_file))
             connection.settimeout(_IDLE_TIMEOUT_S)
             with contextlib.suppress(ConnectionError, socket.timeout):
                 while True:

@@ -152,7 +152,10 @@ class SystemdBackend:
     def stop_all(self, reason: str) -> list[str]:
         """Stop all services and the unit that guards the lease; return the services that ran."""
         running = self._running(service_names())
-        self._systemctl("stop", GUARD, *(unit(name) for name in running))
+        # systemd has forgotten a transient unit that ended, and calls stopping it an error.
+        guard = [GUARD] if self._is_active(GUARD) else []
+        if guard or running:
+            self._systemctl("stop", *guard, *(unit(name) for name in running))
         return running
 
     def status(self) -> list[dict[str, Any]]:

@@ -34,8 +34,12 @@ elif program == "journalctl":
 elif "is-active" in arguments:
     sys.exit(0 if (units / named[0]).exists() else 3)
 elif "stop" in arguments:
-    for unit in named:
-        (units / unit).unlink(missing_ok=True)
+    unknown = [unit for unit in named if not (units / unit).exists()]
+    for unit in set(named) - set(unknown):
+        (units / unit).unlink()
+    if unknown:
+        print(f"Failed to stop {{unknown[0]}}: Unit {{unknown[0]}} not loaded.", file=sys.stderr)
+        sys.exit(5)
 elif "show" in arguments:
     for unit in named:
         there = (units / unit).exists() and "never" not in unit
@@ -137,3 +141,10 @@ def test_the_holder_stops_the_units_and_their_guard(host, calls):
     holder.stdin.close()
     assert holder.wait(30) == 0
     assert calls()[-1] == ["systemctl", "stop", "testbed_lease.service", "testbed-worker.service"]
+
+
+def test_stopping_everything_twice_is_no_error(host, calls):
+    assert host.start("one", "exec sleep 60", "--ready-timeout", "0").returncode == 0
+    assert "one: stopped" in host.run("stop", "--all").stdout
+    again = host.run("stop", "--all")
+    assert again.returncode == 0, again.stderr
