@@ -74,4 +74,16 @@ need_environment() {
 }
 
 LAB_PACKAGES=(sshd=openssh-server ssh=openssh-client ip=iproute2 nc=netcat-openbsd nsenter=util-linux ps=procps)
-BROWSER_PACKAGES=(chromium=chromium chromedriver=chromium-driver)
+
+# Debian has Chromium and its driver as packages. Ubuntu has not; its CI runners come with Chrome and the driver.
+need_browser() {
+  if command -v chromedriver >/dev/null && { command -v chromium || command -v google-chrome; } >/dev/null; then
+    return
+  fi
+  apt-cache show chromium-driver >/dev/null 2>&1 || as_root apt-get update -qq
+  if apt-cache show chromium-driver >/dev/null 2>&1; then
+    need_packages chromium=chromium chromedriver=chromium-driver
+  else
+    say "no Chromium by Debian package here: the browser tests are skipped"
+  fi
+}

@@ -49,9 +49,10 @@ def old_python() -> Callable[[str], str]:
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Chromium, driven by selenium, with its console recorded."""
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
     if not (chromium and driver):
-        pytest.skip("needs chromium and chromium-driver")
+        pytest.skip("needs chromium (or google-chrome) and its driver")
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 

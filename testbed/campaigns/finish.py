@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from testbed.config.inventory import Inventory
 from testbed.errors import InputError
 from testbed.records import RecordWriter, load_run, read_manifest, write_manifest
 from testbed.telemetry.logs import board_rows, power_rows
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["finish", "update_manifest"]
 
@@ -33,7 +36,8 @@ def finish(folder: Path, inventory: Inventory, state: str) -> Path:
     if state != "completed":  # whatever comes now, a run that has ended is not left as one that is running
         update_manifest(folder, state=state)
     records = RecordWriter(folder)
-    clocks = load_run(folder).clocks
+    run = load_run(folder)
+    clocks = run.clocks
     for device in inventory.devices:
         logs = folder / "boards" / device.name
         offsets = clocks[clocks["device"] == device.name]
@@ -43,7 +47,8 @@ def finish(folder: Path, inventory: Inventory, state: str) -> Path:
             if not (logs / name).exists():
                 continue
             try:
-                records.write(table, device.name, rows(logs / name, device.name, offsets, started_unix))
+                read = rows(logs / name, device.name, offsets, started_unix)
+                records.write(table, device.name, _with_earlier(getattr(run, table), device.name, read))
             except InputError as error:
                 # One damaged log must not cost the others; the report says that its power is missing.
                 print(f"warning: {error.message}", file=sys.stderr)
@@ -51,3 +56,12 @@ def finish(folder: Path, inventory: Inventory, state: str) -> Path:
     from testbed.report.page import write_report
 
     return write_report(load_run(folder), folder / "report.html")
+
+
+def _with_earlier(known: pd.DataFrame, device: str, read: pd.DataFrame) -> pd.DataFrame:
+    """Put what was known before a log begins in front of it: a board that was set up anew begins its log anew."""
+    import pandas as pd
+
+    known = known[known["device"] == device]
+    earlier = known[known["t_s"] < read["t_s"].min()] if len(read) else known
+    return pd.concat([earlier, read], ignore_index=True) if len(earlier) else read
