@@ -8,7 +8,6 @@ from __future__ import annotations
 import fcntl
 import shlex
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -287,13 +286,15 @@ def _execute(target: Target, journal: Journal) -> Finished:
                 state = "completed"
         except KeyboardInterrupt:
             state = "interrupted"
-            print(f"stopped; go on with: testbed run --resume {target.folder}", file=sys.stderr)
+            progress.note(f"stopped; go on with: testbed run --resume {target.folder}")
             raise
         except TestbedError as error:
             error.hint = error.hint or f"mend the cause, then: testbed run --resume {target.folder}"
             raise
         finally:
             report = finish(target.folder, target.inventory, state)
+            if state == "interrupted":
+                progress.note(f"what was measured so far: {report}")
     whole = len(target.trials) - len(inputs.trials) + len(outcome.completed)
     return Finished(
         target.run, target.folder, report, whole, len(target.trials), outcome.failed, outcome.stopped
