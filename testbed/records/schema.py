@@ -144,7 +144,10 @@ _ALL = (
             _DEVICE,
             _count("tokens", "rows of hidden state that were sent", "tokens"),
             _count("assignments", "pairs of a token and an expert that the device computed"),
-            _count("dropped", "pairs of a token and an expert that the policy left out"),
+            _count(
+                "dropped",
+                "this device's pairs of a token and an expert that the policy left out (a device that is left nothing has no row)",
+            ),
             _count("bytes_out", "whole frames to the device, header and payload", "bytes"),
             _count("bytes_back", "whole frames from the device, header and payload", "bytes"),
             _number("t_send_s", "base station: before the first byte is sent"),
