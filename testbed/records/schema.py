@@ -146,7 +146,7 @@ _ALL = (
             _count("assignments", "pairs of a token and an expert that the device computed"),
             _count(
                 "dropped",
-                "this device's pairs of a token and an expert that the policy left out (a device that is left nothing has no row)",
+                "pairs of token and expert that the policy left out here; a device left with none has no row",
             ),
             _count("bytes_out", "whole frames to the device, header and payload", "bytes"),
             _count("bytes_back", "whole frames from the device, header and payload", "bytes"),
