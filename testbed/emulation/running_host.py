@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import stat
@@ -20,6 +21,8 @@ from testbed.emulation.spec import HostSpec, LabSpec
 from testbed.emulation.tree import serial_number, sysfs, write_tree
 
 __all__ = ["RunningHost", "start_host"]
+
+START_TIMEOUT_S = 30.0  # for the namespaces and mounts of one host, which take a tenth of a second
 
 
 class RunningHost:
@@ -142,6 +145,8 @@ def _simulator(
 
 def _expect(descriptor: int, wanted: bytes, host: str) -> None:
     """Wait for the child to say something; an empty ``wanted`` is the end of the pipe."""
+    if not select.select([descriptor], [], [], START_TIMEOUT_S)[0]:
+        raise OSError(f"{host}: it did not start within {START_TIMEOUT_S:.0f} s")
     said = os.read(descriptor, 4096)
     if said != wanted:
         text = said[1:].decode(errors="replace") if said.startswith(b"e") else "ended while it was started"
