@@ -28,7 +28,7 @@ from testbed.config.inventory import Inventory, load_inventory
 from testbed.errors import InputError, RefusedError, TestbedError
 from testbed.hosts.fleet import Fleet
 from testbed.records import find_run, read_manifest, write_manifest
-from testbed.records.manifest import MANIFEST_NAME
+from testbed.records.manifest import LOCK_NAME, MANIFEST_NAME
 
 __all__ = ["Finished", "Plan", "Target", "dry_run", "execute", "new", "resumed"]
 
@@ -326,7 +326,7 @@ def _limited(inventory: Inventory, limit: Sequence[str]) -> Inventory:
 def _locked(folder: Path) -> Iterator[None]:
     """Hold a run's folder against a second controller; a run that could not even begin leaves no folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
+    with (folder / LOCK_NAME).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

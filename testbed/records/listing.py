@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.errors import InputError
-from testbed.records.manifest import MANIFEST_NAME, read_manifest
+from testbed.records.manifest import LOCK_NAME, MANIFEST_NAME, read_manifest
 from testbed.records.outline import outline_of
 
 __all__ = ["RunSummary", "find_run", "list_runs"]
@@ -20,7 +21,8 @@ class RunSummary:
         run: Its name.
         path: Its folder.
         campaign: The campaign's name.
-        state: running, completed, failed or interrupted; ``unreadable`` where the manifest is damaged.
+        state: running, completed, failed or interrupted; ``cut off`` where its controller was killed, ``unreadable``
+            where the manifest is damaged.
         started_unix: When it was started.
         completed: How many trials were completed.
         planned: How many trials there should be; None where the campaign file does not say.
@@ -84,12 +86,26 @@ def _summary(folder: Path) -> RunSummary:
         run=str(manifest["run"]),
         path=folder,
         campaign=str(manifest.get("campaign_name", "")),
-        state=str(manifest["state"]),
+        state=_state(folder, str(manifest["state"])),
         started_unix=float(manifest["started_unix"]),
         completed=completed,
         planned=outline_of(manifest).trials,
         emulated=bool(manifest.get("emulated", False)),
     )
+
+
+def _state(folder: Path, written: str) -> str:
+    """Return a run's state; one that is written as running is, only while its controller holds the lock."""
+    if written != "running":
+        return written
+    try:
+        with (folder / LOCK_NAME).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return written
+    except OSError:
+        pass  # no lock: nobody holds it
+    return "cut off"
 
 
 def _completed(folder: Path) -> int:

@@ -11,9 +11,10 @@ from typing import Any
 
 from testbed.errors import InputError
 
-__all__ = ["MANIFEST_NAME", "devices_of", "read_manifest", "write_manifest"]
+__all__ = ["LOCK_NAME", "MANIFEST_NAME", "devices_of", "read_manifest", "write_manifest"]
 
 MANIFEST_NAME = "manifest.json"
+LOCK_NAME = "lock"  # locked by the controller that runs the run
 REQUIRED = ("run", "started_unix", "state")
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 
 from testbed.errors import InputError
 from testbed.records import RecordWriter, find_run, list_runs, load_run, read_manifest, write_manifest
+from testbed.records.manifest import LOCK_NAME
 from testbed.records.outline import outline_of
 from testbed.records.schema import TABLES, markdown
 
@@ -49,6 +51,15 @@ def test_a_manifest_with_wrong_types_is_refused_and_listed(tmp_path: Path, wrong
 def test_names_are_read_as_the_campaign_was() -> None:
     outline = outline_of({"campaign": "policies: [{name: no}, {name: off}]"})
     assert outline.policies == ("no", "off")
+
+
+def test_a_run_runs_only_while_its_controller_lives(tmp_path: Path) -> None:
+    folder = make(tmp_path, "one", 1.0, state="running")
+    assert [entry.state for entry in list_runs(tmp_path)] == ["cut off"]
+    with (folder / LOCK_NAME).open("w") as lock:
+        assert [entry.state for entry in list_runs(tmp_path)] == ["cut off"]
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert [entry.state for entry in list_runs(tmp_path)] == ["running"]
 
 
 def test_a_damaged_run_is_listed_as_such(tmp_path: Path) -> None:
