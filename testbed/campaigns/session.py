@@ -188,7 +188,7 @@ def resumed(results: Path, run: str, limit: Sequence[str]) -> Target:
     """Return a run that was cut off.
 
     Raises:
-        InputError: There is no such run, it is complete, or its campaign file has changed since.
+        InputError: There is no such run, it is complete, or its campaign or inventory has changed since.
     """
     folder = find_run(results, run)
     manifest = read_manifest(folder)
@@ -210,10 +210,15 @@ def resumed(results: Path, run: str, limit: Sequence[str]) -> Target:
     if campaign.text != manifest["campaign"]:
         raise InputError(
             f"{campaign_file}: the file has changed since {folder.name} was started",
-            hint=f"put it back as it is in {folder / 'manifest.json'}, or start a new run",
+            hint=f"put it back as it is in {folder / MANIFEST_NAME}, or start a new run",
         )
     limit = tuple(files["limit"])
     inventory = _checked(campaign, load_inventory(inventory_file), limit)
+    if inventory.resolved() != manifest.get("inventory"):
+        raise InputError(
+            f"{inventory_file}: the lab has changed since {folder.name} was started",
+            hint=f"put it back as it is in {folder / MANIFEST_NAME}, or start a new run",
+        )
     name = str(manifest["run"])
     return Target(
         name, folder, campaign_file, inventory_file, campaign, inventory, tuple(limit), resumed=True
@@ -256,7 +261,13 @@ def _execute(target: Target, journal: Journal) -> Finished:
     inputs = gather(target.run, target.folder, target.campaign, target.inventory, target.trials, probed)
     clock_offset_s = probed.facts[target.inventory.base_station.name].clock_offset_s or 0.0
     if target.resumed:
-        started_unix = float(read_manifest(target.folder)["started_unix"])
+        manifest = read_manifest(target.folder)
+        started_unix = float(manifest["started_unix"])
+        if manifest["model"]["manifest"] != inputs.manifest.digest():
+            raise InputError(
+                f"{target.campaign.model}: the model has changed since {target.folder.name} was started",
+                hint="start a new run",
+            )
     else:
         started_unix = time.time() + clock_offset_s
         manifest = describe_run(inputs, probed, target.command, started_unix)

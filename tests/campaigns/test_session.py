@@ -72,6 +72,12 @@ def test_a_run_that_cannot_go_on_says_so(campaign, tmp_path):
     with pytest.raises(InputError, match="does not say which files"):
         session.resumed(tmp_path, "first-0001", [])
     files = {"campaign": str(campaign), "inventory": str(tmp_path / "two.yaml"), "limit": ["left"]}
+    lab = session.new(tmp_path / "results", campaign, None, ["left"]).inventory.resolved()
+    manifest["inventory"] = lab | {"lab": "another"}
+    write_manifest(tmp_path / "first-0001", manifest | {"files": files})
+    with pytest.raises(InputError, match="the lab has changed"):
+        session.resumed(tmp_path, "first-0001", [])
+    manifest["inventory"] = lab
     write_manifest(tmp_path / "first-0001", manifest | {"files": files})
     assert [d.name for d in session.resumed(tmp_path, "first-0001", []).inventory.devices] == ["left"]
     write_manifest(tmp_path / "first-0001", manifest | {"files": files, "state": "completed"})
