@@ -263,10 +263,5 @@ class _Planner:
                 yield Fetch(device.name, f"{self.remote}/{name}", target, name, optional=True)
 
 
-def steps_of(phases: Iterable[Phase]) -> list[Step]:
-    """Return every step of the phases, in plan order."""
-    return [step for phase in phases for step in phase.steps]
-
-
 def _json(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode()

@@ -92,10 +92,6 @@ class Plan:
     probed: Probed
     phases: Sequence[Phase]
 
-    def lines(self) -> list[str]:
-        """Return every step's line, in order."""
-        return [step.line() for phase in self.phases for step in phase.steps]
-
     def as_json(self) -> dict[str, Any]:
         """Return the plan as plain data."""
         return {

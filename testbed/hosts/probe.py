@@ -44,7 +44,7 @@ for name in sys.argv[1:]:
         answer["errors"][name] = "%s: %s" % (type(error).__name__, error)
 try:
     answer["jetson_stats"] = metadata.version("jetson-stats")
-except Exception:
+except Exception:  # not installed, or a Python without importlib.metadata
     answer["jetson_stats"] = None
 print("\n" + json.dumps(answer))
 """

@@ -8,7 +8,7 @@ from testbed.hosts.payload import host_python, payload_command
 from testbed.hosts.steps import Command
 from testbed.links.scenario import ShapingPlan, links_argument
 
-__all__ = ["clear_command", "probe_command", "restore_command", "set_command", "show_command"]
+__all__ = ["clear_command", "probe_command", "set_command", "show_command"]
 
 KEY_FILE = "~/.testbed/key"
 
@@ -33,11 +33,6 @@ def clear_command(base_station: Host) -> Command:
 def show_command(base_station: Host) -> Command:
     """Return the step that reads rates and counters."""
     return _command(base_station, "links", "show", "--json")
-
-
-def restore_command(base_station: Host) -> Command:
-    """Return the step that puts everything back where the daemon is dead."""
-    return _command(base_station, "links back as they were", "restore")
 
 
 def _command(host: Host, title: str, *args: str, timeout_s: float = 60.0) -> Command:

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+from payloads.linkd.model import MAX_RATE_MBIT, MIN_RATE_MBIT
 from testbed.config.campaign import Scenario
 from testbed.config.inventory import Inventory
 from testbed.errors import InputError, TestbedError
-from testbed.links.model import MAX_RATE_MBIT, MIN_RATE_MBIT
 
 __all__ = ["LinkRate", "OfTrial", "ShapingPlan", "links_argument", "links_rows", "probe_rows", "shaping_plan"]
 

@@ -99,7 +99,6 @@ def _time(run: Run, order: Sequence[tuple[str, str]], devices: Mapping[str, Devi
 def _timeline(run: Run, order: Sequence[tuple[str, str]], devices: Mapping[str, Device]) -> list[Block]:
     parts = token_parts(run)
     lines = [timeline(run, parts, *key) for key in order]
-    longest = max((line.duration_ms for line in lines if line is not None), default=0.0)
     found = [line for line in lines if line is not None]
     longest = max((line.duration_ms for line in found), default=0.0)
     figures = [timeline_figure(line, devices, place, longest) for place, line in enumerate(found)]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.campaigns.plan import Kind, plan_run, steps_of
+from testbed.campaigns.plan import Kind, plan_run
 from testbed.campaigns.prepare import Probed, gather
 from testbed.campaigns.session import new
 from testbed.campaigns.trials import Trial
@@ -25,6 +25,10 @@ def inputs_of(target, objects=frozenset()):
     facts = {name: assume_facts(host) for name, host in target.inventory.hosts.items()}
     probed = Probed(facts, {}, frozenset(objects))
     return gather(target.run, target.folder, target.campaign, target.inventory, target.trials, probed)
+
+
+def steps_of(phases):
+    return [step for phase in phases for step in phase.steps]
 
 
 def test_the_first_run_is_named_after_its_campaign(target):

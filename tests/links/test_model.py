@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.links.model import Framing, bucket_bytes, expected_ms, frame_ms, judge, limit_bytes, refill_s
+from payloads.linkd.model import Framing, bucket_bytes, expected_ms, frame_ms, judge, limit_bytes, refill_s
 
 rates = st.floats(0.01, 10_000)
 sizes = st.integers(1, 4 << 20)

@@ -60,10 +60,10 @@ class LocalHost:
         target.chmod(put.mode)
 
     def fetch(self, fetch: Fetch) -> None:
-        raise NotImplementedError
+        raise AssertionError(f"provisioning fetches nothing: {fetch.line()}")
 
     def stream(self, command: Command) -> Stream:
-        raise NotImplementedError
+        raise AssertionError(f"provisioning leaves nothing running: {command.line()}")
 
     def close(self) -> None:
         """There is nothing to close."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from selenium.webdriver.support.ui import WebDriverWait
 
 from testbed.report import write_report
 
@@ -95,8 +96,9 @@ def test_dark_and_light_follow_the_system(browser: Any, page: str) -> None:
     light = colours()
     feature = {"name": "prefers-color-scheme", "value": "dark"}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
-    dark = colours()
-    assert all(one != other for one, other in zip(light, dark, strict=True))
+    # The page learns of the change by an event, and draws its figures anew after that.
+    changed = WebDriverWait(browser, 20)
+    changed.until(lambda _: all(one != other for one, other in zip(light, colours(), strict=True)))
 
 
 def test_a_table_is_sorted_by_its_header_and_copied_as_csv(browser: Any, page: str) -> None:
