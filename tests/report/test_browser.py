@@ -126,8 +126,7 @@ def test_a_link_of_the_trust_strip_opens_what_is_folded_away(browser: Any, page:
     show(browser, page, 1280)
     browser.execute_script("location.hash = '#links-table'")
     opened = "return document.getElementById('links-table').closest('details').open"
-    browser.execute_async_script("setTimeout(arguments[0], 50)")
-    assert browser.execute_script(opened)
+    WebDriverWait(browser, 20).until(lambda _: browser.execute_script(opened))
 
 
 def test_it_prints_light_and_unfolded(browser: Any, page: str) -> None:
@@ -139,7 +138,8 @@ def test_it_prints_light_and_unfolded(browser: Any, page: str) -> None:
     assert browser.execute_script("return document.querySelectorAll('details:not([open])').length") == 0
     paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert paper == "rgb(255, 255, 255)"
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= 700
+    width = "return document.documentElement.scrollWidth"
+    WebDriverWait(browser, 20).until(lambda _: browser.execute_script(width) <= 700)
     browser.execute_script("window.dispatchEvent(new Event('afterprint'))")
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
     assert browser.execute_script("return document.querySelectorAll('details:not([open])').length") > 0
