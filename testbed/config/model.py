@@ -147,7 +147,7 @@ def _mistakes(details: ErrorDetails, data: Any, schema: Mapping[str, Any]) -> It
     if kind == "missing":
         yield Problem(place, f"this key is missing: {expected}")
     elif kind == "extra_forbidden":
-        known = list(_resolved(schema_at(schema, place[:-1]), schema).get("properties", {}))
+        known = _keys(schema_at(schema, place[:-1]), schema)
         close = difflib.get_close_matches(str(place[-1]), known, n=1)
         hint = f"did you mean `{close[0]}`?" if close else f"known here: {', '.join(sorted(known))}"
         yield Problem(place, f"unknown key; {hint}")
@@ -201,6 +201,13 @@ def _resolved(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str
         extra = {key: value for key, value in schema.items() if key != "$ref"}
         schema = {**root["$defs"][schema["$ref"].rsplit("/", 1)[-1]], **extra}
     return schema
+
+
+def _keys(schema: Mapping[str, Any], root: Mapping[str, Any]) -> list[str]:
+    """Return the keys that a schema, or any branch of it, declares."""
+    schema = _resolved(schema, root)
+    inner = [key for branch in schema.get("anyOf", ()) for key in _keys(branch, root)]
+    return [*schema.get("properties", {}), *inner]
 
 
 def schema_at(root: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
