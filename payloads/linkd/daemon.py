@@ -3,41 +3,70 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import selectors
 import signal
 import socket
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional
+from typing import Iterator, Optional
 
+from payloads.linkd.capabilities import may_shape
+from payloads.linkd.clients import Clients
 from payloads.linkd.errors import LinkdError
 from payloads.linkd.guard import Guard
 from payloads.linkd.kernel import Kernel
-from payloads.linkd.plan import parse_links
+from payloads.linkd.model import DEFAULT_SLACK_US
+from payloads.linkd.pacing import Pacer
+from payloads.linkd.session import DEFAULT_SAMPLE_HZ, Session
 from payloads.linkd.shaper import Shaper, restore
 from payloads.linkd.state import StateFile
 from payloads.services.ready import announce_ready
 
-__all__ = ["handle", "serve"]
+__all__ = ["Options", "serve"]
 
-_MAX_LINE_BYTES = 1 << 20
-_MAX_CLIENTS = 16
-_ANSWER_TIMEOUT_S = 2.0
-_LOOK_AFTER_GUARD_S = 2.0
-_CAP_NET_ADMIN = 12
+_BACKLOG = 16
+_LOOK_S = 2.0
 
 
-def serve(socket_path: Path, state_path: Path, interface: Optional[str], slack_us: float) -> None:
+@dataclass(frozen=True)
+class Options:
+    """How the daemon is to shape.
+
+    Attributes:
+        interface: The interface; None: the one that routes to the first device.
+        slack_us: The buckets' room for late timers, in microseconds.
+        side: ``bs``, or ``device`` to shape this device's own uplink.
+        leaf: ``auto``, ``tbf``, ``netem`` or ``line``.
+        backend: ``kernel``, or ``pacing`` to keep rates for those who own the sockets.
+        sample_hz: How often counters are sampled; 0 for never.
+    """
+
+    interface: Optional[str] = None
+    slack_us: float = DEFAULT_SLACK_US
+    side: str = "bs"
+    leaf: str = "auto"
+    backend: str = "kernel"
+    sample_hz: float = DEFAULT_SAMPLE_HZ
+
+
+def serve(socket_path: Path, state_path: Path, options: Options) -> None:
     """Serve until a signal ends it; what a daemon before it left behind is put back first.
 
     Raises:
         LinkdError: It cannot start.
     """
-    _check_may_shape()
     state_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     state_file = StateFile(state_path)
+    if options.backend == "pacing":
+        with _stop_signals() as stop, state_file.lock():
+            if state_file.read() is not None:
+                raise LinkdError("an earlier daemon left links shaped: linkd restore")
+            _serve(socket_path, stop, Session(Pacer(), options.sample_hz), None)
+        return
+    if not may_shape():
+        raise LinkdError("linkd needs root (CAP_NET_ADMIN) to shape links, or --backend pacing")
     with _stop_signals() as stop:
         guard = Guard(state_path)
         with state_file.lock():
@@ -46,11 +75,11 @@ def serve(socket_path: Path, state_path: Path, interface: Optional[str], slack_u
                 left = restore(kernel, state_file)
                 if left:
                     print(f"put {left} back, which an earlier daemon had left shaped", flush=True)
-                shaper = Shaper(kernel, state_file, interface, slack_us)
+                shaper = Shaper(
+                    kernel, state_file, options.interface, options.slack_us, options.side, options.leaf
+                )
                 try:
-                    with _listen(socket_path) as server:
-                        announce_ready()
-                        _loop(server, stop, shaper, guard)
+                    _serve(socket_path, stop, Session(shaper, options.sample_hz), guard)
                 finally:
                     shaper.clear()
             finally:
@@ -58,82 +87,42 @@ def serve(socket_path: Path, state_path: Path, interface: Optional[str], slack_u
         guard.dismiss()
 
 
-def handle(shaper: Shaper, line: bytes) -> Dict[str, Any]:
-    """Carry out one request and return the answer.
-
-    A request is an object with ``op``: set (with ``links``), rerate (with ``rates``), clear, show or ping.
-    """
-    started = time.perf_counter()
-    try:
-        request = json.loads(line)
-        op = request.get("op") if isinstance(request, dict) else None
-        if op == "set":
-            answer = shaper.set(parse_links(request.get("links")))
-        elif op == "rerate":
-            answer = shaper.rerate(request.get("rates"))
-        elif op == "clear":
-            answer = shaper.clear()
-        elif op == "show":
-            answer = shaper.show()
-        elif op == "ping":
-            answer = {"pid": os.getpid()}
-        else:
-            raise LinkdError("a request has an op: set, rerate, clear, show or ping")
-    except ValueError as error:
-        return {"ok": False, "error": f"a request is one line of JSON: {error}", "exit_status": 2}
-    except LinkdError as error:
-        return {"ok": False, "error": str(error), "exit_status": error.exit_status}
-    except OSError as error:
-        # A netlink call that failed or timed out: the client is told, instead of being hung up on.
-        words = error.strerror or str(error)
-        return {"ok": False, "error": f"the kernel did not answer {op!r}: {words}", "exit_status": 1}
-    return {"ok": True, **answer, "took_ms": round((time.perf_counter() - started) * 1e3, 3)}
-
-
-def _loop(server: socket.socket, stop: socket.socket, shaper: Shaper, guard: Guard) -> None:
-    buffers: Dict[socket.socket, bytearray] = {}
-    with selectors.DefaultSelector() as selector:
-        selector.register(server, selectors.EVENT_READ)
+def _serve(socket_path: Path, stop: socket.socket, session: Session, guard: Optional[Guard]) -> None:
+    # Not epoll: its time-outs are whole milliseconds, and a block of a channel begins on time.
+    with _listen(socket_path) as server, selectors.SelectSelector() as selector:
         selector.register(stop, selectors.EVENT_READ)
+        clients = Clients(server, selector, session)
+        announce_ready()
         try:
-            while True:
-                guard.ensure()
-                for key, _events in selector.select(_LOOK_AFTER_GUARD_S):
-                    if key.fileobj is stop:
-                        return
-                    if key.fileobj is server:
-                        client, _address = server.accept()
-                        if len(buffers) >= _MAX_CLIENTS:
-                            client.close()
-                            continue
-                        client.settimeout(_ANSWER_TIMEOUT_S)
-                        buffers[client] = bytearray()
-                        selector.register(client, selectors.EVENT_READ)
-                        continue
-                    client = key.fileobj  # type: ignore[assignment]
-                    if not _serve_client(client, buffers[client], shaper):
-                        selector.unregister(client)
-                        del buffers[client]
-                        client.close()
+            _loop(selector, stop, session, clients, guard)
         finally:
-            for client in buffers:
-                client.close()
+            clients.close()
 
 
-def _serve_client(client: socket.socket, buffer: bytearray, shaper: Shaper) -> bool:
-    """Read what is there and answer every whole line; return whether the connection goes on."""
-    try:
-        data = client.recv(1 << 16)
-        buffer += data
-        while True:
-            line, newline, rest = buffer.partition(b"\n")
-            if not newline:
-                return bool(data) and len(buffer) <= _MAX_LINE_BYTES
-            del buffer[:]
-            buffer += rest
-            client.sendall(json.dumps(handle(shaper, bytes(line))).encode() + b"\n")
-    except OSError:
-        return False
+def _loop(
+    selector: selectors.BaseSelector,
+    stop: socket.socket,
+    session: Session,
+    clients: Clients,
+    guard: Optional[Guard],
+) -> None:
+    look_s = time.monotonic()
+    while True:
+        now = time.monotonic()
+        if now >= look_s:
+            look_s = now + _LOOK_S
+            clients.drop_stalled()
+            if guard is not None:
+                guard.ensure()
+        due_s = session.deadline_s()
+        until_s = look_s if due_s is None else min(look_s, due_s)
+        ready = selector.select(max(0.0, until_s - time.monotonic()))
+        # First: a block of a channel waits for nobody.
+        session.tick()
+        for key, events in ready:
+            if key.fileobj is stop:
+                return
+            clients.serve(key, events)
 
 
 @contextlib.contextmanager
@@ -150,7 +139,7 @@ def _listen(path: Path) -> Iterator[socket.socket]:
             raise LinkdError(f"cannot listen on {path}: {error}") from error
         finally:
             os.umask(before)
-        server.listen(_MAX_CLIENTS)
+        server.listen(_BACKLOG)
         try:
             yield server
         finally:
@@ -174,9 +163,3 @@ def _stop_signals() -> Iterator[socket.socket]:
             signal.signal(number, handler)
         read_end.close()
         write_end.close()
-
-
-def _check_may_shape() -> None:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("CapEff:") and not int(line.split()[1], 16) >> _CAP_NET_ADMIN & 1:
-            raise LinkdError("linkd needs root (CAP_NET_ADMIN) to shape links")

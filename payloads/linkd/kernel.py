@@ -1,83 +1,58 @@
-"""The one module of linkd that touches the kernel: through pyroute2, and tc.py for what changes often."""
+"""The one module of linkd that touches the kernel, over netlink."""
 
 from __future__ import annotations
 
 import errno
-import ipaddress
 import socket
-from typing import Any, Dict, Iterable, List, NamedTuple, Sequence, Tuple
+from typing import Dict, Iterable, List, Sequence
 
+from payloads.linkd import rtnl, tc
 from payloads.linkd.errors import LinkdError, RefusedError
-from payloads.linkd.found import TC_ROOT, Found, FoundQdisc
+from payloads.linkd.found import TC_INGRESS, TC_ROOT, Found, FoundQdisc
+from payloads.linkd.netlink import Message, NetlinkError, NetlinkSocket
 from payloads.linkd.plan import (
-    DEFAULT_MINOR,
     ROOT_HANDLE,
     Class,
+    Cutter,
     Fifo,
     Ifb,
     Ingress,
     Interface,
     Leaf,
     Match,
+    Netem,
     Operation,
     Rated,
     Redirect,
     Root,
 )
-from payloads.linkd.tc import Message, TcError, TcSocket, qdisc_message, rated_message
+from payloads.linkd.tc import Counters
 
 __all__ = ["Counters", "Kernel"]
 
-_ETH_P_IP = 0x0800
 _RTN_UNICAST = 1
-_INGRESS_HANDLE = 0xFFFF0000
-_FIFO_HANDLE = 0x7BFF0000
 _NAMES = {
     Root: "htb",
+    Class: "a class of htb",
     Fifo: "a pfifo",
+    Leaf: "a tbf",
+    Cutter: "a tbf",
+    Netem: "a netem",
     Ingress: "an ingress hook",
     Match: "a u32 filter",
     Redirect: "a u32 filter with mirred",
 }
-_SOURCE, _DESTINATION = (12, 20), (16, 22)
-
-
-class Counters(NamedTuple):
-    """What passed through a class, and what waits in it.
-
-    Attributes:
-        bytes: Bytes of frames sent.
-        packets: Frames sent.
-        drops: Packets that did not fit in the queue.
-        backlog_bytes: Bytes that wait.
-    """
-
-    bytes: int
-    packets: int
-    drops: int
-    backlog_bytes: int
 
 
 class Kernel:
-    """Reads and changes interfaces and their queueing disciplines.
-
-    Raises:
-        LinkdError: pyroute2 is not installed.
-    """
+    """Reads and changes interfaces and their queueing disciplines."""
 
     def __init__(self) -> None:
-        try:
-            from pyroute2 import IPRoute, NetlinkError
-        except ImportError as error:
-            raise LinkdError(f"pyroute2 is not installed for this Python: {error}") from error
-        self._error = NetlinkError
-        self._ip = IPRoute()
-        self._tc = TcSocket()
+        self._netlink = NetlinkSocket()
 
     def close(self) -> None:
-        """Close the sockets."""
-        self._tc.close()
-        self._ip.close()
+        """Close the socket."""
+        self._netlink.close()
 
     def interface(self, name: str) -> Interface:
         """Return an interface by name.
@@ -86,8 +61,10 @@ class Kernel:
             LinkdError: There is none.
         """
         index = self._index(name)
-        (link,) = self._call(f"show {name}", self._ip.get_links, index)
-        return Interface(name, index, int(link.get_attr("IFLA_MTU")))
+        try:
+            return Interface(name, index, rtnl.interface_mtu(self._netlink, index))
+        except NetlinkError as error:
+            raise LinkdError(f"the kernel did not show {name}: {_words(error)}") from error
 
     def exists(self, name: str) -> bool:
         """Return whether there is an interface of that name."""
@@ -100,20 +77,18 @@ class Kernel:
             LinkdError: There is no route, or the address is one of this host.
         """
         try:
-            routes = list(self._ip.route("get", dst=address))
-        except self._error as error:
+            kind, index = rtnl.route(self._netlink, address)
+        except NetlinkError as error:
             raise LinkdError(f"there is no route to {address}: {_words(error)}") from error
-        index = routes[0].get_attr("RTA_OIF")
-        if routes[0]["type"] != _RTN_UNICAST:
+        if kind != _RTN_UNICAST:
             raise LinkdError(f"{address} is no address of another host")
         return socket.if_indextoname(index)
 
     def found(self, name: str) -> Found:
         """Return what an interface has."""
         index = self._index(name)
-        # Parent 0 means: below the root, whatever its handle.
-        filters = self._call("list filters", self._ip.get_filters, index=index, parent=0)
-        return Found(name, tuple(self._tc.qdiscs(index)), len(list(filters)))
+        qdiscs = tc.list_qdiscs(self._netlink, index)
+        return Found(name, tuple(qdiscs), tc.count_filters(self._netlink, index))
 
     def add(self, operations: Iterable[Operation]) -> None:
         """Make what a plan asks for, in order.
@@ -122,46 +97,51 @@ class Kernel:
             LinkdError: The kernel refused; the message says what and why.
         """
         for operation in operations:
-            self._add(operation)
+            if isinstance(operation, Ifb):
+                self._add_ifb(operation)
+            else:
+                name = _NAMES[type(operation)]
+                self._send([self._message(operation)], f"add {name} on {operation.on}")
 
     def remove(self, operations: Iterable[Operation]) -> None:
         """Take away what :meth:`add` made, in the order given."""
         for operation in operations:
             if isinstance(operation, (Match, Redirect)):
-                parent = ROOT_HANDLE if isinstance(operation, Match) else _INGRESS_HANDLE
-                self._call(
-                    f"delete a filter of {operation.address}", self._ip.tc, "del-filter", "u32",
-                    self._index(operation.on), parent=parent, prio=operation.priority, protocol=_ETH_P_IP,
-                    target=0, keys=[],
-                )  # fmt: skip
+                message = tc.delete_filter_message(self._index(operation.on), operation)
+                self._send([message], f"delete a filter of {operation.address}")
             elif isinstance(operation, Class):
-                index, handle = self._index(operation.on), ROOT_HANDLE | operation.minor
-                self._call(
-                    f"delete the class of {operation.owner}",
-                    self._ip.tc,
-                    "del-class",
-                    index=index,
-                    handle=handle,
-                )
+                message = tc.delete_class_message(self._index(operation.on), operation.minor)
+                self._send([message], f"delete the class of {operation.owner}")
             else:
                 raise TypeError(f"{operation} goes only with its interface")
 
     def change(self, rated: Sequence[Rated]) -> None:
         """Give classes and leaves another rate, all in one call; queues and waiting packets stay."""
         indexes = {name: self._index(name) for name in {item.on for item in rated}}
-        self._send([rated_message(indexes[item.on], item) for item in rated], "change a rate")
+        self._send([tc.rated_message(indexes[item.on], item) for item in rated], "change a rate")
 
     def try_to_make(self, qdisc: FoundQdisc, on: str) -> bool:
-        """Return whether a queueing discipline comes out the same when made again on an interface of ours."""
+        """Return whether a queueing discipline comes out the same when made again on an interface of ours.
+
+        Where there is no such interface yet, a pair of them is made for the trial.
+        """
+        lent = not self.exists(on)
+        if lent:
+            self._send([rtnl.add_veth_message(on, f"{on}p")], f"add {on} to try {qdisc.kind} out")
         index = self._index(on)
-        options = bytes.fromhex(qdisc.options)
         try:
-            self._tc.send([qdisc_message(index, TC_ROOT, qdisc.handle, qdisc.kind, options, create=True)])
-            made = [item for item in self._tc.qdiscs(index) if item.parent == TC_ROOT]
-        except TcError:
+            options = tc.options_to_make(qdisc)
+            message = tc.qdisc_message(index, TC_ROOT, qdisc.handle, qdisc.kind, options, create=True)
+            self._netlink.send([message])
+            made = [item for item in tc.list_qdiscs(self._netlink, index) if item.parent == TC_ROOT]
+        except NetlinkError:
             return False
-        self._call("delete the trial", self._ip.tc, "del", index=index, parent=TC_ROOT, handle=qdisc.handle)
-        return made == [qdisc]
+        else:
+            self._send([tc.delete_qdisc_message(index, TC_ROOT, qdisc.handle)], "delete the trial")
+            return made == [qdisc]
+        finally:
+            if lent:
+                self.delete_interface(on)
 
     def put_back(self, found: Found, ifb: str) -> bool:
         """Take away ours and make what was there before.
@@ -176,87 +156,61 @@ class Kernel:
         touched = False
         if self.exists(found.interface):
             index = self._index(found.interface)
-            now = self._tc.qdiscs(index)
+            now = tc.list_qdiscs(self._netlink, index)
             # The ifb is made first and goes last: while it is there, an ingress hook is ours.
             if self.exists(ifb) and any(qdisc.kind == "ingress" for qdisc in now):
-                self._call("delete the ingress hook", self._ip.tc, "del", "ingress", index)
+                message = tc.delete_qdisc_message(index, TC_INGRESS, tc.INGRESS_HANDLE)
+                self._send([message], "delete the ingress hook")
                 touched = True
             root, wanted = next((q for q in now if q.parent == TC_ROOT), None), found.root
             if root is not None and wanted is not None and root.handle == ROOT_HANDLE:
                 touched = True
                 if wanted.handle:
-                    options = bytes.fromhex(wanted.options)
-                    message = qdisc_message(index, TC_ROOT, wanted.handle, wanted.kind, options, create=True)
+                    options = tc.options_to_make(wanted)
+                    message = tc.qdisc_message(
+                        index, TC_ROOT, wanted.handle, wanted.kind, options, create=True
+                    )
                     self._send([message], f"put {wanted.kind} back on {found.interface}")
                 else:
-                    where = {"index": index, "parent": TC_ROOT, "handle": ROOT_HANDLE}
-                    self._call("delete htb", self._ip.tc, "del", **where)
-        self.delete_ifb(ifb)
+                    self._send([tc.delete_qdisc_message(index, TC_ROOT, ROOT_HANDLE)], "delete htb")
+        self.delete_interface(ifb)
         return touched
 
-    def delete_ifb(self, name: str) -> None:
-        """Delete an ifb where it is there."""
+    def delete_interface(self, name: str) -> None:
+        """Delete an interface of ours where it is there."""
         if self.exists(name):
-            self._call(f"delete {name}", self._ip.link, "del", index=self._index(name))
+            self._send([rtnl.delete_link_message(self._index(name))], f"delete {name}")
 
     def counters(self, name: str) -> Dict[int, Counters]:
         """Return the counters of our classes on an interface, by class number."""
-        result: Dict[int, Counters] = {}
-        for entry in self._call("list classes", self._ip.get_classes, index=self._index(name)):
-            if entry["handle"] & 0xFFFF0000 != ROOT_HANDLE or entry.get_attr("TCA_KIND") != "htb":
-                continue
-            stats = entry.get_attr("TCA_STATS2")
-            basic, queue = stats.get_attr("TCA_STATS_BASIC"), stats.get_attr("TCA_STATS_QUEUE")
-            result[entry["handle"] & 0xFFFF] = Counters(
-                int(basic["bytes"]), int(basic["packets"]), int(queue["drops"]), int(queue["backlog"])
-            )
-        return result
+        try:
+            return tc.class_counters(self._netlink, self._index(name))
+        except NetlinkError as error:
+            raise LinkdError(f"the kernel did not list the classes of {name}: {_words(error)}") from error
 
-    def _add(self, operation: Operation) -> None:
-        if isinstance(operation, Ifb):
-            self._add_ifb(operation)
-            return
-        index = self._index(operation.on)
-        if isinstance(operation, (Class, Leaf)):
-            name = "a tbf" if isinstance(operation, Leaf) else "a class of htb"
-            self._send([rated_message(index, operation, create=True)], f"add {name} on {operation.on}")
-            return
-        command, kind, arguments = self._arguments(operation)
-        what = f"add {_NAMES[type(operation)]} on {operation.on}"
-        self._call(what, self._ip.tc, command, kind, index, **arguments)
-
-    def _arguments(self, operation: Operation) -> Tuple[str, str, Dict[str, Any]]:
-        """Return pyroute2's command, kind and arguments for an operation."""
+    def _message(self, operation: Operation) -> Message:
+        index = self._index(operation.on)  # type: ignore[union-attr]
+        if isinstance(operation, (Class, Leaf, Cutter, Netem)):
+            return tc.rated_message(index, operation, create=True)
         if isinstance(operation, Root):
-            return "replace", "htb", {"handle": ROOT_HANDLE, "parent": TC_ROOT, "default": DEFAULT_MINOR}
+            return tc.root_message(index)
         if isinstance(operation, Fifo):
-            parent, limit = ROOT_HANDLE | operation.minor, operation.limit_packets
-            return "add", "pfifo", {"handle": _FIFO_HANDLE, "parent": parent, "limit": limit}
+            return tc.fifo_message(index, operation)
         if isinstance(operation, Ingress):
-            return "add", "ingress", {"handle": _INGRESS_HANDLE}
+            return tc.ingress_message(index)
         if isinstance(operation, Match):
-            offsets = _DESTINATION if operation.destination else _SOURCE
-            arguments: Dict[str, Any] = {"parent": ROOT_HANDLE, "target": ROOT_HANDLE | operation.minor}
-        elif isinstance(operation, Redirect):
-            offsets = _SOURCE
-            to = self._index(operation.to)
-            action = {"kind": "mirred", "direction": "egress", "action": "redirect", "ifindex": to}
-            arguments = {"parent": _INGRESS_HANDLE, "target": 1, "action": action}
-        else:
-            raise TypeError(f"{operation} is made in another way")
-        keys = _keys(operation.address, operation.port, offsets)
-        arguments.update(prio=operation.priority, protocol=_ETH_P_IP, keys=keys)
-        return "add-filter", "u32", arguments
+            return tc.filter_message(index, operation)
+        if isinstance(operation, Redirect):
+            return tc.filter_message(index, operation, self._index(operation.to))
+        raise TypeError(f"{operation} is made in another way")
 
     def _add_ifb(self, operation: Ifb) -> None:
         if self.exists(operation.name):
             raise RefusedError(
                 f"there is an interface {operation.name} already: ip link del {operation.name}"
             )
-        self._call(
-            "add an ifb device", self._ip.link, "add", ifname=operation.name, kind="ifb", mtu=operation.mtu
-        )
-        self._call("bring the ifb up", self._ip.link, "set", index=self._index(operation.name), state="up")
+        self._send([rtnl.add_link_message(operation.name, "ifb", operation.mtu)], "add an ifb device")
+        self._send([rtnl.link_up_message(self._index(operation.name))], "bring the ifb up")
 
     def _index(self, name: str) -> int:
         try:
@@ -266,29 +220,15 @@ class Kernel:
 
     def _send(self, messages: List[Message], what: str) -> None:
         try:
-            self._tc.send(messages)
-        except TcError as error:
-            raise LinkdError(f"the kernel did not {what}: {_words(error)}") from error
-
-    def _call(self, what: str, call: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return call(*args, **kwargs)
-        except self._error as error:
+            self._netlink.send(messages)
+        except NetlinkError as error:
             raise LinkdError(f"the kernel did not {what}: {_words(error)}") from error
 
 
-def _keys(address: str, port: int, offsets: Tuple[int, int]) -> List[str]:
-    """Return u32 keys: TCP, an address, a port; the IP header without options, as every system sends it."""
-    at_address, at_port = offsets
-    number = int(ipaddress.IPv4Address(address))
-    return ["0x06/0xff+9", f"{number:#010x}/0xffffffff+{at_address}", f"{port:#06x}/0xffff+{at_port}"]
-
-
-def _words(error: Any) -> str:
-    code = getattr(error, "code", None) or getattr(error, "errno", None)
-    words = str(getattr(error, "strerror", None) or error)
-    if code in (errno.EOPNOTSUPP, errno.ENOENT):
+def _words(error: OSError) -> str:
+    words = error.strerror or str(error)
+    if error.errno in (errno.EOPNOTSUPP, errno.ENOENT):
         return f"{words} (is the kernel module there?)"
-    if code in (errno.EPERM, errno.EACCES):
+    if error.errno in (errno.EPERM, errno.EACCES):
         return "this needs root"
     return words

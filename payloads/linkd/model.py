@@ -7,6 +7,7 @@ TCP segment carries 1448 bytes in a frame of 1514, so 0.956 of the rate is left 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Optional
 
 __all__ = [
     "DEFAULT_SLACK_US",
@@ -18,7 +19,9 @@ __all__ = [
     "frame_ms",
     "judge",
     "limit_bytes",
+    "netem_limit_frames",
     "refill_s",
+    "takes_first_frame",
 ]
 
 MIN_RATE_MBIT = 0.01
@@ -37,6 +40,7 @@ DEFAULT_SLACK_US = 50.0
 #: whole message may wait in it.
 _MIN_LIMIT_BYTES = 4 << 20
 _LIMIT_S = 0.25
+_SMALL_FRAME_BYTES = 512
 
 
 @dataclass(frozen=True)
@@ -87,23 +91,37 @@ def frame_ms(rate_mbit: float, framing: Framing = ETHERNET) -> float:
     return framing.frame_bytes * 8 / rate_mbit / 1e3
 
 
-def expected_ms(message_bytes: int, rate_mbit: float, framing: Framing = ETHERNET) -> float:
-    """Return how long a message should take on an idle link, in milliseconds.
+def expected_ms(
+    message_bytes: int, rate_mbit: float, framing: Framing = ETHERNET, *, first_frame: bool = False
+) -> float:
+    """Return how long a message should take on an idle link, in milliseconds, beside any one-way delay.
 
     A token bucket lets the first frame of an idle link pass at once and each later one when its bytes have
     been earned, so a message takes the time of all its frames but the first. The bucket's slack is left out
     on purpose: it is an error of the shaper, and an expectation that contained the bucket would find any
-    bucket right.
+    bucket right. netem and the user-space line hold every frame for its own time, the first one too.
 
     Args:
         message_bytes: The message's size, above TCP.
         rate_mbit: The frame rate of the link in Mbit/s.
         framing: How the message is cut.
+        first_frame: Whether the leaf delays the first frame too (:func:`takes_first_frame`).
     """
     if message_bytes <= 0:
         return 0.0
-    later = framing.wire_bytes(message_bytes) - framing.first_frame_bytes(message_bytes)
-    return later * 8 / rate_mbit / 1e3
+    timed = framing.wire_bytes(message_bytes)
+    if not first_frame:
+        timed -= framing.first_frame_bytes(message_bytes)
+    return timed * 8 / rate_mbit / 1e3
+
+
+def takes_first_frame(backend: Optional[str]) -> bool:
+    """Return whether a backend delays the first frame of an idle link by its own size too.
+
+    Args:
+        backend: Its name in the records, such as ``bs-htb-netem``.
+    """
+    return backend is not None and backend.endswith(("netem", "line"))
 
 
 def judge(
@@ -119,13 +137,22 @@ def bucket_bytes(rate_mbit: float, mtu: int = 1500, slack_us: float = DEFAULT_SL
     A packet that is longer than the bucket is cut into frames by the leaf; this is what makes the rate hold
     for short messages, which TCP hands over in one piece of up to 64 KiB.
     """
-    return Framing.of_mtu(mtu).frame_bytes + int(rate_mbit * slack_us / 8) + 1
+    return mtu + ETHERNET_HEADER_BYTES + int(rate_mbit * slack_us / 8) + 1
 
 
 def limit_bytes(rate_mbit: float, mtu: int = 1500, slack_us: float = DEFAULT_SLACK_US) -> int:
     """Return how many bytes may wait in a link's queue."""
     waiting = max(_MIN_LIMIT_BYTES, int(rate_mbit * 1e6 / 8 * _LIMIT_S))
     return waiting + bucket_bytes(rate_mbit, mtu, slack_us)
+
+
+def netem_limit_frames(rate_mbit: float, delay_ms: float, jitter_ms: float) -> int:
+    """Return how many frames may wait in a netem: what is under way for its delay, beside what queues.
+
+    netem counts frames and not bytes, so that small ones are assumed.
+    """
+    under_way = rate_mbit * (delay_ms + jitter_ms) * 1e3 / 8
+    return int((limit_bytes(rate_mbit) + under_way) / _SMALL_FRAME_BYTES) + 1
 
 
 def refill_s(rate_mbit: float, mtu: int = 1500, slack_us: float = DEFAULT_SLACK_US) -> float:

@@ -1,32 +1,46 @@
 """From links to queueing disciplines, classes and filters, as plain data. Pure.
 
     BS interface   htb root ── default class ── fifo            everything that no filter matches: unshaped
-                            ── class 1 ── tbf (downlink rate)   to the first device's data or probe port
-                            ── class 2 ── tbf ...
+                            ── class 1 ── leaf (downlink)       to the first device's data or probe port
+                            ── class 2 ── leaf ...
                    ingress  ── filters                          from a device's data or probe port: to the ifb
-    ifb            htb root ── class 1 ── tbf (uplink rate)     and so on, one class per device
+    ifb            htb root ── class 1 ── leaf (uplink)         and so on, one class per device
 
-The tbf leaf shapes: a packet longer than its bucket, such as the super-packets of up to 64 KiB that TCP hands over,
-is cut into frames first, where htb would send it whole as soon as its own bucket is not empty. The class has the
-same rate and a larger bucket, and so does nothing until a link is re-rated many times a second: the kernel fills a
-tbf's bucket at each change, and a class's not.
+On a device (side ``device``) only its own egress is shaped, which is the uplink: no ingress hook and no ifb.
+
+Three leaves shape:
+
+    tbf     a token bucket. A packet longer than the bucket, such as the super-packets of up to 64 KiB that TCP
+            hands over, is cut into frames first, where htb would send it whole as soon as its own bucket is not
+            empty. The class has the same rate and a larger bucket, and so does nothing until a link is re-rated
+            many times a second: the kernel fills a tbf's bucket at each change, and a class's not.
+    netem   below a tbf that limits nothing and only cuts: each frame has its own time, delay and luck, where a
+            whole super-packet would be lost at once.
+    line    the user-space line (line.py) holds the packets, and the classes only count.
 """
 
 from __future__ import annotations
 
-import ipaddress
-import math
-from dataclasses import dataclass, replace
-from typing import Any, Dict, List, Mapping, Sequence, Tuple, Union
+from dataclasses import dataclass
+from typing import Dict, List, Mapping, Sequence, Tuple, Union
 
-from payloads.linkd.errors import LinksError
-from payloads.linkd.model import DEFAULT_SLACK_US, MAX_RATE_MBIT, MIN_RATE_MBIT, bucket_bytes, limit_bytes
+from payloads.linkd.links import (
+    DEFAULT_PROBE_PORT,
+    MAX_DEVICES,
+    Link,
+    parse_links,
+    parse_rates,
+)
+from payloads.linkd.model import DEFAULT_SLACK_US, bucket_bytes, limit_bytes, netem_limit_frames
 
 __all__ = [
     "DEFAULT_MINOR",
     "DEFAULT_PROBE_PORT",
+    "LEAVES",
     "ROOT_HANDLE",
+    "SIDES",
     "Class",
+    "Cutter",
     "Difference",
     "Fifo",
     "Ifb",
@@ -35,10 +49,12 @@ __all__ = [
     "Leaf",
     "Link",
     "Match",
+    "Netem",
     "Operation",
     "Rated",
     "Redirect",
     "Root",
+    "Shape",
     "assign_minors",
     "difference",
     "ifb_name",
@@ -51,15 +67,44 @@ __all__ = [
 #: Major numbers that nobody else is likely to use: what carries them on an interface is ours.
 ROOT_HANDLE = 0x7B1D0000
 LEAF_MAJOR = 0x7C00
+NETEM_MAJOR = 0x7400
 DEFAULT_MINOR = 0xFFF
-DEFAULT_PROBE_PORT = 7071
-MAX_DEVICES = 0x3FF
+SIDES = ("bs", "device")
+LEAVES = ("tbf", "netem", "line")
+_DEFAULT_FIFO_HANDLE = 0x7BFF0000
 _FIFO_LIMIT_PACKETS = 10_000
 #: 100 Gbit/s and 10 ms of it: a class that limits nothing.
 _UNLIMITED = (12_500_000_000, 125_000_000)
 #: The class may be this many frames ahead of its rate, where the leaf may be one.
 _CLASS_FRAMES = 3
 _FILTERS_PER_DEVICE = 2
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What stays while links come, go and change; another shape is made from nothing.
+
+    Attributes:
+        side: ``bs`` shapes both directions at the base station, ``device`` the uplink at the device.
+        leaf: What holds the packets: ``tbf``, ``netem`` or ``line``.
+        turns_around: Whether what comes in is shaped too, through an ifb.
+    """
+
+    side: str = "bs"
+    leaf: str = "tbf"
+    turns_around: bool = True
+
+    @property
+    def backend(self) -> str:
+        """The backend's name in the records."""
+        return "bs-line" if self.leaf == "line" else f"{self.side}-htb-{self.leaf}"
+
+    def backends(self, link: Link) -> Dict[str, str]:
+        """Return the backend of each direction of a link."""
+        return {
+            "downlink": "none" if link.downlink_mbit is None else self.backend,
+            "uplink": "none" if link.uplink_mbit is None else self.backend,
+        }
 
 
 @dataclass(frozen=True)
@@ -75,36 +120,6 @@ class Interface:
     name: str
     index: int
     mtu: int
-
-
-@dataclass(frozen=True)
-class Link:
-    """The rates asked for one device.
-
-    Attributes:
-        device: The device's name.
-        address: Its IPv4 address.
-        port: The port of its worker.
-        probe_port: The port of its probe responder, which shares the shaped class.
-        downlink_mbit: Frame rate from the base station to the device, in Mbit/s.
-        uplink_mbit: Frame rate from the device to the base station, in Mbit/s.
-    """
-
-    device: str
-    address: str
-    port: int
-    probe_port: int
-    downlink_mbit: float
-    uplink_mbit: float
-
-    @property
-    def identity(self) -> Tuple[str, str, int, int]:
-        """What the filters match: a link of the same identity keeps its classes."""
-        return self.device, self.address, self.port, self.probe_port
-
-    def as_json(self) -> Dict[str, Any]:
-        """Return the link as plain data."""
-        return dict(self.__dict__)
 
 
 @dataclass(frozen=True)
@@ -135,11 +150,16 @@ class Class:
 
 @dataclass(frozen=True)
 class Fifo:
-    """The queue of the class that everything unmatched goes to."""
+    """The queue of a class that holds nothing back."""
 
     on: str
     minor: int
     limit_packets: int = _FIFO_LIMIT_PACKETS
+
+    @property
+    def handle(self) -> int:
+        """The queue's own handle."""
+        return _DEFAULT_FIFO_HANDLE if self.minor == DEFAULT_MINOR else (LEAF_MAJOR + self.minor) << 16
 
 
 @dataclass(frozen=True)
@@ -160,6 +180,45 @@ class Leaf:
 
 
 @dataclass(frozen=True)
+class Cutter:
+    """A tbf that limits nothing: it cuts what is longer than a frame for the netem below it."""
+
+    on: str
+    minor: int
+    owner: str
+    frame_bytes: int
+
+    @property
+    def handle(self) -> int:
+        """The cutter's own handle."""
+        return (LEAF_MAJOR + self.minor) << 16
+
+
+@dataclass(frozen=True)
+class Netem:
+    """The netem below a cutter: rate, delay, jitter and loss of a link in one direction."""
+
+    on: str
+    minor: int
+    owner: str
+    rate_bytes_per_s: int
+    limit_frames: int
+    delay_ns: int = 0
+    jitter_ns: int = 0
+    loss: float = 0.0
+
+    @property
+    def handle(self) -> int:
+        """Its own handle."""
+        return (NETEM_MAJOR + self.minor) << 16
+
+    @property
+    def parent(self) -> int:
+        """The place below its cutter."""
+        return (LEAF_MAJOR + self.minor) << 16 | 1
+
+
+@dataclass(frozen=True)
 class Ingress:
     """The hook for packets that come in."""
 
@@ -168,7 +227,7 @@ class Ingress:
 
 @dataclass(frozen=True)
 class Match:
-    """TCP to (``destination``) or from an address and port goes to a class."""
+    """TCP goes to a class: to an address (``destination``) or from one, and to or from a port (``port_of_sender``)."""
 
     on: str
     minor: int
@@ -176,6 +235,7 @@ class Match:
     destination: bool
     address: str
     port: int
+    port_of_sender: bool = False
 
 
 @dataclass(frozen=True)
@@ -189,8 +249,9 @@ class Redirect:
     port: int
 
 
-Rated = Union[Class, Leaf]
-Operation = Union[Ifb, Root, Class, Fifo, Leaf, Ingress, Match, Redirect]
+Rated = Union[Class, Leaf, Cutter, Netem]
+Operation = Union[Ifb, Root, Class, Fifo, Leaf, Cutter, Netem, Ingress, Match, Redirect]
+_RATED = (Class, Leaf, Cutter, Netem)
 
 
 @dataclass(frozen=True)
@@ -200,7 +261,7 @@ class Difference:
     Attributes:
         remove: What goes, in the order of its removal.
         add: What comes, in order.
-        change: The classes and leaves that get another rate where they are.
+        change: What gets another rate where it is.
     """
 
     remove: Tuple[Operation, ...]
@@ -216,85 +277,6 @@ def ifb_name(interface: Interface) -> str:
     return f"tblinkd{interface.index}"
 
 
-def parse_links(value: Any) -> Tuple[Link, ...]:
-    """Return the links of a JSON list.
-
-    Raises:
-        LinksError: It is not a list of links; one line says where and what was expected.
-    """
-    if not isinstance(value, list) or not value:
-        raise LinksError("links: a list of at least one link was expected")
-    if len(value) > MAX_DEVICES:
-        raise LinksError(f"links: at most {MAX_DEVICES} links were expected, not {len(value)}")
-    links = [_parse_link(item, f"links[{number}]") for number, item in enumerate(value)]
-    for what in ("device", "address"):
-        seen: Dict[str, int] = {}
-        for number, link in enumerate(links):
-            first = seen.setdefault(getattr(link, what), number)
-            if first != number:
-                raise LinksError(f"links[{number}]: its {what} is that of links[{first}] too")
-    return tuple(links)
-
-
-def _parse_link(item: Any, where: str) -> Link:
-    if not isinstance(item, dict):
-        raise LinksError(f"{where}: an object was expected")
-    known = {"device", "address", "port", "probe_port", "downlink_mbit", "uplink_mbit"}
-    unknown = sorted(set(item) - known)
-    if unknown:
-        raise LinksError(f"{where}: unknown key {unknown[0]!r}; there are {', '.join(sorted(known))}")
-    device = item.get("device")
-    if not isinstance(device, str) or not device:
-        raise LinksError(f"{where}: device: a name was expected, not {device!r}")
-    where = f"{where} ({device})"
-    try:
-        address = str(ipaddress.IPv4Address(item.get("address")))
-    except ValueError:
-        raise LinksError(
-            f"{where}: address: an IPv4 address was expected, not {item.get('address')!r}"
-        ) from None
-    ports = []
-    for key, default in (("port", None), ("probe_port", DEFAULT_PROBE_PORT)):
-        port = item.get(key, default)
-        if isinstance(port, bool) or not isinstance(port, int) or not 0 < port < 65536:
-            raise LinksError(f"{where}: {key}: a port was expected, not {port!r}")
-        ports.append(port)
-    if ports[0] == ports[1]:
-        raise LinksError(f"{where}: port and probe_port are both {ports[0]}")
-    rates = [_parse_rate(item.get(key), f"{where}: {key}") for key in ("downlink_mbit", "uplink_mbit")]
-    return Link(device, address, ports[0], ports[1], rates[0], rates[1])
-
-
-def _parse_rate(value: Any, where: str) -> float:
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not good or not MIN_RATE_MBIT <= value <= MAX_RATE_MBIT:
-        raise LinksError(
-            f"{where}: {MIN_RATE_MBIT:g} to {MAX_RATE_MBIT:g} Mbit/s were expected, not {value!r}"
-        )
-    return float(value)
-
-
-def parse_rates(value: Any, links: Sequence[Link]) -> Tuple[Link, ...]:
-    """Return the links with the rates of a JSON object: device -> downlink_mbit, uplink_mbit, or one of them.
-
-    Raises:
-        LinksError: It names an unknown device or direction, or a rate is out of range.
-    """
-    if not isinstance(value, dict):
-        raise LinksError("rates: an object of devices was expected")
-    by_device = {link.device: link for link in links}
-    for device, rates in value.items():
-        if device not in by_device:
-            raise LinksError(f"rates: no link was set for {device!r}")
-        if not isinstance(rates, dict) or not rates or not set(rates) <= {"downlink_mbit", "uplink_mbit"}:
-            raise LinksError(f"rates: {device}: downlink_mbit, uplink_mbit or both were expected")
-        given: Dict[str, Any] = {
-            key: _parse_rate(rate, f"rates: {device}: {key}") for key, rate in rates.items()
-        }
-        by_device[device] = replace(by_device[device], **given)
-    return tuple(by_device.values())
-
-
 def assign_minors(
     links: Sequence[Link], previous: Mapping[Tuple[str, str, int, int], int]
 ) -> Dict[Tuple[str, str, int, int], int]:
@@ -307,14 +289,42 @@ def assign_minors(
     return minors
 
 
-def rated(on: str, minor: int, owner: str, rate_mbit: float, mtu: int, slack_us: float) -> Tuple[Class, Leaf]:
-    """Return the class and the leaf that give a rate at an MTU."""
+def rated(
+    on: str,
+    minor: int,
+    link: Link,
+    rate_mbit: float,
+    mtu: int,
+    slack_us: float = DEFAULT_SLACK_US,
+    leaf: str = "tbf",
+) -> Tuple[Rated, ...]:
+    """Return what gives a link its rate in one direction, and is changed in place when the rate changes."""
     rate = max(1, round(rate_mbit * 1e6 / 8))
-    bucket = bucket_bytes(rate_mbit, mtu, slack_us)
-    return (
-        Class(on, minor, owner, rate, _CLASS_FRAMES * bucket),
-        Leaf(on, minor, owner, rate, bucket, limit_bytes(rate_mbit, mtu, slack_us)),
-    )
+    if leaf == "tbf":
+        bucket = bucket_bytes(rate_mbit, mtu, slack_us)
+        limit = limit_bytes(rate_mbit, mtu, slack_us)
+        return (
+            Class(on, minor, link.device, rate, _CLASS_FRAMES * bucket),
+            Leaf(on, minor, link.device, rate, bucket, limit),
+        )
+    if leaf == "netem":
+        limit = netem_limit_frames(rate_mbit, link.delay_ms, link.jitter_ms)
+        delay, jitter = round(link.delay_ms * 1e6), round(link.jitter_ms * 1e6)
+        return (Netem(on, minor, link.device, rate, limit, delay, jitter, link.loss_percent / 100),)
+    return ()
+
+
+def _class_of(
+    on: str, minor: int, link: Link, rate_mbit: float, mtu: int, slack_us: float, leaf: str
+) -> Tuple[Operation, ...]:
+    """Return a link's class in one direction and all that hangs below it."""
+    changing = rated(on, minor, link, rate_mbit, mtu, slack_us, leaf)
+    if leaf == "tbf":
+        return changing
+    counting = Class(on, minor, link.device, *_UNLIMITED)
+    if leaf == "netem":
+        return (counting, Cutter(on, minor, link.device, bucket_bytes(0.0, mtu, 0.0)), *changing)
+    return (counting, Fifo(on, minor))
 
 
 def plan(
@@ -322,35 +332,51 @@ def plan(
     interface: Interface,
     minors: Mapping[Tuple[str, str, int, int], int],
     slack_us: float = DEFAULT_SLACK_US,
+    shape: Shape = Shape(),
 ) -> Tuple[Operation, ...]:
     """Return all that shapes the links, in the order in which it can be made.
+
+    With the leaf ``line`` what comes in is led through the line by the line itself, and so is missing here.
 
     Args:
         links: The links.
         interface: The interface that all their devices are reached through.
         minors: The class number of each link (:func:`assign_minors`).
         slack_us: The bucket's room for late timers (:func:`payloads.linkd.model.bucket_bytes`).
+        shape: What stays.
     """
     ifb = ifb_name(interface)
-    operations: List[Operation] = [Ifb(ifb, interface.mtu)]
-    for on in (ifb, interface.name):
+    operations: List[Operation] = [Ifb(ifb, interface.mtu)] if shape.turns_around else []
+    for on in (ifb, interface.name) if shape.turns_around else (interface.name,):
         operations += [Root(on), Class(on, DEFAULT_MINOR, "", *_UNLIMITED), Fifo(on, DEFAULT_MINOR)]
-    operations.append(Ingress(interface.name))
+    redirects = shape.turns_around and shape.leaf != "line"
+    if redirects:
+        operations.append(Ingress(interface.name))
     for link in links:
         minor = minors[link.identity]
-        for on, rate in ((interface.name, link.downlink_mbit), (ifb, link.uplink_mbit)):
-            operations += rated(on, minor, link.device, rate, interface.mtu, slack_us)
         ports = [
             (1 + minor * _FILTERS_PER_DEVICE + number, port)
             for number, port in enumerate((link.port, link.probe_port))
         ]
-        for priority, port in ports:
-            operations.append(Match(interface.name, minor, priority, True, link.address, port))
-            operations.append(Match(ifb, minor, priority, False, link.address, port))
-        # Last: nothing comes to the ifb before its class is there.
-        operations += [
-            Redirect(interface.name, ifb, priority, link.address, port) for priority, port in ports
-        ]
+        at_device = shape.side == "device"
+        for on, rate_mbit, to_device in (
+            (interface.name, link.uplink_mbit if at_device else link.downlink_mbit, not at_device),
+            (ifb, None if at_device else link.uplink_mbit, False),
+        ):
+            if rate_mbit is None:
+                continue
+            operations += _class_of(on, minor, link, rate_mbit, interface.mtu, slack_us, shape.leaf)
+            for priority, port in ports:
+                # A device's port is the receiver's on the downlink, and the sender's on the uplink.
+                destination = on == interface.name
+                operations.append(
+                    Match(on, minor, priority, destination, link.address, port, port_of_sender=not to_device)
+                )
+        if redirects and link.uplink_mbit is not None:
+            # Last: nothing comes to the ifb before its class is there.
+            operations += [
+                Redirect(interface.name, ifb, priority, link.address, port) for priority, port in ports
+            ]
     return tuple(operations)
 
 
@@ -361,16 +387,14 @@ def difference(old: Sequence[Operation], new: Sequence[Operation]) -> Difference
     """
     before, after = {_key(item): item for item in old}, {_key(item): item for item in new}
     change = tuple(
-        item
-        for key, item in after.items()
-        if isinstance(item, (Class, Leaf)) and before.get(key, item) != item
+        item for key, item in after.items() if isinstance(item, _RATED) and before.get(key, item) != item
     )
-    # A class takes its leaf with it.
+    # A class takes what hangs below it with it.
     gone = (item for item in reversed(old) if _key(item) not in after)
-    remove = tuple(item for item in gone if not isinstance(item, (Leaf, Fifo)))
+    remove = tuple(item for item in gone if not isinstance(item, (Leaf, Fifo, Cutter, Netem)))
     return Difference(remove, tuple(item for item in new if _key(item) not in before), change)
 
 
 def _key(item: Operation) -> object:
     """Return what makes an operation the same thing in two plans: all of it but a rate."""
-    return (type(item), item.on, item.minor, item.owner) if isinstance(item, (Class, Leaf)) else item
+    return (type(item), item.on, item.minor, item.owner) if isinstance(item, _RATED) else item

@@ -9,7 +9,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Optional
+from typing import Any, Dict, Iterator, Mapping, Optional
 
 from payloads.linkd.errors import LinkdError
 from payloads.linkd.found import Found
@@ -33,11 +33,13 @@ class State:
         found: What the interface had before.
         ifb: The name of the ifb that was added.
         boot: The boot in which it was changed: a reboot undoes everything by itself.
+        line: What has to be known to take the user-space line away, where one is used.
     """
 
     found: Found
     ifb: str
     boot: str
+    line: Optional[Mapping[str, Any]] = None
 
 
 class StateFile:
@@ -52,7 +54,14 @@ class StateFile:
 
     def write(self, state: State) -> None:
         """Write the file whole and flush it, and its folder, to the disk."""
-        value = {"version": _VERSION, "boot": state.boot, "ifb": state.ifb, **state.found.as_json()}
+        value: Dict[str, Any] = {
+            "version": _VERSION,
+            "boot": state.boot,
+            "ifb": state.ifb,
+            **state.found.as_json(),
+        }
+        if state.line is not None:
+            value["line"] = dict(state.line)
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
         with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
@@ -72,7 +81,10 @@ class StateFile:
             value = json.loads(self.path.read_text())
             if value["version"] != _VERSION:
                 raise ValueError(f"version {value['version']}")
-            return State(Found.from_json(value), str(value["ifb"]), str(value["boot"]))
+            line = value.get("line")
+            if not isinstance(line, (dict, type(None))):
+                raise TypeError("line")
+            return State(Found.from_json(value), str(value["ifb"]), str(value["boot"]), line)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -222,13 +222,15 @@ def _fresh_folders(root: Path, disk_mib: int) -> None:
         flags = MS_NOSUID | (0 if name == "dev" else MS_NODEV)
         (root / name).mkdir(exist_ok=True)
         mount("testbed", root / name, "tmpfs", flags, f"size={disk_mib}m,mode={mode}")
-    for folder in ("run/sshd", "run/testbed", "run/lock", "dev/pts", "dev/shm"):
+    for folder in ("run/sshd", "run/testbed", "run/lock", "dev/net", "dev/pts", "dev/shm"):
         (root / folder).mkdir()
     device = root / "dev"
     mask = os.umask(0)
     for name, minor in _DEVICES.items():
         os.mknod(device / name, 0o666 | stat.S_IFCHR, os.makedev(1, minor))
     os.mknod(device / "tty", 0o666 | stat.S_IFCHR, os.makedev(5, 0))
+    if Path("/dev/net/tun").exists():  # each network namespace has tunnels of its own
+        os.mknod(device / "net/tun", 0o666 | stat.S_IFCHR, os.makedev(10, 200))
     os.umask(mask)
     mount("devpts", device / "pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620")
     mount("testbed", device / "shm", "tmpfs", MS_NOSUID | MS_NODEV, f"size={disk_mib}m,mode=1777")

@@ -1,16 +1,16 @@
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from payloads.linkd.daemon import handle
+from payloads.linkd.capabilities import KINDS, backends_of, choose_leaf
 from payloads.linkd.errors import LinkdError, LinksError, RefusedError
 from payloads.linkd.found import Found
-from payloads.linkd.plan import Leaf, parse_links
+from payloads.linkd.links import Link
+from payloads.linkd.plan import Class, Cutter, Ifb, Ingress, Leaf, Match, Netem, parse_links
 from payloads.linkd.shaper import Shaper, restore
 from payloads.linkd.state import State, StateFile, boot_id
 
@@ -27,7 +27,13 @@ def state_file(tmp_path: Path) -> StateFile:
 
 def _shaper(kernel: Any, state_file: StateFile, **options: Any) -> Shaper:
     kernel.state_path = state_file.path
-    return Shaper(kernel, state_file, **options)
+    return Shaper(kernel, state_file, **{"leaf": "tbf", **options})
+
+
+def _rerate(shaper: Shaper, rates: dict[str, dict[str, float]]) -> int:
+    rows = shaper.show()["links"]
+    links = parse_links([{key: row[key] for key in Link.__dataclass_fields__} for row in rows])
+    return shaper.rerate([replace(link, **rates.get(link.device, {})) for link in links])
 
 
 def _leaves(kernel: Any) -> dict[tuple[str, str], int]:
@@ -42,7 +48,7 @@ def test_set_change_and_clear(fake_kernel, state_file) -> None:
 
     assert shaper.set(parse_links(LINKS))["changed"] == 0
     fake_kernel.log.clear()
-    assert shaper.rerate({"b": {"uplink_mbit": 2}})["changed"] == 1
+    assert _rerate(shaper, {"b": {"uplink_mbit": 2}}) == 1
     assert [action for action, _ in fake_kernel.log] == ["change", "change"]
     assert _leaves(fake_kernel)["b", "tblinkd3"] == 250_000
 
@@ -130,34 +136,130 @@ def test_what_came_back_is_compared(fake_kernel, state_file) -> None:
     assert not state_file.path.exists()
 
 
-def test_requests(fake_kernel, state_file) -> None:
+def test_a_kernel_that_refuses_a_rate_leaves_nothing_shaped(fake_kernel, state_file, monkeypatch) -> None:
     shaper = _shaper(fake_kernel, state_file)
-
-    def ask(**request: Any) -> dict[str, Any]:
-        return handle(shaper, json.dumps(request).encode())
-
-    assert ask(op="ping")["ok"]
-    assert ask(op="set", links=LINKS)["ok"]
-    assert ask(op="rerate", rates={"a": {"downlink_mbit": 3}})["changed"] == 1
-    assert ask(op="show")["links"][0]["downlink_mbit"] == 3
-    for wrong, status in (({"op": "set"}, 2), ({"op": "dance"}, 1), ({"op": "rerate", "rates": 3}, 2)):
-        answer = ask(**wrong)
-        assert not answer["ok"]
-        assert answer["exit_status"] == status
-        assert answer["error"]
-    for line in (b"", b"{", b"3", b"\xff"):
-        assert not handle(shaper, line)["ok"]
-
-
-def test_a_kernel_that_does_not_answer_is_told_to_the_client(fake_kernel, state_file, monkeypatch) -> None:
-    shaper = _shaper(fake_kernel, state_file)
-    assert handle(shaper, json.dumps({"op": "set", "links": LINKS}).encode())["ok"]
+    shaper.set(parse_links(LINKS))
 
     def silent(_rated: Any) -> None:
         raise TimeoutError("timed out")
 
     monkeypatch.setattr(fake_kernel, "change", silent)
-    request = {"op": "rerate", "rates": {"a": {"downlink_mbit": 3}}}
-    answer = handle(shaper, json.dumps(request).encode())
-    assert answer == {"ok": False, "error": "the kernel did not answer 'rerate': timed out", "exit_status": 1}
+    with pytest.raises(TimeoutError):
+        _rerate(shaper, {"a": {"downlink_mbit": 3}})
+    assert not shaper.links_set
     assert not state_file.path.exists()
+    assert not fake_kernel.there
+
+
+def test_a_direction_that_is_left_alone_has_no_class(fake_kernel, state_file) -> None:
+    shaper = _shaper(fake_kernel, state_file)
+    answer = shaper.set(parse_links([{**LINKS[0], "uplink_mbit": None}, LINKS[1]]))
+    assert answer["links"][0]["backends"] == {"downlink": "bs-htb-tbf", "uplink": "none"}
+    assert set(_leaves(fake_kernel)) == {("a", "eth0"), ("b", "eth0"), ("b", "tblinkd3")}
+    assert not any(
+        isinstance(item, Match) and item.on == "tblinkd3" and item.address == LINKS[0]["address"]
+        for item in fake_kernel.there
+    )
+    assert shaper.show()["links"][0]["uplink"] is None
+
+
+def test_downlinks_alone_need_no_ifb(fake_kernel, state_file) -> None:
+    shaper = _shaper(fake_kernel, state_file)
+    answer = shaper.set(parse_links([{**link, "uplink_mbit": None} for link in LINKS]))
+    assert answer["ifb"] is None
+    assert not any(isinstance(item, (Ifb, Ingress)) for item in fake_kernel.there)
+    # And from there to both directions and back, from nothing each time.
+    assert shaper.set(parse_links(LINKS))["ifb"] == "tblinkd3"
+    assert shaper.set(parse_links([{**link, "uplink_mbit": None} for link in LINKS]))["ifb"] is None
+    assert not any(isinstance(item, (Ifb, Ingress)) for item in fake_kernel.there)
+
+
+def test_a_device_shapes_what_it_sends_to_the_base_station(fake_kernel, state_file) -> None:
+    shaper = _shaper(fake_kernel, state_file, side="device")
+    with pytest.raises(LinksError, match="downlink_mbit must be null"):
+        shaper.set(parse_links(LINKS[:1]))
+    answer = shaper.set(parse_links([{**LINKS[0], "downlink_mbit": None}]))
+    assert answer["links"][0]["backends"] == {"downlink": "none", "uplink": "device-htb-tbf"}
+    assert not any(isinstance(item, (Ifb, Ingress)) for item in fake_kernel.there)
+    matches = [item for item in fake_kernel.there if isinstance(item, Match)]
+    assert {(m.on, m.destination, m.port_of_sender, m.port) for m in matches} == {
+        ("eth0", True, True, 7070), ("eth0", True, True, 7071),
+    }  # fmt: skip
+    assert _rerate(shaper, {"a": {"uplink_mbit": 2}}) == 1
+    assert _leaves(fake_kernel) == {("a", "eth0"): 250_000}
+
+
+IMPAIRED = {**LINKS[0], "delay_ms": 20, "jitter_ms": 5, "loss_percent": 1}
+
+
+def test_with_netem_each_frame_is_cut_first_and_the_class_only_counts(fake_kernel, state_file) -> None:
+    shaper = _shaper(fake_kernel, state_file, leaf="auto", able=_able())
+    answer = shaper.set(parse_links([IMPAIRED]))
+    assert answer["backend"] == "bs-htb-netem"
+    for on in ("eth0", "tblinkd3"):
+        (klass,) = (i for i in fake_kernel.there if isinstance(i, Class) and (i.on, i.owner) == (on, "a"))
+        (cutter,) = (i for i in fake_kernel.there if isinstance(i, Cutter) and i.on == on)
+        (netem,) = (i for i in fake_kernel.there if isinstance(i, Netem) and i.on == on)
+        assert klass.rate_bytes_per_s > 10**10
+        assert 1514 < cutter.frame_bytes < 2 * 1514
+        assert (netem.rate_bytes_per_s, netem.delay_ns, netem.jitter_ns) == (10**6, 20_000_000, 5_000_000)
+        assert netem.loss == pytest.approx(0.01)
+        assert netem.limit_frames * 1514 > (4 << 20) + 10**6 * 0.025
+    fake_kernel.log.clear()
+    assert _rerate(shaper, {"a": {"downlink_mbit": 3}}) == 1
+    ((action, changed),) = fake_kernel.log
+    assert action == "change"
+    assert (changed.rate_bytes_per_s, changed.delay_ns) == (375_000, 20_000_000)
+
+
+def _able(**missing: str) -> Any:
+    kinds = {kind: missing.get(kind) for kind in KINDS}
+    return lambda: {"root": True, "kinds": kinds, "backends": backends_of(kinds, None)}
+
+
+@pytest.mark.parametrize(
+    ("leaf", "side", "missing", "links", "gives"),
+    [
+        ("auto", "bs", {}, [LINKS[0]], "netem"),
+        ("auto", "bs", {"netem": "no"}, [LINKS[0]], "line"),
+        ("auto", "bs", {"netem": "no", "tun": "no"}, [LINKS[0]], "tbf"),
+        ("auto", "bs", {"netem": "no"}, [{**LINKS[0], "uplink_mbit": 150}], "tbf"),
+        ("auto", "bs", {"netem": "no"}, [IMPAIRED], "line"),
+        ("auto", "device", {"netem": "no"}, [LINKS[0]], "tbf"),
+        ("auto", "device", {"ifb": "no"}, [IMPAIRED], "netem"),
+        ("tbf", "bs", {}, [LINKS[0]], "tbf"),
+        ("line", "bs", {}, [LINKS[0]], "line"),
+        ("netem", "bs", {}, [LINKS[0]], "netem"),
+    ],
+)
+def test_the_leaf_follows_from_what_is_asked_and_what_there_is(leaf, side, missing, links, gives) -> None:
+    assert choose_leaf(leaf, parse_links(links), side, _able(**missing)) == gives
+
+
+@pytest.mark.parametrize(
+    ("leaf", "side", "missing", "links", "words"),
+    [
+        ("tbf", "bs", {}, [IMPAIRED], "delay cannot be given by the leaf tbf"),
+        ("netem", "bs", {"netem": "not in this kernel"}, [LINKS[0]], "netem: not in this kernel"),
+        ("line", "bs", {"tun": "no"}, [LINKS[0]], "the leaf line needs what .*tun: no"),
+        ("line", "device", {}, [LINKS[0]], "at the base station"),
+        ("auto", "device", {"netem": "no"}, [IMPAIRED], "delay on the device needs sch_netem"),
+        ("auto", "bs", {"netem": "no", "tun": "none"}, [{**LINKS[0], "loss_percent": 3}],
+         r"loss needs sch_netem, or /dev/net/tun for the user-space line, and .* has neither "
+         r"\(netem: no; tun: none\)"),
+        ("auto", "bs", {"ifb": "gone"}, [IMPAIRED], "can give neither .*ifb: gone"),
+    ],
+)  # fmt: skip
+def test_what_nobody_can_give_is_refused_with_what_is_missing(leaf, side, missing, links, words) -> None:
+    with pytest.raises(RefusedError, match=words):
+        choose_leaf(leaf, parse_links(links), side, _able(**missing))
+
+
+def test_a_refusal_leaves_what_is_in_force(fake_kernel, state_file) -> None:
+    shaper = _shaper(fake_kernel, state_file)
+    shaper.set(parse_links(LINKS))
+    before = list(fake_kernel.there)
+    with pytest.raises(RefusedError):
+        shaper.set(parse_links([IMPAIRED]))
+    assert fake_kernel.there == before
+    assert shaper.links_set
