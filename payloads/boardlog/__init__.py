@@ -1,1 +1,1 @@
-"""Power and jtop loggers of a board."""
+"""Loggers of a board: power, jtop, the wireless link."""

@@ -1,4 +1,4 @@
-"""``python -m payloads.boardlog``: power, jtop and rails."""
+"""``python -m payloads.boardlog``: power, jtop, wifi and rails."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ def _parser() -> argparse.ArgumentParser:
     power.set_defaults(run=_power)
     jtop = commands.add_parser("jtop", help="log what jtop reports")
     jtop.set_defaults(run=_jtop)
-    for one, hz in ((power, 20.0), (jtop, 2.0)):
+    wifi = commands.add_parser("wifi", help="log what iw tells of a wireless link")
+    wifi.set_defaults(run=_wifi)
+    wifi.add_argument("--interface", default="wlan0", metavar="IF")
+    for one, hz in ((power, 20.0), (jtop, 2.0), (wifi, 1.0)):
         one.add_argument("--out", type=_path, required=True, metavar="FILE")
         one.add_argument("--hz", type=_rate, default=hz, metavar="HZ")
     jtop.add_argument(
@@ -41,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     rails = commands.add_parser("rails", help="show the power rails and how the total follows from them")
     rails.add_argument("--json", action="store_true")
     rails.set_defaults(run=_rails)
-    for one in (power, rails):
+    for one in (power, wifi, rails):
         one.add_argument("--root", type=_path, default=Path("/sys"), metavar="FOLDER", help="where sysfs is")
     return parser
 
@@ -68,6 +71,13 @@ def _jtop(options: argparse.Namespace) -> None:
     from payloads.boardlog.jtoplog import record_jtop
 
     record_jtop(options.out, options.hz, options.stall)
+
+
+def _wifi(options: argparse.Namespace) -> None:
+    from payloads.boardlog.ticks import Stop
+    from payloads.boardlog.wifi import record_wifi
+
+    record_wifi(options.interface, options.out, options.hz, Stop().wait, options.root)
 
 
 def _rails(options: argparse.Namespace) -> None:

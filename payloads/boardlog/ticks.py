@@ -1,4 +1,4 @@
-"""A steady beat, and files that lose nothing: what both loggers are made of."""
+"""A steady beat, and files that lose nothing: what the loggers are made of."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """The base station: the model without its experts, and the conductor of the devices.
 
     python -m payloads.wdmoe.base_station --manifest ~/.testbed/manifest.json \
-        --devices ~/.testbed/devices.json --key-file ~/.testbed/key --control ~/.testbed/bs.sock
+        --devices ~/.testbed/devices.json --key-file ~/.testbed/key --control ~/.testbed/bs.sock \
+        --links ~/.testbed/linkd.sock
 
 It stays up when a device is lost: that trial fails, and the next one connects again.
 """
@@ -27,6 +28,7 @@ from payloads.services.ready import announce_ready
 from payloads.wdmoe.control import Control, ControlError, Job
 from payloads.wdmoe.fleet import FleetError
 from payloads.wdmoe.generate import AbandonedError
+from payloads.wdmoe.links import LinkControlError
 from payloads.wdmoe.spec import SpecError, read_spec
 from payloads.wdmoe.station import Station, StationError, lay_out_model
 from payloads.wire.auth import AuthError, read_key
@@ -48,7 +50,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         read_key(options.key_file)
         folder = lay_out_model(options.manifest)
         _say(f"loading {folder.manifest['model']} in {options.dtype}")
-        station = Station(folder, options.devices, options.key_file, options.dtype)
+        station = Station(
+            folder, options.devices, options.key_file, options.dtype, options.links, options.pacing
+        )
         control = Control(options.control, lambda: station.describe())
     except (AuthError, StationError, ControlError) as error:
         _say(str(error))
@@ -84,7 +88,7 @@ def _answer(station: Station, job: Job) -> Dict[str, Any]:
     except AbandonedError as error:
         _say(f"{job.title}: abandoned: {error}")
         return {"error": "abandoned"}
-    except (DeviceError, FleetError, SpecError, StationError, FrameError, OSError) as error:
+    except (DeviceError, FleetError, LinkControlError, SpecError, StationError, FrameError, OSError) as error:
         _say(f"{job.title}: {error}")
         return {"error": str(error)}
     except Exception as error:
@@ -121,7 +125,14 @@ def _parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     )
     parser.add_argument("--control", type=_path, required=True, help="path of the control socket")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
-    return parser.parse_args(arguments)
+    parser.add_argument("--links", type=_path, help="linkd's socket, for policies that allocate bandwidth")
+    parser.add_argument(
+        "--pacing", action="store_true", help="keep the devices' sockets at the rates that linkd tells"
+    )
+    options = parser.parse_args(arguments)
+    if options.pacing and options.links is None:
+        parser.error("--pacing follows linkd, so it needs --links SOCKET")
+    return options
 
 
 def _path(text: str) -> Path:

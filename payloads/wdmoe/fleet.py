@@ -140,6 +140,10 @@ class Devices:
         """Return all bytes sent and received on each channel so far."""
         return {channel: (channel.bytes_out, channel.bytes_back) for channel in self.channels.values()}
 
+    def resent(self) -> Dict[Channel, Tuple[Optional[int], Optional[int]]]:
+        """Return the payload that TCP has sent again to and from each device so far."""
+        return {channel: channel.resent() for channel in self.channels.values()}
+
     def _follow(self, fleet: FleetSpec) -> None:
         wanted = {device.name: device for device in fleet.devices}
         for name, channel in list(self.channels.items()):
@@ -171,7 +175,7 @@ class Devices:
             sequence = channel.next_sequence()
             ping = pack_ping(time.monotonic_ns(), sequence)
             (answer,) = self.exchange.ask([Request(channel, sequence, [ping])], Kind.PONG)
-            sent_ns, received_ns, replied_ns = unpack_pong(answer.payload)
+            sent_ns, received_ns, replied_ns, channel.device_resent = unpack_pong(answer.payload)
             result.append(PingStamps(sent_ns, received_ns, replied_ns, answer.done_ns))
         return result
 

@@ -79,7 +79,7 @@ def generate(
         ids = torch.tensor([prompt])
         for step in range(max_new_tokens):
             check()
-            dispatcher.step = step
+            dispatcher.begin_step(step)
             wall_ns = dispatcher.wall_ns
             output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache = output.past_key_values

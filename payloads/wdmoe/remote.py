@@ -19,6 +19,8 @@ from torch import nn
 from payloads.wdmoe.families import Family
 from payloads.wdmoe.fleet import FleetSpec
 from payloads.wdmoe.gating import select
+from payloads.wdmoe.links import LinkControl
+from payloads.wdmoe.pacing import LinkPacing
 from payloads.wire.client import (
     Answer,
     Channel,
@@ -27,7 +29,16 @@ from payloads.wire.client import (
     Exchange,
     Request,
 )
-from payloads.wire.frames import FrameError, Kind, pack_dispatch, pack_lists, unpack_result
+from payloads.wire.frames import (
+    DTYPE_BYTES,
+    HEADER_BYTES,
+    RESULT_HEAD_BYTES,
+    FrameError,
+    Kind,
+    pack_dispatch,
+    pack_lists,
+    unpack_result,
+)
 
 __all__ = ["DispatchRow", "Dispatcher", "RemoteExperts", "load_model"]
 
@@ -94,6 +105,8 @@ class Dispatcher:
         step: Its token step, for the records.
         wall_ns: Time spent waiting for devices so far.
         rows: One entry for each dispatch so far.
+        control: Allocates bandwidth between layers and tokens; ``None`` where the policy leaves the links alone.
+        pacing: Keeps the devices' sockets at the links' rates; ``None`` where something else shapes them.
     """
 
     def __init__(self, exchange: Exchange) -> None:
@@ -102,6 +115,8 @@ class Dispatcher:
         self.step = 0
         self.wall_ns = 0
         self.rows: List[DispatchRow] = []
+        self.control: Optional[LinkControl] = None
+        self.pacing: Optional[LinkPacing] = None
         self._exchange = exchange
         self._holders: List[List[Tuple[Channel, ...]]] = []
 
@@ -110,6 +125,21 @@ class Dispatcher:
         self._holders = [
             [tuple(channels[name] for name in holders) for holders in layer] for layer in fleet.placement
         ]
+
+    @property
+    def devices(self) -> List[str]:
+        """The devices that hold an expert, by name."""
+        return sorted({channel.name for layer in self._holders for holders in layer for channel in holders})
+
+    def begin_step(self, step: int) -> None:
+        """Begin a token step of the request.
+
+        Raises:
+            LinkControlError: The bandwidth could not be allocated.
+        """
+        self.step = step
+        if self.control is not None:
+            self.control.before_token(self.request, step)
 
     def layer(
         self, layer: int, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
@@ -127,6 +157,7 @@ class Dispatcher:
 
         Raises:
             DeviceError: A device was lost or refused.
+            LinkControlError: The bandwidth could not be allocated, or the links' rates not followed.
         """
         tokens, chosen = index.shape
         selection = select(self.policy, index.numpy(), weights.float().numpy())
@@ -141,6 +172,10 @@ class Dispatcher:
             experts, places = experts[kept], places[kept]
             weights = torch.from_numpy(selection.weights).to(weights.dtype)
         parts = self._split(layer, hidden, experts, places, chosen)
+        if self.control is not None:
+            self.control.before_layer(layer, self.step, _loads(parts, hidden.shape[1], hidden.dtype))
+        if self.pacing is not None:
+            self.pacing.follow()
         begun_ns = time.monotonic_ns()
         answers = self._ask(layer, parts)
         self.wall_ns += time.monotonic_ns() - begun_ns
@@ -308,6 +343,16 @@ def load_model(folder: Path, family: Family, dtype: str, dispatcher: Dispatcher)
             module.number = int(match[1])
             module.dispatcher = dispatcher
     return model
+
+
+def _loads(parts: List[_Part], width: int, dtype: torch.dtype) -> Dict[str, Tuple[int, int]]:
+    """Return the bytes that a layer sends to each device and that its answer will have."""
+    row_bytes = width * DTYPE_BYTES[str(dtype).replace("torch.", "")]
+    head_bytes = HEADER_BYTES + RESULT_HEAD_BYTES
+    return {
+        part.channel.name: (sum(map(len, part.request.buffers)), head_bytes + len(part.places) * row_bytes)
+        for part in parts
+    }
 
 
 def _bytes_of(tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
+from payloads.wdmoe.bandwidth import LEAVE_ALONE, check_bandwidth
 from payloads.wdmoe.gating import check_selection
 
 __all__ = ["Prompt", "QualitySpec", "Spec", "SpecError", "read_spec"]
@@ -56,6 +57,8 @@ class Spec(NamedTuple):
         policies: Settings of each expert selection, by the policy's name.
         quality: What the quality passes measure, if there are any.
         trials: The policy of each trial, by the trial's name.
+        bandwidth: Settings of the bandwidth allocation, by the policy's name; a policy that is not there leaves
+            the links alone.
     """
 
     folder: Path
@@ -66,6 +69,7 @@ class Spec(NamedTuple):
     policies: Dict[str, Mapping[str, Any]]
     quality: Optional[QualitySpec]
     trials: Dict[str, str]
+    bandwidth: Dict[str, Mapping[str, Any]]
 
     def policy(self, name: str) -> Mapping[str, Any]:
         """Return a policy's settings.
@@ -79,6 +83,18 @@ class Spec(NamedTuple):
         if problems:
             raise SpecError(f"policy {name}: {problems[0]}")
         return self.policies[name]
+
+    def bandwidth_of(self, policy: str) -> Mapping[str, Any]:
+        """Return the settings of a policy's bandwidth allocation.
+
+        Raises:
+            SpecError: They are wrong.
+        """
+        settings = self.bandwidth.get(policy, LEAVE_ALONE)
+        problems = check_bandwidth(settings)
+        if problems:
+            raise SpecError(f"policy {policy}: bandwidth: {problems[0]}")
+        return settings
 
 
 def read_spec(path: Path) -> Spec:
@@ -98,6 +114,7 @@ def read_spec(path: Path) -> Spec:
             policies={_name(name): dict(settings) for name, settings in value["policies"].items()},
             quality=_quality(value.get("quality")),
             trials={_name(trial["trial"]): str(trial["policy"]) for trial in value.get("trials", [])},
+            bandwidth={_name(name): dict(settings) for name, settings in value.get("bandwidth", {}).items()},
         )
     except OSError as error:
         raise SpecError(f"cannot read {path}: {error.strerror}") from error

@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
+from payloads.wdmoe.bandwidth import LEAVE_ALONE
 from payloads.wdmoe.families import FAMILIES
 from payloads.wdmoe.fleet import Devices, read_fleet
 from payloads.wdmoe.generate import generate, text_nll, windows_of
+from payloads.wdmoe.links import LinkControl, LinkControlError
+from payloads.wdmoe.pacing import LinkPacing
 from payloads.wdmoe.records import Records
 from payloads.wdmoe.remote import Dispatcher, load_model
 from payloads.wdmoe.spec import Prompt, QualitySpec, Spec, SpecError
@@ -80,15 +84,33 @@ class Station:
         model: The model, without experts.
         clock: The base station's clock.
         folder: Where the model was loaded from.
+
+    Args:
+        folder: Where to load the model from.
+        devices_file: Devices and placement; read at each trial.
+        key_file: The data plane's key.
+        dtype: The run's element type.
+        links: linkd's socket, for policies that allocate bandwidth and for pacing.
+        pacing: Whether the devices' sockets are to be kept at the rates that linkd tells.
     """
 
-    def __init__(self, folder: ModelFolder, devices_file: Path, key_file: Path, dtype: str) -> None:
+    def __init__(
+        self,
+        folder: ModelFolder,
+        devices_file: Path,
+        key_file: Path,
+        dtype: str,
+        links: Optional[Path] = None,
+        pacing: bool = False,
+    ) -> None:
         from transformers import AutoTokenizer
 
         self.folder = folder
         self.clock = BSClock()
         self._dtype = dtype
         self._devices_file = devices_file
+        self._links = links
+        self._pacing = links if pacing else None
         self._exchange = Exchange()
         self._dispatcher = Dispatcher(self._exchange)
         self._devices = Devices(self._exchange, key_file)
@@ -142,15 +164,18 @@ class Station:
         if trial not in spec.trials:
             raise SpecError(f"the run has no trial {trial!r}")
         policy = spec.trials[trial]
-        work = _Work(self, trial, spec.policy(policy), spec.folder / trial)
+        settings, bandwidth = spec.policy(policy), spec.bandwidth_of(policy)
+        work = _Work(self, trial, settings, spec.folder / trial)
         warmups = [spec.prompts[number % len(spec.prompts)] for number in range(spec.warmup_prompts)]
         prompts = [(Prompt(f"warmup-{i}-{p.id}", p.text), True) for i, p in enumerate(warmups)]
         prompts += [(prompt, False) for prompt in spec.prompts]
-        for done, (prompt, warmup) in enumerate(prompts):
-            progress(done, len(prompts), f"prompt {prompt.id}")
-            self._answer(work, prompt, warmup, spec.max_new_tokens, check)
+        with self._shaped(trial, bandwidth) as control:
+            for done, (prompt, warmup) in enumerate(prompts):
+                progress(done, len(prompts), f"prompt {prompt.id}")
+                self._answer(work, prompt, warmup, spec.max_new_tokens, check)
         progress(len(prompts), len(prompts), "records")
-        return {"trial": trial, "policy": policy, **work.finish()}
+        allocated = control.summary() if control is not None else None
+        return {"trial": trial, "policy": policy, **work.finish(), "bandwidth": allocated}
 
     def quality(
         self, spec: Spec, policy: str, progress: Progress, check: Callable[[], None]
@@ -165,12 +190,14 @@ class Station:
         windows = self._windows(spec.quality)
         trial = f"quality-{policy}"
         work = _Work(self, trial, settings, spec.folder / trial)
-        for done, (name, number, tokens) in enumerate(windows):
-            progress(done, len(windows), f"text {name}, window {number}")
-            check()
-            self._dispatcher.request, self._dispatcher.step = f"{name}-{number}", 0
-            nll_sum = text_nll(self.model, tokens)
-            work.records.add_quality(policy, name, number, len(tokens) - 1, nll_sum)
+        # Likelihoods do not depend on the links: no bandwidth is allocated for them.
+        with self._shaped(trial, LEAVE_ALONE):
+            for done, (name, number, tokens) in enumerate(windows):
+                progress(done, len(windows), f"text {name}, window {number}")
+                check()
+                self._dispatcher.request, self._dispatcher.step = f"{name}-{number}", 0
+                nll_sum = text_nll(self.model, tokens)
+                work.records.add_quality(policy, name, number, len(tokens) - 1, nll_sum)
         progress(len(windows), len(windows), "records")
         return {"trial": trial, "policy": policy, **work.finish()}
 
@@ -180,6 +207,26 @@ class Station:
         self._devices.prepare(fleet, self.folder.digest, self._dtype)
         self._dispatcher.place(fleet, self._devices.channels)
         return self._devices.offsets()
+
+    @contextmanager
+    def _shaped(self, trial: str, bandwidth: Mapping[str, Any]) -> Iterator[Optional[LinkControl]]:
+        """Let the sockets follow the links, and the links the policy, until the end; then all is as before."""
+        dispatcher = self._dispatcher
+        with ExitStack() as stack:
+            stack.callback(self._leave_links)
+            if self._pacing is not None:
+                pacing = LinkPacing(self._pacing, self._exchange, self._devices.channels)
+                dispatcher.pacing = stack.enter_context(pacing)
+            if bandwidth["kind"] != LEAVE_ALONE["kind"]:
+                if self._links is None:
+                    text = "the policy allocates bandwidth, and this base station was started without --links"
+                    raise LinkControlError(f"{text}; only links that linkd shapes can be allocated")
+                control = LinkControl(self._links, bandwidth, trial, dispatcher.devices)
+                dispatcher.control = stack.enter_context(control)
+            yield dispatcher.control
+
+    def _leave_links(self) -> None:
+        self._dispatcher.control = self._dispatcher.pacing = None
 
     def _answer(
         self, work: _Work, prompt: Prompt, warmup: bool, max_new_tokens: int, check: Callable[[], None]
@@ -222,6 +269,7 @@ class _Work:
         self._station = station
         self._folder = folder
         self._traffic = station._devices.traffic()
+        self._resent = station._devices.resent()
         self._before = station._connect()
         self._dispatcher = station._dispatcher
         self._dispatcher.policy = settings
@@ -246,14 +294,23 @@ class _Work:
                 "out": out - out_before - sum(row.bytes_out for row in mine),
                 "back": back - back_before - sum(row.bytes_back for row in mine),
             }
+        resent = {}
+        for channel, counts in station._devices.resent().items():
+            before = self._resent.get(channel, (0, 0))
+            resent[channel.name] = dict(zip(("out", "back"), map(_minus, counts, before)))
         return {
             "records": str(self._folder),
             "t_start_s": station.clock.unix_s(self._start_ns),
             "t_end_s": station.clock.unix_s(end_ns),
             "rows": {name: len(entries) for name, entries in self.records.tables.items()},
             "control_bytes": control,
+            "retransmitted_bytes": resent,
             "paced_late": {name: sum(r.late for r in rows if r.device == name) for name in after},
         }
+
+
+def _minus(after: Optional[int], before: Optional[int]) -> Optional[int]:
+    return None if after is None or before is None else after - before
 
 
 def _end_tokens(model: Any) -> List[int]:

@@ -3,133 +3,18 @@
 from __future__ import annotations
 
 import select
-import socket
 import time
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
 
-from payloads.wire import auth
+from payloads.wire.channel import Channel, DeviceError, DeviceLostError, DeviceRefusedError, reason_of
 from payloads.wire.frames import HEADER_BYTES, Buffer, FrameError, Header, Kind, unpack_error
-from payloads.wire.sockets import ConnectionClosedError, Receiver, send_some, tune
 
 __all__ = ["Answer", "Channel", "DeviceError", "DeviceLostError", "DeviceRefusedError", "Exchange", "Request"]
 
 CONNECT_TIMEOUT_S = 5.0
 #: A device that makes no progress for so long is given up, even if its kernel still acknowledges.
 STALL_TIMEOUT_S = 120.0
-
-
-class DeviceError(Exception):
-    """Something failed with one device.
-
-    Attributes:
-        device: The device's name.
-        reason: What failed.
-    """
-
-    def __init__(self, device: str, reason: str, text: str) -> None:
-        super().__init__(text)
-        self.device = device
-        self.reason = reason
-
-
-class DeviceLostError(DeviceError):
-    """The connection to the device is gone or could not be made."""
-
-    def __init__(self, device: str, reason: str) -> None:
-        super().__init__(device, reason, f"device {device} lost: {reason}")
-
-
-class DeviceRefusedError(DeviceError):
-    """The device answered with an error; its connection is still good."""
-
-    def __init__(self, device: str, reason: str) -> None:
-        super().__init__(device, reason, f"device {device}: {reason}")
-
-
-class Channel:
-    """An authenticated connection to one device.
-
-    Attributes:
-        name: The device's name.
-        address: Its address.
-        port: The worker's port.
-        bytes_out: All bytes ever sent on this channel's connections, the handshakes included.
-        bytes_back: All bytes ever received on them.
-    """
-
-    def __init__(self, name: str, address: str, port: int) -> None:
-        self.name = name
-        self.address = address
-        self.port = port
-        self.bytes_out = 0
-        self.bytes_back = 0
-        self._socket: Optional[socket.socket] = None
-        self._receiver = Receiver()
-        self._sequence = 0
-        self._holds_frame = False
-
-    @property
-    def connected(self) -> bool:
-        """Whether there is a connection, as far as known."""
-        return self._socket is not None
-
-    def next_sequence(self) -> int:
-        """Return the sequence number for the next request."""
-        self._sequence = (self._sequence + 1) & 0xFFFFFFFF
-        return self._sequence
-
-    def _connect(self, key_file: Path, timeout_s: float) -> socket.socket:
-        deadline = time.monotonic() + timeout_s
-        place = f"{self.address}:{self.port}"
-        try:
-            connection = socket.create_connection((self.address, self.port), timeout_s)
-        except OSError as error:
-            raise DeviceLostError(self.name, f"cannot connect to {place}: {_reason(error)}") from error
-        try:
-            tune(connection)
-            self._authenticate(connection, auth.read_key(key_file), deadline)
-            connection.setblocking(False)
-        except (OSError, auth.AuthError) as error:
-            connection.close()
-            raise DeviceLostError(self.name, f"handshake with {place}: {_reason(error)}") from error
-        except BaseException:
-            connection.close()
-            raise
-        self._socket = connection
-        self._receiver = Receiver()
-        self._holds_frame = False
-        return connection
-
-    def _authenticate(self, connection: socket.socket, key: bytes, deadline: float) -> None:
-        nonce = auth.new_nonce()
-        self._send_whole(connection, auth.pack_hello(nonce), deadline)
-        challenge = self._receive_whole(connection, auth.CHALLENGE_BYTES, deadline)
-        secrets = auth.unpack_challenge(key, nonce, challenge)
-        self._send_whole(connection, auth.pack_proof(secrets), deadline)
-        if self._receive_whole(connection, len(auth.WELCOME), deadline) != auth.WELCOME:
-            raise auth.AuthError("it did not welcome us")
-
-    def _send_whole(self, connection: socket.socket, data: bytes, deadline: float) -> None:
-        connection.settimeout(max(0.001, deadline - time.monotonic()))
-        connection.sendall(data)
-        self.bytes_out += len(data)
-
-    def _receive_whole(self, connection: socket.socket, size: int, deadline: float) -> bytes:
-        data = b""
-        while len(data) < size:
-            connection.settimeout(max(0.001, deadline - time.monotonic()))
-            part = connection.recv(size - len(data))
-            if not part:
-                raise auth.AuthError("it closed the connection; do both ends hold the same key?")
-            data += part
-            self.bytes_back += len(part)
-        return data
-
-    def _release(self) -> None:
-        if self._holds_frame:
-            self._receiver.release()
-            self._holds_frame = False
 
 
 class Request(NamedTuple):
@@ -193,6 +78,17 @@ class Exchange:
         self.stall_timeout_s = stall_timeout_s
         self._epoll = select.epoll()
         self._channels: Dict[int, Channel] = {}
+        self._followed: Dict[int, Callable[[], None]] = {}
+
+    def follow(self, descriptor: int, call: Callable[[], None]) -> None:
+        """Call ``call`` whenever a descriptor is readable while answers are awaited; an error of it ends the asking."""
+        self._followed[descriptor] = call
+        self._epoll.register(descriptor, select.EPOLLIN)
+
+    def unfollow(self, descriptor: int) -> None:
+        """Follow a descriptor no longer; it must still be open."""
+        if self._followed.pop(descriptor, None) is not None:
+            self._epoll.unregister(descriptor)
 
     def connect(self, channel: Channel, key_file: Path, timeout_s: float = CONNECT_TIMEOUT_S) -> None:
         """Connect a channel and authenticate both ends.
@@ -204,6 +100,11 @@ class Exchange:
         descriptor = channel._connect(key_file, timeout_s).fileno()
         self._channels[descriptor] = channel
         self._epoll.register(descriptor, select.EPOLLIN)
+        try:
+            channel._pace_again()
+        except DeviceLostError:
+            self.disconnect(channel)
+            raise
 
     def disconnect(self, channel: Channel) -> None:
         """Close a channel's connection, if there is one."""
@@ -212,6 +113,7 @@ class Exchange:
             return
         self._channels.pop(connection.fileno(), None)
         self._epoll.unregister(connection.fileno())
+        channel._resent = channel.resent()
         connection.close()
         channel._socket = None
 
@@ -239,8 +141,9 @@ class Exchange:
         try:
             for position, request in enumerate(requests):
                 self._send(request, position, waiting)
+            heard_s = time.monotonic()
             while waiting:
-                events = self._epoll.poll(self.stall_timeout_s)
+                events = self._epoll.poll(max(0.0, heard_s + self.stall_timeout_s - time.monotonic()))
                 now_ns = time.monotonic_ns()
                 if not events:
                     name = next(iter(waiting.values())).channel.name
@@ -248,7 +151,11 @@ class Exchange:
                 for descriptor, event in events:
                     pending = waiting.get(descriptor)
                     if pending is None:
+                        if descriptor in self._followed:
+                            self._followed[descriptor]()
+                            continue
                         raise self._unasked(descriptor)
+                    heard_s = now_ns / 1e9
                     if event & select.EPOLLOUT:
                         self._send_rest(descriptor, pending)
                     if event & ~select.EPOLLOUT and self._receive(pending, now_ns):
@@ -269,11 +176,16 @@ class Exchange:
             raise DeviceLostError(channel.name, "not connected")
         channel._release()
         size = sum(map(len, request.buffers))
+        buffers = request.buffers
+        if channel._prelude:
+            buffers = [channel._prelude, *buffers]
+            channel.bytes_out += len(channel._prelude)
+            channel._prelude = b""
         pending = _Pending(channel, position, request.sequence, size, time.monotonic_ns())
         descriptor = connection.fileno()
         waiting[descriptor] = pending
         try:
-            pending.rest = send_some(connection, request.buffers)
+            pending.rest = channel._send(buffers)
         except OSError as error:
             raise self._lost(channel, error) from error
         channel.bytes_out += size
@@ -281,10 +193,8 @@ class Exchange:
             self._epoll.modify(descriptor, select.EPOLLIN | select.EPOLLOUT)
 
     def _send_rest(self, descriptor: int, pending: _Pending) -> None:
-        connection = pending.channel._socket
-        assert connection is not None
         try:
-            pending.rest = send_some(connection, pending.rest)
+            pending.rest = pending.channel._send(pending.rest)
         except OSError as error:
             raise self._lost(pending.channel, error) from error
         if not pending.rest:
@@ -333,12 +243,4 @@ class Exchange:
 
     def _lost(self, channel: Channel, error: Exception) -> DeviceLostError:
         self.disconnect(channel)
-        return DeviceLostError(channel.name, _reason(error))
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, (ConnectionClosedError, ConnectionResetError, BrokenPipeError)):
-        return "connection closed"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return "no answer in time" if isinstance(error, socket.timeout) else str(error)
+        return DeviceLostError(channel.name, reason_of(error))

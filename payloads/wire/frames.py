@@ -3,9 +3,10 @@
     header (12 bytes)   magic, version, kind, payload length, sequence number
     DISPATCH            head (20 bytes), rows of tokens, expert numbers, row counts, row numbers
     RESULT              head (52 bytes), one row for each (token, expert) pair, in the order asked for
-    PING / PONG         one / three stamps in nanoseconds
+    PING / PONG         one stamp / three stamps in nanoseconds and the bytes that the answering end's TCP sent again
     DESCRIBE            nothing;  DESCRIPTION: one JSON object
     ERROR               one line of text
+    PACE                the frame rate at which the receiver shall send from now on; it is not answered
 
 Everything is little-endian. The heads are so long that tensor rows start on a multiple of 16 bytes and
 can be read where they lie. A dispatch carries each token once, even when several experts of the device
@@ -15,10 +16,11 @@ want it; the answer holds unweighted rows, so that the base station alone weighs
 from __future__ import annotations
 
 import json
+import math
 import struct
 import sys
 from array import array
-from typing import Any, Dict, NamedTuple, Sequence, Union
+from typing import Any, Dict, NamedTuple, Optional, Sequence, Tuple, Union
 
 __all__ = [
     "DISPATCH_HEAD_BYTES",
@@ -37,6 +39,7 @@ __all__ = [
     "pack_error",
     "pack_header",
     "pack_lists",
+    "pack_pace",
     "pack_ping",
     "pack_pong",
     "pack_result",
@@ -44,6 +47,7 @@ __all__ = [
     "unpack_dispatch",
     "unpack_error",
     "unpack_header",
+    "unpack_pace",
     "unpack_ping",
     "unpack_pong",
     "unpack_result",
@@ -52,19 +56,21 @@ __all__ = [
 if sys.byteorder != "little":  # row numbers are read in place, without a copy
     raise ImportError("the data plane needs a little-endian machine")
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAGIC = 0x4254  # "TB"
 MAX_FRAME_BYTES = 1 << 28
 # Row numbers are 16 bits wide and must fit a signed torch.int16.
 MAX_ROWS = 32767
 MAX_ERROR_BYTES = 1024
 MAX_DESCRIPTION_BYTES = 1 << 22
+MAX_PACE_MBIT = 1e6
 
 _HEADER = struct.Struct("<HBBII")
 _DISPATCH = struct.Struct("<HBBIIHHI")
 _RESULT = struct.Struct("<HBBIIHHI4Q")  # 52 bytes; the padding is spelt out
 _STAMP = struct.Struct("<Q")
-_STAMPS = struct.Struct("<3Q")
+_PONG = struct.Struct("<3Qq")
+_PACE = struct.Struct("<d")
 HEADER_BYTES = _HEADER.size
 DISPATCH_HEAD_BYTES = _DISPATCH.size
 RESULT_HEAD_BYTES = _RESULT.size
@@ -91,16 +97,18 @@ class Kind:
     DISPATCH = 5
     RESULT = 6
     ERROR = 7
+    PACE = 8
 
 
 _MAX_LENGTH = {
     Kind.DESCRIBE: 0,
     Kind.DESCRIPTION: MAX_DESCRIPTION_BYTES,
     Kind.PING: _STAMP.size,
-    Kind.PONG: _STAMPS.size,
+    Kind.PONG: _PONG.size,
     Kind.DISPATCH: MAX_FRAME_BYTES,
     Kind.RESULT: MAX_FRAME_BYTES,
     Kind.ERROR: MAX_ERROR_BYTES,
+    Kind.PACE: _PACE.size,
 }
 
 
@@ -311,16 +319,47 @@ def unpack_ping(payload: memoryview) -> int:
     return int(_STAMP.unpack(payload)[0])
 
 
-def pack_pong(sent_ns: int, received_ns: int, replied_ns: int, sequence: int) -> bytes:
-    """Return the answer to a ping: its stamp, when it was received, when this answer left."""
-    return pack_header(Kind.PONG, _STAMPS.size, sequence) + _STAMPS.pack(sent_ns, received_ns, replied_ns)
+def pack_pong(
+    sent_ns: int, received_ns: int, replied_ns: int, retransmitted_bytes: Optional[int], sequence: int
+) -> bytes:
+    """Return the answer to a ping.
+
+    Args:
+        sent_ns: The ping's stamp.
+        received_ns: When it was received.
+        replied_ns: When this answer left.
+        retransmitted_bytes: What this end's TCP has sent again on this connection, if its kernel tells.
+        sequence: The ping's sequence number.
+    """
+    again = -1 if retransmitted_bytes is None else retransmitted_bytes
+    return pack_header(Kind.PONG, _PONG.size, sequence) + _PONG.pack(sent_ns, received_ns, replied_ns, again)
 
 
-def unpack_pong(payload: memoryview) -> Sequence[int]:
-    """Return the three stamps of a pong."""
-    if len(payload) != _STAMPS.size:
+def unpack_pong(payload: memoryview) -> Tuple[int, int, int, Optional[int]]:
+    """Return the three stamps of a pong, and the bytes sent again."""
+    if len(payload) != _PONG.size:
         raise FrameError("a pong of the wrong size")
-    return _STAMPS.unpack(payload)
+    sent_ns, received_ns, replied_ns, again = _PONG.unpack(payload)
+    return sent_ns, received_ns, replied_ns, again if again >= 0 else None
+
+
+def pack_pace(mbit: Optional[float]) -> bytes:
+    """Return a whole frame that asks for a frame rate in Mbit/s; ``None`` for no limit."""
+    return pack_header(Kind.PACE, _PACE.size, 0) + _PACE.pack(0.0 if mbit is None else mbit)
+
+
+def unpack_pace(payload: memoryview) -> Optional[float]:
+    """Return the rate of a pace frame in Mbit/s; ``None`` for no limit.
+
+    Raises:
+        FrameError: It is none.
+    """
+    if len(payload) != _PACE.size:
+        raise FrameError("a pace of the wrong size")
+    mbit = float(_PACE.unpack(payload)[0])
+    if not math.isfinite(mbit) or not 0 <= mbit <= MAX_PACE_MBIT:
+        raise FrameError(f"a pace of {mbit} Mbit/s")
+    return mbit or None
 
 
 def pack_error(message: str, sequence: int) -> bytes:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 from payloads.wire import auth
-from payloads.wire.frames import Buffer, FrameError, Header, Kind, pack_pong, unpack_ping
+from payloads.wire.frames import Buffer, FrameError, Header, Kind, pack_pong, unpack_pace, unpack_ping
+from payloads.wire.pacing import retransmitted_bytes, send_paced, set_pace
 from payloads.wire.sockets import Receiver, send_some, tune
 
 __all__ = ["Handler", "Server", "listen", "parse_listen"]
@@ -32,7 +33,7 @@ Handler = Callable[[Header, memoryview, int], Sequence[Buffer]]
 class Server:
     """Accepts connections, authenticates them, and hands every frame to one handler.
 
-    Pings are answered here; every other frame goes to the handler, one at a time.
+    Pings are answered and paces obeyed here; every other frame goes to the handler, one at a time.
     """
 
     def __init__(self, listener: socket.socket, key_file: Path, handler: Handler, name: str) -> None:
@@ -113,7 +114,7 @@ class Server:
     def _serve_peer(self, descriptor: int, peer: _Peer) -> None:
         try:
             if peer.rest:
-                peer.rest = send_some(peer.connection, peer.rest)
+                peer.send(peer.rest)
             # Once more only if something is left in the buffer: for what comes later there is the next event.
             while not peer.rest and self._hear_peer(peer) and peer.receiver.filled:
                 pass
@@ -135,10 +136,12 @@ class Server:
         payload = peer.receiver.payload()
         if header.kind == Kind.PING:
             sent_ns = unpack_ping(payload)
-            answer: Sequence[Buffer] = [pack_pong(sent_ns, received_ns, time.monotonic_ns(), header.sequence)]
+            again = retransmitted_bytes(peer.connection)
+            peer.send([pack_pong(sent_ns, received_ns, time.monotonic_ns(), again, header.sequence)])
+        elif header.kind == Kind.PACE:
+            peer.piece = set_pace(peer.connection, unpack_pace(payload))
         else:
-            answer = self._handler(header, payload, received_ns)
-        peer.rest = send_some(peer.connection, answer)
+            peer.send(self._handler(header, payload, received_ns))
         peer.receiver.release()
         return True
 
@@ -215,6 +218,18 @@ class _Peer:
         self.receiver = Receiver()
         self.rest: List[memoryview] = []
         self.interest = select.EPOLLIN
+        self.piece = 0  # bytes handed over at once where the connection is paced
+
+    def send(self, buffers: Sequence[Buffer]) -> None:
+        """Give buffers to the kernel and keep what it did not take.
+
+        Raises:
+            OSError: The connection failed.
+        """
+        if self.piece:
+            self.rest = send_paced(self.connection, buffers, self.piece)
+        else:
+            self.rest = send_some(self.connection, buffers)
 
 
 def parse_listen(text: str) -> Tuple[str, int]:

@@ -11,11 +11,14 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, ConfigDict, Field, PrivateAttr, ValidationInfo, model_validator
 
 from testbed.config.inventory import Inventory
-from testbed.config.model import Count, FilePath, Model, Name, Problem, Rate, problems_error, validate
+from testbed.config.model import Count, FilePath, Model, Name, Problem, problems_error, validate
+from testbed.config.scenario import LinkRates, Scenario
+from testbed.config.shaping import shaping_problems
 from testbed.config.yaml import Document, read_yaml
 from testbed.errors import InputError
 
 __all__ = [
+    "Bandwidth",
     "Campaign",
     "LinkRates",
     "Policy",
@@ -128,6 +131,21 @@ class Selection(Model):
         return self.model_dump(exclude_none=True)
 
 
+class Bandwidth(Model):
+    """How the band is shared among the devices while a trial runs."""
+
+    kind: Any
+    """`scenario` (the links are left as the scenario has them), `uniform`, or `proportional` (to the bytes sent)."""
+    per: Any = None
+    """How often it is shared anew: `layer`, `token` or `trial` (kind `proportional`; default `layer`)."""
+    floor: Any = None
+    """The share that every device keeps (kind `proportional`; default 0.01)."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return the kind and its settings, as the base station is told them."""
+        return self.model_dump(exclude_none=True)
+
+
 class Policy(Model):
     """One policy that the campaign compares."""
 
@@ -135,32 +153,8 @@ class Policy(Model):
     """The policy's name in the records."""
     selection: Selection
     """How the experts of a token are chosen."""
-
-
-class LinkRates(Model):
-    """The rates of one device's link."""
-
-    downlink_mbit: Rate
-    """From the base station to the device, in Mbit/s."""
-    uplink_mbit: Rate
-    """From the device to the base station, in Mbit/s."""
-
-
-class Scenario(Model):
-    """What the links do in a trial."""
-
-    name: Name
-    """The scenario's name in the records."""
-    links: dict[str, LinkRates]
-    """The rates by device; `default` is for every device that is not named."""
-
-    def rates(self, device: str) -> LinkRates:
-        """Return the rates of one device.
-
-        Raises:
-            KeyError: The scenario says nothing about the device.
-        """
-        return self.links.get(device) or self.links["default"]
+    bandwidth: Bandwidth | None = None
+    """How the band is shared among the devices; as the scenario has it where this is left out."""
 
 
 class Telemetry(Model):
@@ -223,7 +217,9 @@ class Campaign(Model):
             *_doubled("policies", [policy.name for policy in self.policies]),
             *_doubled("scenarios", [scenario.name for scenario in self.scenarios]),
             *self._selection_problems(),
+            *self._bandwidth_problems(),
             *self._text_problems(),
+            *self._scenario_problems(),
         ]
         if problems:
             raise problems_error(problems)
@@ -243,6 +239,14 @@ class Campaign(Model):
             if isinstance(k, int) and experts is not None and k > experts:
                 yield Problem((*place, "k"), f"at most {experts} was expected (the model's experts), not {k}")
 
+    def _bandwidth_problems(self) -> Iterator[Problem]:
+        from payloads.wdmoe.bandwidth import check_bandwidth
+
+        for number, policy in enumerate(self.policies):
+            for line in check_bandwidth(policy.bandwidth.settings()) if policy.bandwidth else ():
+                name, _, text = line.partition(": ")
+                yield Problem(("policies", number, "bandwidth", name), text)
+
     def _text_problems(self) -> Iterator[Problem]:
         """Yield texts of one name, since the records tell them apart by it, and those that are too short."""
         if self.quality is None:
@@ -257,6 +261,13 @@ class Campaign(Model):
             size, wanted = text.stat().st_size, self.quality.window_tokens
             if size < wanted:  # a token is a byte at least; the base station counts the tokens themselves
                 yield Problem(place, f"{text} has {size} bytes, too few for one window of {wanted} tokens")
+
+    def _scenario_problems(self) -> Iterator[Problem]:
+        from testbed.links.channels.check import scenario_problems
+
+        for number, scenario in enumerate(self.scenarios):
+            for problem in scenario_problems(scenario):
+                yield Problem(("scenarios", number, *problem.place), problem.text)
 
     def experts_per_layer(self) -> int | None:
         """Return how many experts a layer of the model has, where its config.json says so."""
@@ -317,9 +328,14 @@ def check_campaign(campaign: Campaign, inventory: Inventory) -> None:
         inventory: The lab's inventory.
 
     Raises:
-        InputError: The campaign names a device that the lab has not, or leaves one without a link.
+        InputError: The campaign names a device that the lab has not, leaves one without a link, or asks for links
+            that the lab's shaping cannot give.
     """
-    problems = [*_link_problems(campaign, inventory), *_placement_problems(campaign, inventory)]
+    problems = [
+        *_link_problems(campaign, inventory),
+        *shaping_problems(campaign, inventory),
+        *_placement_problems(campaign, inventory),
+    ]
     if not problems:
         return
     document = campaign._document or Document(Path("campaign"), None, {}, "")
@@ -330,15 +346,15 @@ def check_campaign(campaign: Campaign, inventory: Inventory) -> None:
 
 
 def _link_problems(campaign: Campaign, inventory: Inventory) -> Iterator[Problem]:
+    from testbed.links.channels.check import lacking_devices, unknown_devices
+
     devices = [device.name for device in inventory.devices]
     for number, scenario in enumerate(campaign.scenarios):
-        place = ("scenarios", number, "links")
-        for name in scenario.links:
-            if name != "default" and name not in devices:
-                yield Problem((*place, name), _no_device(name, inventory))
-        left = [name for name in devices if name not in scenario.links]
-        if left and "default" not in scenario.links:
-            yield Problem(place, f"no rates for {', '.join(left)}, and no default")
+        problems = [*unknown_devices(scenario, devices)]
+        if inventory.network.shaping != "none":  # links that nobody shapes need no rates
+            problems += lacking_devices(scenario, devices)
+        for problem in problems:
+            yield Problem(("scenarios", number, *problem.place), problem.text)
 
 
 def _placement_problems(campaign: Campaign, inventory: Inventory) -> Iterator[Problem]:

@@ -47,6 +47,18 @@ BROKEN = {
         "run.yaml:9: policies[0].selection.k: ",
     ),
     "wrong setting of a policy": (("k: 2", "k: two"), "run.yaml:9: policies[0].selection.k: "),
+    "unknown kind of bandwidth": (
+        ("k: 2}", "k: 2}\n    bandwidth: {kind: fair}"),
+        "run.yaml:10: policies[0].bandwidth.kind: expected one of proportional, scenario, uniform, got 'fair'",
+    ),
+    "wrong setting of a bandwidth": (
+        ("k: 2}", "k: 2}\n    bandwidth: {kind: proportional, per: day}"),
+        "run.yaml:10: policies[0].bandwidth.per: expected one of layer, token, trial, got 'day'",
+    ),
+    "unknown setting of a bandwidth": (
+        ("k: 2}", "k: 2}\n    bandwidth: {kind: proportional, pre: layer}"),
+        "run.yaml:10: policies[0].bandwidth.pre: ",
+    ),
     "more experts than there are": (
         ("k: 2", "k: 9"),
         "run.yaml:9: policies[0].selection.k: at most 8 was expected (the model's experts), not 9",

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +23,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
 
+from payloads.linkd.client import Client
 from payloads.wdmoe.expert_worker import Worker
 from payloads.wdmoe.pace import Pace
 from payloads.wdmoe.shards import read_wanted
+from payloads.wdmoe.spec import read_spec
 from payloads.wdmoe.station import Station, lay_out_model
 from payloads.wire.server import Server, listen
 from testbed.artifacts.manifest import load_manifest
@@ -163,10 +168,24 @@ class Lab:
         ]
         (self.home / "devices.json").write_text(json.dumps({"devices": devices, "placement": placement}))
 
-    def station(self) -> Station:
+    def station(self, **options: Any) -> Station:
         folder = lay_out_model(self.home / "manifest.json")
-        self.stations.append(Station(folder, self.home / "devices.json", self.key_file, self.dtype))
+        self.stations.append(
+            Station(folder, self.home / "devices.json", self.key_file, self.dtype, **options)
+        )
         return self.stations[-1]
+
+    def run(
+        self, station: Station, bandwidth: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], list[dict[str, Any]], list[str]]:
+        """Run a trial whose policy allocates the bandwidth so; return its result, dispatches and texts."""
+        path = self.write_spec(bandwidth={"top-2": bandwidth} if bandwidth else {})
+        result = station.trial(read_spec(path), "t001", lambda *_: None, lambda: None)
+        rows = {
+            name: [json.loads(line) for line in (path.parent / "t001" / name).read_text().splitlines()]
+            for name in ("dispatches.jsonl", "requests.jsonl")
+        }
+        return result, rows["dispatches.jsonl"], [row["text"] for row in rows["requests.jsonl"]]
 
     def write_spec(self, **changes: Any) -> Path:
         folder = self.home / "runs" / "run-1"
@@ -229,3 +248,52 @@ def make_lab(shards: dict[str, Path], tmp_path: Path) -> Iterator[Callable[..., 
             station.close()
         for worker in lab.workers.values():
             worker.stop()
+
+
+class LinkDaemon:
+    """A link daemon that only keeps and tells rates, for three links; it needs no root."""
+
+    def __init__(self, folder: Path) -> None:
+        self.socket = folder / "linkd.sock"
+        ready = folder / "ready"
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "payloads.linkd", "serve", "--backend", "pacing"],
+            env={
+                **os.environ,
+                "PYTHONPATH": str(Path(__file__).parents[2]),
+                "TESTBED_HOME": str(folder),
+                "TESTBED_READY": str(ready),
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        deadline = time.monotonic() + 60
+        while not ready.exists():
+            assert self.process.poll() is None, self.process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def set(self, mbit: float, **changes: Any) -> None:
+        link = {"port": 7070, "probe_port": 7071, "downlink_mbit": mbit, "uplink_mbit": mbit, **changes}
+        links = [{"device": n, "address": f"10.9.0.{i + 2}", **link} for i, n in enumerate(SPEEDS)]
+        with Client(self.socket) as client:
+            client.set(links)
+
+    def ask(self, op: str, **arguments: Any) -> dict[str, Any]:
+        with Client(self.socket) as client:
+            return client.request(op, **arguments)
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+        self.process.communicate(timeout=60)
+
+
+@pytest.fixture
+def linkd(tmp_path: Path) -> Iterator[LinkDaemon]:
+    """A real link daemon without links."""
+    folder = tmp_path / "linkd"
+    folder.mkdir()
+    daemon = LinkDaemon(folder)
+    yield daemon
+    daemon.stop()

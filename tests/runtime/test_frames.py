@@ -104,11 +104,26 @@ def test_errors_and_pings_survive_the_way(text, stamp):
     assert message.isprintable()
     ping = frames.pack_ping(stamp, 4)
     assert frames.unpack_ping(memoryview(ping)[frames.HEADER_BYTES :]) == stamp
-    pong = frames.pack_pong(stamp, 1, 2, 4)
-    assert frames.unpack_pong(memoryview(pong)[frames.HEADER_BYTES :]) == (stamp, 1, 2)
+    for again in (None, 0, 2**62):
+        pong = frames.pack_pong(stamp, 1, 2, again, 4)
+        assert frames.unpack_pong(memoryview(pong)[frames.HEADER_BYTES :]) == (stamp, 1, 2, again)
 
 
 def test_a_description_that_is_no_object_is_refused():
     for text in (b"[]", b"{", b"\xff"):
         with pytest.raises(FrameError):
             frames.unpack_description(memoryview(text))
+
+
+@pytest.mark.parametrize("mbit", [None, 0.01, 54.5, 1e4])
+def test_a_pace_survives_the_way(mbit):
+    frame = frames.pack_pace(mbit)
+    assert frames.unpack_header(frame).kind == Kind.PACE
+    assert frames.unpack_pace(memoryview(frame)[frames.HEADER_BYTES :]) == mbit
+
+
+@pytest.mark.parametrize("mbit", [-1.0, float("nan"), float("inf"), 1e12])
+def test_a_pace_that_is_none_is_refused(mbit):
+    frame = frames.pack_pace(mbit)
+    with pytest.raises(FrameError, match="a pace of"):
+        frames.unpack_pace(memoryview(frame)[frames.HEADER_BYTES :])

@@ -19,7 +19,7 @@ for path in sorted(Path("payloads").glob("w*/*.py")):
 
 from payloads.services import ready
 from payloads.wire import auth, client, clock, frames, server
-from payloads.wdmoe import bsctl, busy, families, gating, pace, spec, tensors
+from payloads.wdmoe import bandwidth, bsctl, busy, families, gating, pace, spec, tensors
 
 folder = Path(tempfile.mkdtemp())
 key = folder / "key"
@@ -38,6 +38,7 @@ thread.start()
 exchange = client.Exchange()
 channel = client.Channel("old", *one.address)
 exchange.connect(channel, key)
+channel.pace(500.0, 400.0)
 number = channel.next_sequence()
 head = frames.pack_dispatch(1, "float32", 0, 2, 1, 2, 3, number)
 request = client.Request(channel, number, [head, b"abcdefgh", frames.pack_lists([3, 5], [2, 1], [0, 1, 1])])
@@ -45,7 +46,10 @@ request = client.Request(channel, number, [head, b"abcdefgh", frames.pack_lists(
 assert bytes(frames.unpack_result(answer.payload).data) == b"abcdefghefgh"
 number = channel.next_sequence()
 (answer,) = exchange.ask([client.Request(channel, number, [frames.pack_ping(5, number)])], frames.Kind.PONG)
-sent, received, replied = frames.unpack_pong(answer.payload)
+sent, received, replied, again = frames.unpack_pong(answer.payload)
+assert again == 0 and channel.resent() == (0, 0)
+(peer,) = one._peers.values()
+assert peer.piece and channel._piece
 estimate = clock.estimate_offset([clock.PingStamps(answer.sent_ns, received, replied, answer.done_ns)])
 assert sent == 5 and abs(estimate.offset_ns) <= estimate.rtt_ns / 2
 other = folder / "other"
@@ -69,6 +73,7 @@ counter = busy.BusyCounter(folder / "deep" / "busy")
 busy.wait_until(__import__("time").monotonic_ns() + 3000000, counter)
 assert counter.value() >= 2900000
 assert pace.Pace(None, 10.0).seconds(pace.ExpertShape(1, 1, 1), [1]) == 0.8
+assert bandwidth.check_bandwidth({"kind": "proportional", "per": "layer"}) == []
 assert gating.check_selection({"kind": "top_k", "k": 1}) == []
 assert families.family_of({"model_type": "mixtral"}).expert_key("model.layers.2.mlp.experts.down_proj").layer == 2
 assert not {"torch", "numpy"} & set(sys.modules)

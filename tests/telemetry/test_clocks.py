@@ -100,7 +100,7 @@ def test_a_log_that_had_no_time_to_begin_has_no_rows(tmp_path, text):
     [
         ("a,b,c\n1,2,3\n", "power.csv:1: expected the header mono_ns,rail,mw"),
         ("mono_ns,rail,mw\n1,A,x\n", "a line does not fit the header"),
-        ("mono_ns,rail,mw\n1,A,5\n2,B,\n", "power.csv:3: expected three values"),
+        ("mono_ns,rail,mw\n1,A,5\n2,B,\n", "power.csv:3: expected 3 values"),
         ("mono_ns,rail,mw\n1,A,5,6\n", "power.csv"),
     ],
 )

@@ -1,0 +1,222 @@
+"""The base station's hand on the links, against a real link daemon that keeps rates for sockets (no root)."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from payloads.wdmoe.links import LinkControl, LinkControlError
+from payloads.wdmoe.spec import SpecError, read_spec
+from testbed.campaigns.spec import run_spec
+from testbed.config.campaign import load_campaign
+
+DEVICES = ("big", "middle", "small")
+MBIT = 400.0
+
+
+def nothing(*_):
+    """Neither progress nor check."""
+
+
+@pytest.fixture
+def lab(make_lab):
+    return make_lab()
+
+
+def allocations(linkd):
+    """Return when and why shares were put in force, with the rates of the devices that followed."""
+    history = linkd.ask("history")
+    assert history["devices"] == list(DEVICES)
+    return [change for change in history["changes"] if change[1] == "allocate"]
+
+
+def test_each_layer_gets_its_bandwidth_before_it_leaves(lab, linkd):
+    linkd.set(MBIT)
+    station = lab.station(links=linkd.socket)
+    _, _, plain = lab.run(station)
+    assert allocations(linkd) == []
+    result, dispatches, texts = lab.run(station, {"kind": "proportional", "per": "layer", "floor": 0.01})
+    assert texts == plain  # the links decide when, never what
+    changes = allocations(linkd)
+    assert changes[-1][2] == "end of t001"
+    assert changes[-1][3] == changes[-1][4] == [MBIT] * 3
+    assert result["bandwidth"]["kind"] == "proportional"
+    assert result["bandwidth"]["allocations"] == len(changes)
+    assert result["bandwidth"]["ms"] > 0
+    # The prompt of a request loads the devices unevenly: its rates follow the bytes of just that layer.
+    steps = {}
+    for row in dispatches:
+        steps.setdefault((row["request"], row["step"], row["layer"]), []).append(row)
+    checked = 0
+    for (_, step, layer), rows in steps.items():
+        begun_s = min(row["t_send_s"] for row in rows)
+        before = [change for change in changes if change[0] <= begun_s]
+        if not before or before[-1][2] != f"layer {layer} step {step}":
+            continue  # the shares were right already
+        out = {row["device"]: row["bytes_out"] for row in rows}
+        back = {row["device"]: row["bytes_back"] for row in rows}
+        for loads, rates in ((out, before[-1][3]), (back, before[-1][4])):
+            for device, mbit in zip(DEVICES, rates, strict=True):
+                share = 0.01 + 0.97 * loads.get(device, 0) / sum(loads.values())
+                assert mbit == pytest.approx(3 * MBIT * share)
+        checked += 1
+    assert checked > 10
+
+
+def test_the_order_of_bytes_is_that_of_the_dispatches(lab, linkd):
+    """What the hook is told is what the records say later."""
+    linkd.set(MBIT)
+    station = lab.station(links=linkd.socket)
+    told = []
+
+    class Told:
+        def before_token(self, request, step):
+            told.append((request, step))
+
+        def before_layer(self, layer, step, loads):
+            told.append((layer, step, dict(loads)))
+
+    station.ping()
+    station._dispatcher.control = Told()
+    station._dispatcher.rows = []
+    with torch.inference_mode():
+        station.model(input_ids=torch.tensor([[1, 2, 3, 4]]))
+    for layer, step, loads in told:
+        rows = {row.device: row for row in station._dispatcher.rows if (row.layer, row.step) == (layer, step)}
+        assert loads == {name: (row.bytes_out, row.bytes_back) for name, row in rows.items()}
+
+
+def test_per_token_follows_the_step_before(lab, linkd):
+    linkd.set(MBIT)
+    _, dispatches, _ = lab.run(
+        lab.station(links=linkd.socket), {"kind": "proportional", "per": "token", "floor": 0}
+    )
+    changes = allocations(linkd)
+    whys = [change[2] for change in changes]
+    assert len(set(whys)) == len(whys)
+    assert whys[0] == "step 1 of warmup-0-p1"
+    loads = [
+        sum(
+            r["bytes_out"]
+            for r in dispatches
+            if r["request"] == "warmup-0-p1" and r["device"] == name and not r["step"]
+        )
+        for name in DEVICES
+    ]
+    assert changes[0][3] == pytest.approx([3 * MBIT * load / sum(loads) for load in loads])
+
+
+def test_per_trial_is_made_once_from_the_first_request(lab, linkd):
+    linkd.set(MBIT)
+    result, dispatches, _ = lab.run(
+        lab.station(links=linkd.socket), {"kind": "proportional", "per": "trial", "floor": 0}
+    )
+    changes = allocations(linkd)
+    assert [change[2] for change in changes] == ["before p1", "end of t001"]
+    assert result["bandwidth"]["allocations"] == 2
+    loads = [
+        sum(r["bytes_back"] for r in dispatches if r["request"] == "warmup-0-p1" and r["device"] == name)
+        for name in DEVICES
+    ]
+    assert changes[0][4] == pytest.approx([3 * MBIT * load / sum(loads) for load in loads])
+
+
+def test_uniform_is_told_once_and_only_where_it_differs(lab, linkd):
+    linkd.set(MBIT)
+    station = lab.station(links=linkd.socket)
+    lab.run(station, {"kind": "uniform"})
+    assert allocations(linkd) == []
+    linkd.ask("allocate", shares={"big": 0.6, "middle": 0.1, "small": 0.1})
+    lab.run(station, {"kind": "uniform"})
+    mine = allocations(linkd)[1:]
+    assert [change[2] for change in mine] == ["start of t001", "end of t001"]
+    # What the scenario keeps back, 0.2 of the band, is nobody's under the policy too.
+    assert mine[0][3] == pytest.approx([0.8 * MBIT] * 3)
+    assert mine[1][3] == pytest.approx([1.8 * MBIT, 0.3 * MBIT, 0.3 * MBIT])
+
+
+def test_quality_passes_leave_the_links_alone(lab, linkd):
+    linkd.set(MBIT)
+    path = lab.write_spec(bandwidth={"top-2": {"kind": "proportional"}})
+    lab.station(links=linkd.socket).quality(read_spec(path), "top-2", nothing, nothing)
+    assert allocations(linkd) == []
+
+
+def test_a_trial_that_fails_puts_the_shares_back(lab, linkd):
+    linkd.set(MBIT)
+    station = lab.station(links=linkd.socket)
+    path = lab.write_spec(bandwidth={"top-2": {"kind": "proportional"}})
+
+    def stop_in_the_middle(done, of, what):
+        if done == 1:
+            raise KeyError("out")
+
+    with pytest.raises(KeyError, match="out"):
+        station.trial(read_spec(path), "t001", stop_in_the_middle, nothing)
+    assert allocations(linkd)[-1][2] == "end of t001"
+    assert [link["shares"] for link in linkd.ask("show")["links"]] == [
+        {"downlink": pytest.approx(1 / 3), "uplink": pytest.approx(1 / 3)}
+    ] * 3
+    assert station._dispatcher.control is None
+
+
+def test_what_cannot_be_allocated_fails_the_trial_with_one_line(lab, linkd, tmp_path):
+    allocated = {"kind": "proportional"}
+    with pytest.raises(LinkControlError, match="this base station was started without --links"):
+        lab.run(lab.station(), allocated)
+    station = lab.station(links=linkd.socket)
+    with pytest.raises(LinkControlError, match="linkd shapes no link to big"):
+        lab.run(station, allocated)
+    linkd.set(MBIT, uplink_mbit=None)
+    with pytest.raises(LinkControlError, match="does not shape the uplink of big; shape both directions"):
+        lab.run(station, allocated)
+    linkd.set(MBIT)
+    path = lab.write_spec(bandwidth={"top-2": allocated})
+
+    def stop_linkd(done, of, what):
+        if done == 1:
+            linkd.stop()
+
+    with pytest.raises(LinkControlError, match=r"the bandwidth was not allocated \(layer 0 step 0\): linkd"):
+        station.trial(read_spec(path), "t001", stop_linkd, nothing)
+    assert not (path.parent / "t001").exists()
+    with pytest.raises(LinkControlError, match="linkd does not run"):
+        lab.run(station, allocated)
+    # A policy without a wish needs no daemon.
+    assert lab.run(station)[0]["bandwidth"] is None
+
+
+def test_wrong_settings_in_a_specification_are_said(lab):
+    station = lab.station()
+    with pytest.raises(SpecError, match="policy top-2: bandwidth: per: expected one of"):
+        lab.run(station, {"kind": "proportional", "per": "hour"})
+
+
+def test_a_trial_without_control_calls_nothing_between_layers(lab, monkeypatch):
+    """A policy that leaves the links alone costs nothing: no allocation object exists while it runs."""
+    made = []
+    monkeypatch.setattr(LinkControl, "__init__", lambda *_, **__: made.append(1))
+    result, _, _ = lab.run(lab.station(), {"kind": "scenario"})
+    assert made == []
+    assert result["bandwidth"] is None
+
+
+def test_a_campaign_tells_the_base_station_what_its_policies_do_with_the_band(tmp_path):
+    """From the campaign file to the specification that the base station reads."""
+    (tmp_path / "lab.yaml").write_text("lab: one\n")
+    (tmp_path / "prompts.jsonl").write_text('{"id": "p1", "text": "so it was"}\n')
+    (tmp_path / "run.yaml").write_text(
+        "campaign: first\ninventory: lab.yaml\nmodel: tiny-mixtral\nprompts: {file: prompts.jsonl}\n"
+        "policies:\n"
+        "  - {name: plain, selection: {kind: top_k, k: 2}}\n"
+        "  - {name: shared, selection: {kind: top_k, k: 2}, bandwidth: {kind: proportional, per: token}}\n"
+        "scenarios:\n  - name: even\n    links:\n      default: {downlink_mbit: 8, uplink_mbit: 8}\n"
+    )
+    told = run_spec(load_campaign(tmp_path / "run.yaml"), "run-1", "~/run", [])
+    (tmp_path / "spec.json").write_text(json.dumps(told))
+    spec = read_spec(tmp_path / "spec.json")
+    assert spec.bandwidth_of("plain") == {"kind": "scenario"}
+    assert spec.bandwidth_of("shared") == {"kind": "proportional", "per": "token"}
+    assert spec.policy("shared") == {"kind": "top_k", "k": 2}
