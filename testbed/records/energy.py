@@ -125,8 +125,7 @@ def idle_power_mw(run: Run, power: TotalPower) -> float:
         busy |= (power.t_s > start - IDLE_MARGIN_S) & (power.t_s < end + IDLE_MARGIN_S)
     for start, end in _quality_spans(run):
         busy |= (power.t_s > start - IDLE_MARGIN_S) & (power.t_s < end + IDLE_MARGIN_S)
-    for moment in run.links["t_s"].unique():
-        busy |= np.abs(power.t_s - moment) < IDLE_MARGIN_S
+    busy |= _near(power.t_s, _link_work(run))
     idle = ~busy
     if power.t_s.size < 2:
         return float("nan")
@@ -134,6 +133,23 @@ def idle_power_mw(run: Run, power: TotalPower) -> float:
     if idle.sum() * step_s < IDLE_LEAST_S:
         return float("nan")
     return float(np.median(power.mw[idle]))
+
+
+def _link_work(run: Run) -> NDArray[np.float64]:
+    """Return when links were set or probed, ascending; rates that change within a trial are work of that trial."""
+    probed = run.links["message_bytes"].notna()
+    set_anew = run.links["cause"].isna() | (run.links["cause"] == "set")
+    return np.unique(run.links.loc[probed | set_anew, "t_s"].to_numpy(dtype=float))
+
+
+def _near(t_s: NDArray[np.float64], moments: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which times have a moment less than the margin away; the moments ascend."""
+    if not moments.size:
+        return np.zeros(t_s.size, dtype=bool)
+    after = np.minimum(np.searchsorted(moments, t_s), moments.size - 1)
+    before = np.maximum(after - 1, 0)
+    away: NDArray[np.float64] = np.minimum(np.abs(moments[after] - t_s), np.abs(moments[before] - t_s))
+    return away < IDLE_MARGIN_S
 
 
 def _quality_spans(run: Run) -> list[tuple[float, float]]:

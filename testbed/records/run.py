@@ -33,8 +33,10 @@ class Run:
         dispatches: One row a dispatch, those of quality passes included (their trial is ``quality-POLICY``).
         clocks: One row an estimate of a device's clock.
         quality: One row a window of held-out text and policy.
-        links: One row a setting or a probe of a link.
+        links: One row a rate that came into force on a link, or a probe of it.
         traffic: One row a trial, device and direction: the kernel's count of bytes beside the records'.
+        throughput: One row a look at the counters of a link.
+        radio: One row a reading of a device's wireless interface.
         power: One row a reading of a rail.
         boards: One row a value of jtop.
     """
@@ -49,6 +51,8 @@ class Run:
     quality: pd.DataFrame = field(repr=False)
     links: pd.DataFrame = field(repr=False)
     traffic: pd.DataFrame = field(repr=False)
+    throughput: pd.DataFrame = field(repr=False)
+    radio: pd.DataFrame = field(repr=False)
     power: pd.DataFrame = field(repr=False)
     boards: pd.DataFrame = field(repr=False)
 
@@ -61,7 +65,7 @@ class Run:
     def devices(self) -> list[str]:
         """Return the devices in inventory order, then those that only the records name."""
         names = dict.fromkeys(devices_of(self.manifest))
-        for frame in (self.dispatches, self.power, self.links):
+        for frame in (self.dispatches, self.power, self.links, self.throughput, self.radio):
             names.update(dict.fromkeys(str(name) for name in frame["device"].unique()))
         return list(names)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SCHEMA_VERSION", "TABLES", "Column", "Table", "arrow_schema", "markdown"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Kind = Literal["string", "int64", "float64", "bool"]
 
@@ -79,7 +79,15 @@ def _number(name: str, meaning: str, unit: str = "", *, nullable: bool = False) 
     return Column(name, "float64", unit, meaning, nullable)
 
 
-_UNITS = {"_mbit": "Mbit/s", "_ms": "ms", "_mw": "mW", "_s": "s", "mw": "mW"}
+_UNITS = {
+    "_mbit": "Mbit/s",
+    "_ms": "ms",
+    "_mw": "mW",
+    "_s": "s",
+    "mw": "mW",
+    "_dbm": "dBm",
+    "_mhz": "MHz",
+}
 
 _TRIAL = _text("trial", "the trial: t001 and so on, in the order of running")
 _REQUEST = _text("request", "the prompt that was answered")
@@ -100,6 +108,11 @@ _ALL = (
             _number("t_end_s", "when the trial ended"),
             _flag(
                 "links_ok", "whether every link was within its tolerance when last verified", nullable=True
+            ),
+            _text(
+                "links_error",
+                "what else was wrong with its links: a line whose process ended, a change that came to nothing",
+                nullable=True,
             ),
             _text("error", "why it failed", nullable=True),
         ),
@@ -189,15 +202,32 @@ _ALL = (
     ),
     Table(
         "links",
-        "one probe of a link with messages of one size; a row without message_bytes is the setting of a rate",
+        "one probe of a link with messages of one size; a row without message_bytes is a rate that came into force",
         (
             _number("t_s", "when it was set or measured"),
             _text("trial", "the trial that it was set or verified for", nullable=True),
             _text("scenario", "the scenario that was in force", nullable=True),
             _DEVICE,
             _text("direction", "downlink (to the device) or uplink"),
-            _text("backend", "what shapes the link", nullable=True),
-            _number("asked_mbit", "the rate asked for, frames included", nullable=True),
+            _text("backend", "what shapes the link, none where nothing does", nullable=True),
+            _text(
+                "cause",
+                "why the rate came into force: set, block (of a channel), allocate (of a policy), rerate or hold; "
+                "null for a probe",
+                nullable=True,
+            ),
+            _text("why", "what the one who asked for it said, such as the layer", nullable=True),
+            _text(
+                "state",
+                "a probe: idle, or busy (all other devices at full load in both directions)",
+                nullable=True,
+            ),
+            _number(
+                "asked_mbit",
+                "the rate asked for, frames included; null where the direction was left alone",
+                nullable=True,
+            ),
+            _number("delay_ms", "the one-way delay asked for", nullable=True),
             _count("message_bytes", "size of a message", "bytes", nullable=True),
             _count("n", "messages behind measured_ms", nullable=True),
             _number(
@@ -209,7 +239,7 @@ _ALL = (
             _number("p95_ms", "95th percentile of the messages", nullable=True),
             _number(
                 "ratio",
-                "measured over expected; null for a message of one frame, which passes at once",
+                "measured over expected; null for a message of one frame where that passes at once",
                 nullable=True,
             ),
             _flag("ok", "whether it was within the tolerance", nullable=True),
@@ -222,11 +252,56 @@ _ALL = (
             _text("trial", "the trial"),
             _DEVICE,
             _text("direction", "downlink (to the device) or uplink"),
-            _count("frame_bytes", "what the link's class counted, Ethernet headers included", "bytes"),
-            _count("frames", "the frames that it counted"),
-            _count("drops", "the frames that it dropped"),
+            _count(
+                "frame_bytes",
+                "what the link's class counted, Ethernet headers included; null where nothing counts",
+                "bytes",
+                nullable=True,
+            ),
+            _count("frames", "the frames that it counted", nullable=True),
+            _count("drops", "the frames that it dropped", nullable=True),
             _count("dispatch_bytes", "the sum over the trial's dispatches", "bytes"),
             _count("control_bytes", "handshakes and pings of the data plane", "bytes"),
+            _count(
+                "retransmitted_bytes",
+                "payload that TCP says it sent again; null where the kernel did not tell",
+                "bytes",
+                nullable=True,
+            ),
+        ),
+    ),
+    Table(
+        "throughput",
+        "what one shaped link let through from one look at its counters to the next",
+        (
+            _number("t_s", "when the interval ended"),
+            _text("trial", "the trial", nullable=True),
+            _DEVICE,
+            _text("direction", "downlink (to the device) or uplink"),
+            _number("interval_s", "the time since the look before"),
+            _count("frame_bytes", "what the link's class sent in it, Ethernet headers included", "bytes"),
+            _count(
+                "backlog_bytes",
+                "what waited in the class at its end; null where nothing can tell",
+                "bytes",
+                nullable=True,
+            ),
+        ),
+    ),
+    Table(
+        "radio",
+        "one reading of a device's wireless interface, as its driver tells it",
+        (
+            _number("t_s", "when it was read"),
+            _DEVICE,
+            _text("interface", "the interface"),
+            _number("signal_dbm", "the received signal", nullable=True),
+            _number("noise_dbm", "the noise", nullable=True),
+            _number("tx_mbit", "the physical rate from the device to the access point", nullable=True),
+            _count("tx_mcs", "its modulation and coding scheme", nullable=True),
+            _number("rx_mbit", "the physical rate from the access point to the device", nullable=True),
+            _count("rx_mcs", "its modulation and coding scheme", nullable=True),
+            _number("width_mhz", "the width of the channel", nullable=True),
         ),
     ),
     Table(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from testbed.report.style import Figure
+from testbed.report.style import Figure, Key
 from testbed.report.tables import DataTable
 
 __all__ = ["Alert", "Block", "Code", "Facts", "Grid", "Missing", "Note", "Plot", "Section", "Sheet"]
@@ -29,7 +29,7 @@ class Grid:
     note: str
     figures: Sequence[Figure]
     scale: str = ""
-    legend: Sequence[tuple[str, str]] = ()
+    legend: Sequence[Key] = ()
     kind: str = "grid"
 
     @property

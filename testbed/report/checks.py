@@ -11,6 +11,7 @@ import pandas as pd
 
 from testbed.records.outline import outline_of
 from testbed.records.run import Run
+from testbed.report.linkfacts import links_untouched, probes_of, trial_links
 from testbed.report.metrics import measured_tokens
 from testbed.report.numbers import number
 
@@ -21,7 +22,6 @@ __all__ = [
     "checks_of",
     "clock_errors",
     "energy_problems",
-    "probes_of",
 ]
 
 COVERAGE_LEAST = 0.95
@@ -85,11 +85,6 @@ def checks_of(run: Run, energy: pd.DataFrame) -> list[Check]:
     ]
 
 
-def probes_of(run: Run) -> pd.DataFrame:
-    """Return the rows of ``links`` that are probes."""
-    return run.links[run.links["message_bytes"].notna()].reset_index(drop=True)
-
-
 def clock_errors(run: Run) -> list[ClockError]:
     """Return the clock error of each device, in the devices' order."""
     errors = []
@@ -134,21 +129,31 @@ def _trials(run: Run) -> Check:
 
 
 def _links(run: Run) -> Check:
+    if links_untouched(run):
+        detail = (
+            "Shaping is none: the links were not set, and nothing was asked of them that could be verified."
+        )
+        return Check("links", "not set", "plain", detail, "links")
     probes = probes_of(run)
     if probes.empty:
-        return Check("links", "not verified", "bad", "No link was probed: no rate can be relied on.", "links")
-    fine = int((probes["ok"] == True).sum())  # noqa: E712 (a nullable column)
+        return Check(
+            "links", "not verified", "bad", "No link was probed: no rate can be relied on.", "links-bad"
+        )
+    judged = probes[probes["ok"].notna()]
+    fine = int(judged["ok"].sum())
     tolerance = outline_of(run.manifest).tolerance
     within = f" of {tolerance * 100:g} %" if tolerance else ""
-    detail = f"{fine} of {len(probes)} probes were within the tolerance{within} (or one frame)."
-    anchor = "links" if fine == len(probes) else "links-bad"
-    return Check(
-        "links in tolerance",
-        f"{fine} of {len(probes)}",
-        "good" if fine == len(probes) else "bad",
-        detail,
-        anchor,
-    )
+    detail = f"{fine} of {len(judged)} probes were within the tolerance{within} (or one frame)."
+    known = trial_links(run)
+    unsound = [name for name in run.completed["trial"] if known[name].state != "ok"]
+    if unsound:
+        detail += f" {len(unsound)} of {len(run.completed)} completed trials had links that were off or not verified."
+    if fine == len(judged) and unsound:
+        value = f"{len(run.completed) - len(unsound)} of {len(run.completed)}"
+        return Check("trials with sound links", value, "bad", detail, "links-bad")
+    good = fine == len(judged)
+    anchor = "links" if good else "links-off"
+    return Check("links in tolerance", f"{fine} of {len(judged)}", "good" if good else "bad", detail, anchor)
 
 
 def _power(run: Run, energy: pd.DataFrame) -> Check:

@@ -16,6 +16,7 @@ from testbed.report.style import (
     PART_LEGEND,
     Device,
     Figure,
+    Key,
     combination,
     escape,
     figure_of,
@@ -89,7 +90,7 @@ def latency_quality_figure(
             "same windows for all policies, so differences are surer than the bars look). The steps are the Pareto "
             "front of each scenario."
         ),
-        legend=[(scenario, _scenario_colour(place)) for place, scenario in enumerate(scenarios)],
+        legend=[Key(scenario, _scenario_colour(place)) for place, scenario in enumerate(scenarios)],
     )
 
 

@@ -1,4 +1,4 @@
-"""The figures of the links: what was measured against what was asked for, and rates that change over time."""
+"""The figure of the links: what their probes measured against what was asked for."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
+from testbed.report.figures_rates import ARROWS
 from testbed.report.style import Device, Figure, escape, figure_of
 
-__all__ = ["link_summary", "rates_figure", "ratio_figure"]
+__all__ = ["link_summary", "ratio_figure"]
 
-_SYMBOLS = ("circle-open", "diamond-open", "square-open", "triangle-up-open", "cross-open", "star-open")
-_DIRECTIONS = {"downlink": "\N{DOWNWARDS ARROW}", "uplink": "\N{UPWARDS ARROW}"}
+_SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "star")
 
 
 def link_summary(probes: pd.DataFrame) -> pd.DataFrame:
@@ -22,13 +22,18 @@ def link_summary(probes: pd.DataFrame) -> pd.DataFrame:
         probes: What :func:`testbed.report.checks.probes_of` gave.
 
     Returns:
-        ``scenario, device, direction, asked_mbit, message_bytes, probes, n, expected_ms, measured_ms`` (the mean of
-        the probes' medians), ``p95_ms, low, high`` (the least and the greatest ratio) and ``failed``.
+        ``scenario, device, direction, message_bytes, state, delay_ms, backend, asked_low, asked_high`` (where rates
+        vary, repeats have other ones), ``probes, n, expected_ms, measured_ms`` (the mean of the probes' medians),
+        ``p95_ms, low, high`` (the least and the greatest ratio), ``worst`` (the ratio farthest from 1), ``judged`` and
+        ``failed``. What failed comes first, the worst of it before the others.
     """
-    keys = ["scenario", "device", "direction", "asked_mbit", "message_bytes"]
-    failed = probes["ok"].fillna(False).astype(bool)
-    grouped = probes.assign(failed=~failed).groupby(keys, sort=False, dropna=False)
-    return grouped.agg(
+    keys = ["scenario", "device", "direction", "message_bytes", "state", "delay_ms", "backend"]
+    judged = probes["ok"].notna()
+    failed = judged & ~probes["ok"].fillna(True).astype(bool)
+    grouped = probes.assign(failed=failed, judged=judged).groupby(keys, sort=False, dropna=False)
+    summary = grouped.agg(
+        asked_low=("asked_mbit", "min"),
+        asked_high=("asked_mbit", "max"),
         probes=("t_s", "size"),
         n=("n", "sum"),
         expected_ms=("expected_ms", "mean"),
@@ -36,8 +41,14 @@ def link_summary(probes: pd.DataFrame) -> pd.DataFrame:
         p95_ms=("p95_ms", "max"),
         low=("ratio", "min"),
         high=("ratio", "max"),
+        judged=("judged", "sum"),
         failed=("failed", "sum"),
     ).reset_index()
+    below = (1 - summary["low"]) > (summary["high"] - 1)
+    summary["worst"] = summary["low"].where(below, summary["high"])
+    # In the order of running, but for what is off: a stable sort keeps the rest as it was.
+    rank = (summary["worst"] - 1).abs().fillna(0).where(summary["failed"] > 0, -1.0)
+    return summary.loc[rank.sort_values(ascending=False, kind="stable").index].reset_index(drop=True)
 
 
 def ratio_figure(
@@ -48,11 +59,11 @@ def ratio_figure(
         return None
     figure = go.Figure()
     sizes = sorted(probes["message_bytes"].unique())
-    rows = [(name, direction) for name in devices for direction in _DIRECTIONS]
-    labels = {key: f"{devices[key[0]].label} {_DIRECTIONS[key[1]]}" for key in rows}
+    rows = [(name, direction) for name in devices for direction in ARROWS]
+    labels = {key: f"{devices[key[0]].label} {ARROWS[key[1]]}" for key in rows}
     for place, scenario in enumerate(scenarios):
         own = probes[(probes["scenario"] == scenario) & probes["device"].isin(list(devices))]
-        own = own[own["direction"].isin(list(_DIRECTIONS))]
+        own = own[own["direction"].isin(list(ARROWS))]
         if own.empty:
             continue
         symbol = _SYMBOLS[place % len(_SYMBOLS)]
@@ -61,7 +72,7 @@ def ratio_figure(
             y=[labels[row.device, row.direction] for row in own.itertuples()],
             mode="markers",
             marker={
-                "symbol": symbol,
+                "symbol": [symbol if state == "busy" else f"{symbol}-open" for state in own["state"]],
                 "size": [6 + 2 * min(sizes.index(size), 4) for size in own["message_bytes"]],
                 "color": ["var(--bad)" if ok is False else devices[d].colour for ok, d in _verdicts(own)],
                 "line": {"width": 1.4},
@@ -74,14 +85,16 @@ def ratio_figure(
                     f"{row.asked_mbit:g}",
                     f"{row.expected_ms:.3g}",
                     f"{row.measured_ms:.3g}",
+                    f", {escape(row.state)}" if isinstance(row.state, str) else "",
                 ]
                 for row in own.itertuples()
             ],
-            hovertemplate="%{y}: %{customdata[0]} B at %{customdata[1]} Mbit/s<br>expected %{customdata[2]} ms, "
-            "measured %{customdata[3]} ms (ratio %{x:.3f})<extra>%{fullData.name}</extra>",
+            hovertemplate="%{y}: %{customdata[0]} B at %{customdata[1]} Mbit/s%{customdata[4]}<br>"
+            "expected %{customdata[2]} ms, measured %{customdata[3]} ms (ratio %{x:.3f})"
+            "<extra>%{fullData.name}</extra>",
         )
         # The legend shows the shape alone: the colours are the devices'.
-        marker = {"symbol": symbol, "size": 9, "color": "var(--ink)", "line": {"width": 1.4}}
+        marker = {"symbol": f"{symbol}-open", "size": 9, "color": "var(--ink)", "line": {"width": 1.4}}
         figure.add_scatter(x=[None], y=[None], mode="markers", marker=marker, name=escape(scenario))
     if tolerance is not None:
         figure.add_vrect(
@@ -107,6 +120,8 @@ def ratio_figure(
         if tolerance
         else ""
     )
+    loaded = (probes["state"] == "busy").any()
+    busy = " Filled: while all other devices were at full load in both directions." if loaded else ""
     return figure_of(
         "links-ratio",
         "Links as measured",
@@ -114,62 +129,7 @@ def ratio_figure(
         alt="Dots: measured over expected transfer time of probe messages for each device and direction.",
         narrow={"xaxis": {"title": {"text": "measured over expected time"}}},
         note=f"\N{DOWNWARDS ARROW} downlink, \N{UPWARDS ARROW} uplink; one point a probe; larger points, "
-        f"larger messages; red where it failed.{band}",
-    )
-
-
-def rates_figure(
-    settings: pd.DataFrame, devices: Mapping[str, Device], until_s: float
-) -> tuple[Figure | None, list[str]]:
-    """Return the rates over time of the links whose rate changes, and the names of the devices that never change.
-
-    Args:
-        settings: The rows of ``links`` that set a rate.
-        devices: The look of each device.
-        until_s: The end of the run.
-    """
-    figure = go.Figure()
-    steady = []
-    for name, device in devices.items():
-        own = settings[settings["device"] == name]
-        changing = own.groupby("direction")["asked_mbit"].nunique()
-        if own.empty or changing.max() < 2:
-            steady += [name] if not own.empty else []
-            continue
-        for direction in changing.index:
-            rows = own[own["direction"] == direction]
-            figure.add_scatter(
-                x=[*rows["t_s"].round(2), round(until_s, 2)],
-                y=[*rows["asked_mbit"], rows["asked_mbit"].iloc[-1]],
-                mode="lines",
-                line={
-                    "shape": "hv",
-                    "color": device.colour,
-                    "width": 2 if direction == "downlink" else 1.4,
-                    "dash": "solid" if direction == "downlink" else "dot",
-                },
-                name=f"{escape(name)} {_DIRECTIONS.get(direction, escape(direction))}",
-                hovertemplate="%{x:.1f} s: %{y:g} Mbit/s<extra>%{fullData.name}</extra>",
-            )
-    if not figure.data:
-        return None, steady
-    figure.update_layout(
-        height=300,
-        xaxis={"title": {"text": "time since the start of the run (s)"}},
-        yaxis={"title": {"text": "rate asked for (Mbit/s)"}, "rangemode": "tozero"},
-    )
-    note = "Only links whose rate changes."
-    if steady:
-        note += f" Steady all along: {', '.join(steady)}."
-    return (
-        figure_of(
-            "links-rates",
-            "Rates over time",
-            figure,
-            alt="Step lines of the rate asked for over time, of the links whose rate changes.",
-            note=note,
-        ),
-        steady,
+        f"larger messages; red where it failed.{busy}{band}",
     )
 
 

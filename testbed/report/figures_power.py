@@ -15,14 +15,22 @@ from testbed.records.energy import TotalPower
 from testbed.report.checks import COVERAGE_LEAST
 from testbed.report.numbers import number, with_interval
 from testbed.report.stats import Interval, bootstrap_mean
-from testbed.report.style import Device, Figure, combination, escape, figure_of, finite
+from testbed.report.style import (
+    Device,
+    Figure,
+    combination,
+    escape,
+    figure_of,
+    finite,
+    trial_keys,
+    trial_shapes,
+)
 from testbed.telemetry.energy import GAP_PERIODS
 
 __all__ = ["ALL_DEVICES", "EnergyRow", "energy_figure", "energy_rows", "power_figure", "thin"]
 
 ALL_DEVICES = "all devices"
 POINTS = 3000
-SHADES = 4
 
 
 @dataclass(frozen=True)
@@ -269,21 +277,12 @@ def _together(energy: pd.DataFrame, devices: int) -> pd.DataFrame:
 
 def _shade(figure: go.Figure, trials: pd.DataFrame, policies: Sequence[str]) -> list[dict[str, Any]]:
     """Return the shapes that shade the trials, and name their tones in the legend."""
-    shapes: list[dict[str, Any]] = []
-    for place, policy in enumerate(policies):
-        colour = f"var(--shade-{place % SHADES + 1})"
-        own = trials[trials["policy"] == policy]
-        if own.empty:
-            continue
-        frame = {"type": "rect", "xref": "x", "yref": "paper", "y0": 0, "y1": 1, "layer": "below"}
-        look = {"fillcolor": colour, "line": {"width": 0}}
-        for start, end in zip(own["t_start_s"], own["t_end_s"], strict=True):
-            shapes.append(frame | look | {"x0": float(start), "x1": float(end)})
+    for key in trial_keys(trials, policies):
         edge = {"width": 1, "color": "var(--muted)"}
-        marker = {"symbol": "square", "size": 13, "color": colour, "line": edge}
-        name = escape(policy)
+        marker = {"symbol": "square", "size": 13, "color": key.colour, "line": edge}
+        name = escape(key.title)
         figure.add_scatter(x=[None], y=[None], mode="markers", marker=marker, name=name, hoverinfo="skip")
-    return shapes
+    return trial_shapes(trials, policies)
 
 
 def _panel_title(device: Device, power: TotalPower, idle_mw: float) -> str:

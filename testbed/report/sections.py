@@ -13,12 +13,13 @@ from testbed.records.outline import outline_of
 from testbed.records.run import Run
 from testbed.report.blocks import Alert, Block, Code, Facts, Grid, Missing, Note, Plot, Section, Sheet
 from testbed.report.breakdown import bottlenecks, mean_parts, timeline, token_parts
-from testbed.report.checks import clock_errors, energy_problems, probes_of
+from testbed.report.checks import clock_errors, energy_problems
 from testbed.report.figures import bottleneck_figure, parts_figure, timeline_figure
-from testbed.report.figures_links import link_summary, rates_figure, ratio_figure
 from testbed.report.figures_power import energy_figure, energy_rows, power_figure
+from testbed.report.linkfacts import backend_entries, trial_links
 from testbed.report.metrics import policies_of, quality_of, scenarios_of, serving_rows, trial_means
 from testbed.report.numbers import number
+from testbed.report.sections_links import links_section
 from testbed.report.style import PART_LEGEND, Device, device_styles
 from testbed.report.tables import (
     clock_table,
@@ -28,7 +29,6 @@ from testbed.report.tables import (
     serving_table,
     trials_table,
 )
-from testbed.report.tables_links import UNEXPLAINED_MOST, links_table, traffic_table, traffic_totals
 
 __all__ = ["sections_of"]
 
@@ -48,7 +48,7 @@ def sections_of(run: Run, energy: pd.DataFrame) -> list[Section]:
         Section("time", "Where a token’s time goes", "time", _time(run, order, devices)),
         Section("timeline", "One token’s timeline", "timeline", _timeline(run, order, devices)),
         Section("energy", "Power and energy", "energy", _energy(run, energy, order, devices)),
-        Section("links", "Links", "links", _links(run, devices)),
+        links_section(run, devices),
         Section("metrics", "Serving metrics", "metrics", _metrics(run)),
         Section("trials", "Trials", "trials", _trials(run)),
         Section("fleet", "Fleet and provenance", "fleet", _provenance(run, devices)),
@@ -139,53 +139,6 @@ def _energy(
     return [*blocks, Plot(figure), Sheet(energy_table(rows, colours))]
 
 
-def _links(run: Run, devices: Mapping[str, Device]) -> list[Block]:
-    probes, outline = probes_of(run), outline_of(run.manifest)
-    blocks: list[Block] = []
-    colours = {name: device.colour for name, device in devices.items()}
-    if probes.empty:
-        blocks.append(Alert("No link was probed in this run, so its rates are not known.", "links-bad"))
-    else:
-        summary = link_summary(probes)
-        failed = summary[summary["failed"] > 0]
-        if len(failed):
-            worst = "; ".join(
-                f"{row['device']} {row['direction']} in {row['scenario']}, {int(row['message_bytes']):,} B: "
-                f"ratio {row['low']:.3f} to {row['high']:.3f}"
-                for row in failed.to_dict("records")
-            )
-            blocks.append(Alert(f"Outside the tolerance: {worst}.", "links-bad"))
-        figure = ratio_figure(probes, scenarios_of(run), devices, outline.tolerance)
-        if figure is not None:
-            blocks.append(Plot(figure))
-    settings = run.links[run.links["message_bytes"].isna() & run.links["asked_mbit"].notna()]
-    ends = [run.trials["t_end_s"].max(), run.links["t_s"].max()]
-    until_s = max((float(end) for end in ends if pd.notna(end)), default=0.0)
-    rates, _ = rates_figure(settings, devices, until_s)
-    if rates is not None:
-        blocks.append(Plot(rates))
-    if len(probes):
-        blocks.append(Sheet(links_table(summary, colours), folded=True))
-    return [*blocks, *_traffic(run, colours)]
-
-
-def _traffic(run: Run, colours: Mapping[str, str]) -> list[Block]:
-    if run.traffic.empty:
-        return [Missing("The bytes that crossed the links were not counted.")]
-    totals = traffic_totals(run.traffic)
-    wrong = totals[totals["share"].abs() > UNEXPLAINED_MOST]
-    blocks: list[Block] = []
-    if len(wrong):
-        which = ", ".join(f"{row['device']} {row['direction']}" for row in wrong.to_dict("records"))
-        blocks.append(
-            Alert(
-                f"The kernel counted bytes that the records do not explain: {which}. TCP sent again, or something "
-                "else used the link."
-            )
-        )
-    return [*blocks, Sheet(traffic_table(totals, colours))]
-
-
 def _metrics(run: Run) -> list[Block]:
     rows = serving_rows(run)
     blocks: list[Block] = []
@@ -224,6 +177,15 @@ def _trials(run: Run) -> list[Block]:
     for row in failed.to_dict("records"):
         error = row["error"] if pd.notna(row["error"]) else "no reason was recorded"
         blocks.append(Alert(f"{row['trial']} ({row['policy']}, {row['scenario']}) failed: {error}"))
+    links = trial_links(run)
+    unsound = [name for name in run.completed["trial"] if links[name].state in ("off", "unverified")]
+    if unsound:
+        blocks.append(
+            Alert(
+                f"{len(unsound)} of {done} completed trials had links that were not as asked or not verified; "
+                "they are in the figures all the same."
+            )
+        )
     if planned and done + len(failed) < planned:
         missing = planned - done - len(failed)
         blocks.append(
@@ -243,7 +205,13 @@ def _provenance(run: Run, devices: Mapping[str, Device]) -> list[Block]:
     else:
         blocks.append(Missing("The command that repeats this run was not recorded."))
     for key, title in _PROVENANCE.items():
-        entries = list(_flat(manifest.get(key)))
+        value = manifest.get(key)
+        if key == "links":
+            used = {f"{where}, in force": names for where, names in backend_entries(run)}
+            known = value if isinstance(value, dict) else {}
+            # The records say the same by direction, without a line for every device.
+            value = {name: entry for name, entry in known.items() if name != "backends" or not used} | used
+        entries = list(_flat(value))
         if entries:
             blocks.append(Facts(title, entries))
     if manifest.get("campaign"):

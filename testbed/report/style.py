@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pandas as pd
 import plotly.graph_objects as go
 
 from testbed.report.breakdown import PARTS
@@ -18,20 +19,40 @@ __all__ = [
     "PART_LEGEND",
     "Device",
     "Figure",
+    "Key",
     "combination",
     "device_styles",
     "escape",
     "figure_of",
     "finite",
     "pair_name",
+    "trial_keys",
+    "trial_shapes",
 ]
 
 HUES = 8
+SHADES = 4
 _DASHES = ("solid", "dash", "dot")
 _PATTERNS = ("", "/", ".")
 
+
+@dataclass(frozen=True)
+class Key:
+    """One entry of a legend that the page draws itself.
+
+    Attributes:
+        title: What it stands for.
+        colour: Its colour.
+        mark: A class of report.css for another mark than a square: line, thin, dashed, dot, diamond.
+    """
+
+    title: str
+    colour: str
+    mark: str = ""
+
+
 PART_COLOURS: Mapping[str, str] = {part: f"var(--{part.removesuffix('_ms')})" for part in PARTS}
-PART_LEGEND = tuple((title, PART_COLOURS[part]) for part, title in PARTS.items())
+PART_LEGEND = tuple(Key(title, PART_COLOURS[part]) for part, title in PARTS.items())
 
 
 @dataclass(frozen=True)
@@ -67,7 +88,7 @@ class Figure:
         alt: What it shows, in a sentence, for those who do not see it.
         note: How to read it.
         narrow: What changes in the layout on a narrow screen.
-        legend: Names and colours of a legend that the page draws itself, above the figure.
+        legend: A legend that the page draws itself, above the figure.
     """
 
     name: str
@@ -76,7 +97,7 @@ class Figure:
     alt: str
     note: str = ""
     narrow: dict[str, Any] = field(default_factory=dict)
-    legend: Sequence[tuple[str, str]] = ()
+    legend: Sequence[Key] = ()
 
 
 def device_styles(devices: Sequence[str]) -> dict[str, Device]:
@@ -96,7 +117,7 @@ def figure_of(
     alt: str,
     note: str = "",
     narrow: dict[str, Any] | None = None,
-    legend: Sequence[tuple[str, str]] = (),
+    legend: Sequence[Key] = (),
 ) -> Figure:
     """Return a plotly figure as a figure of the page, without plotly's own template: the page brings the look."""
     # By way of JSON, which packs arrays into base64 and turns NaN into null.
@@ -118,6 +139,28 @@ def pair_name(policy: str, scenario: str) -> str:
 def combination(policy: str, scenario: str) -> str:
     """Return how a policy in a scenario is called within a figure, escaped for plotly.js."""
     return escape(pair_name(policy, scenario))
+
+
+def trial_shapes(trials: pd.DataFrame, policies: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the shapes that shade the trials over the full height of a figure, in a tone for each policy."""
+    frame = {"type": "rect", "xref": "x", "yref": "paper", "y0": 0, "y1": 1, "layer": "below"}
+    shapes: list[dict[str, Any]] = []
+    for place, policy in enumerate(policies):
+        look = {"fillcolor": _shade(place), "line": {"width": 0}}
+        own = trials[trials["policy"] == policy]
+        for start, end in zip(own["t_start_s"], own["t_end_s"], strict=True):
+            shapes.append(frame | look | {"x0": float(start), "x1": float(end)})
+    return shapes
+
+
+def trial_keys(trials: pd.DataFrame, policies: Sequence[str]) -> list[Key]:
+    """Return the legend of :func:`trial_shapes`: the policies that ran."""
+    ran = set(trials["policy"])
+    return [Key(policy, _shade(place)) for place, policy in enumerate(policies) if policy in ran]
+
+
+def _shade(place: int) -> str:
+    return f"var(--shade-{place % SHADES + 1})"
 
 
 def finite(value: float) -> float | None:

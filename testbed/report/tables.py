@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import pandas as pd
 from testbed.records.run import Run
 from testbed.report.checks import ClockError
 from testbed.report.figures_power import EnergyRow
+from testbed.report.linkfacts import TrialLinks, trial_links
 from testbed.report.metrics import METRICS, Quality, Row
 from testbed.report.numbers import NO_VALUE, change, number, with_interval
 from testbed.report.stats import Interval
@@ -90,6 +91,8 @@ class DataTable:
         headers: The columns.
         rows: The cells.
         grouped: Whether rows that begin alike are set apart from the others.
+        off: The places of the rows that are wrong: they stand in red.
+        anchor: The id in the page of the first of them.
     """
 
     name: str
@@ -97,6 +100,8 @@ class DataTable:
     headers: Sequence[Header]
     rows: Sequence[Sequence[Cell]]
     grouped: bool = False
+    off: Collection[int] = ()
+    anchor: str = ""
 
 
 def serving_table(rows: Sequence[Row]) -> DataTable:
@@ -242,13 +247,13 @@ def trials_table(run: Run, means: pd.DataFrame) -> DataTable:
         Header("links"),
         Header("error"),
     ]
-    by_trial = means.set_index("trial")
+    by_trial, links = means.set_index("trial"), trial_links(run)
     body = []
     for row in run.trials.to_dict("records"):
         name, completed = str(row["trial"]), row["state"] == "completed"
         ttft = float(by_trial["ttft_ms"].get(name, math.nan))
         itl = float(by_trial["itl_ms"].get(name, math.nan))
-        links = row["links_ok"]
+        sound = links[name]
         body.append(
             [
                 Cell(name),
@@ -260,11 +265,17 @@ def trials_table(run: Run, means: pd.DataFrame) -> DataTable:
                 Cell(f"{row['t_end_s'] - row['t_start_s']:.1f}", float(row["t_end_s"] - row["t_start_s"])),
                 ms_cell(ttft),
                 ms_cell(itl),
-                Cell(NO_VALUE) if pd.isna(links) else Cell("ok") if links else Cell("failed", style="bad"),
+                _links_cell(sound),
                 Cell("" if pd.isna(row["error"]) else str(row["error"]), style="bad"),
             ]
         )
     return DataTable("trials-table", "Trials in the order of running", headers, body)
+
+
+def _links_cell(links: TrialLinks) -> Cell:
+    texts = {"ok": "ok", "off": f"off: {links.reason}", "unverified": "not verified", "untouched": "not set"}
+    style = "bad" if links.state in ("off", "unverified") else "weak" if links.state == "untouched" else ""
+    return Cell(texts[links.state], style=style, title=links.reason)
 
 
 def fleet_table(manifest: Mapping[str, Any], colours: Mapping[str, str]) -> DataTable:

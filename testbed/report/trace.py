@@ -1,5 +1,6 @@
-"""A run as a trace for chrome://tracing or Perfetto: trials, requests, tokens and dispatches as slices, power as lines.
+"""A run as a trace for chrome://tracing or Perfetto: what took time as slices, power and rates as lines.
 
+Slices are trials, requests, tokens and dispatches; lines are each board's power, and the rate asked of each link.
 The format is the JSON of the Trace Event Format: ``X`` a slice with a duration, ``C`` a counter, ``M`` a name; times in
 microseconds. A process stands for a host.
 """
@@ -15,6 +16,7 @@ import pandas as pd
 
 from testbed.records.energy import total_power
 from testbed.records.run import Run
+from testbed.report.rates import asked_steps, samples_of
 
 __all__ = ["trace_events", "write_trace"]
 
@@ -68,6 +70,22 @@ def trace_events(run: Run) -> Iterator[dict[str, Any]]:
         power = total_power(run, name)
         for t_s, mw in zip(power.t_s, power.mw, strict=True):
             yield _event("C", "power", host, 0, t_s) | {"args": {"W": round(float(mw) / 1000, 3)}}
+    yield from _rates(run, hosts)
+
+
+def _rates(run: Run, hosts: dict[str, int]) -> Iterator[dict[str, Any]]:
+    """Yield what was asked of each link, and what crossed it, as counters of its device."""
+    steps = asked_steps(run)
+    for (name, direction), asked in steps.items():
+        for t_s, mbit in zip(asked.t_s, asked.mbit, strict=True):
+            if pd.notna(mbit):
+                value = {"Mbit/s": round(float(mbit), 4)}
+                yield _event("C", f"{direction} asked for", hosts[name], 0, t_s) | {"args": value}
+    for row in samples_of(run, steps).to_dict("records"):
+        # A counter holds until its next value, so that of an interval stands at its begin.
+        value = {"Mbit/s": round(float(row["mbit"]), 4)}
+        title = f"{row['direction']} crossed"
+        yield _event("C", title, hosts[str(row["device"])], 0, row["begin_s"]) | {"args": value}
 
 
 def _dispatches(run: Run, hosts: dict[str, int]) -> Iterator[dict[str, Any]]:

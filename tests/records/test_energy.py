@@ -87,6 +87,34 @@ def test_idle_power_is_unknown_where_the_board_was_never_left_alone(tmp_path: Pa
     assert np.isnan(idle_power_mw(run, power))
 
 
+@pytest.mark.parametrize(
+    ("change", "idle_mw"),
+    [
+        ({"cause": "block", "asked_mbit": 5.0}, LOAD_MW),  # within a trial, whose time is no idle time anyway
+        ({"cause": "set", "asked_mbit": 5.0}, IDLE_MW),
+        ({"asked_mbit": 5.0}, IDLE_MW),  # as runs of the first schema have it
+        ({"asked_mbit": 5.0, "message_bytes": 4096}, IDLE_MW),
+    ],
+)
+def test_setting_and_probing_links_is_no_idling(
+    tmp_path: Path, change: dict[str, Any], idle_mw: float
+) -> None:
+    make(tmp_path)
+    # Twice as long as what is left: a board that works harder near these moments.
+    moments = [2.0, 4.0, 6.0, 8.0]
+    rows = [{"t_s": t_s, "device": "nano", "direction": "downlink", **change} for t_s in moments]
+    writer = RecordWriter(tmp_path)
+    writer.write("links", "t001", rows)
+    power = [
+        {"t_s": t_s, "device": "nano", "rail": rail, "mw": (LOAD_MW if 1.1 < t_s < 8.9 else IDLE_MW) / 2}
+        for t_s in np.arange(0, 25.5, 0.05)
+        for rail in ("A", "B")
+    ]
+    writer.write("power", "nano", power)
+    run = load_run(tmp_path)
+    assert idle_power_mw(run, total_power(run, "nano")) == idle_mw
+
+
 def test_a_run_without_trials_has_an_energy_table_with_its_columns(tmp_path: Path) -> None:
     write_manifest(tmp_path, {"run": "r", "started_unix": 0.0, "state": "failed"})
     energy = load_run(tmp_path).energy()

@@ -5,6 +5,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 
@@ -123,6 +124,27 @@ def test_a_column_that_an_older_run_has_not_is_null(tmp_path: Path, rows: Rows) 
     wrong = Table("requests", "", (*TABLES["requests"].columns, type(new)("later", "float64", "", "", False)))
     with pytest.raises(TestbedError, match="older than this testbed"):
         read_table(tmp_path, wrong)
+
+
+def test_a_run_of_the_first_schema_still_loads(tmp_path: Path, rows: Rows) -> None:
+    writer = open_run(tmp_path)
+    later = {
+        "links": ["cause", "why", "state", "delay_ms"],
+        "traffic": ["retransmitted_bytes"],
+        "trials": ["links_error"],
+    }
+    for name, columns in later.items():
+        path = writer.write(name, "one", [rows[name]])
+        assert path is not None
+        pq.write_table(pq.ParquetFile(path).read().drop_columns(columns), path)
+    run = load_run(tmp_path)
+    for name, columns in later.items():
+        frame = getattr(run, name)
+        assert len(frame) == 1
+        assert frame[columns].isna().all(axis=None), name
+    assert run.throughput.empty
+    assert run.radio.empty
+    assert len(list(run.export_csv(tmp_path / "csv"))) == len(TABLES) + 1
 
 
 def test_damaged_parts_are_named(tmp_path: Path, rows: Rows) -> None:

@@ -94,7 +94,7 @@ def test_figures_are_json_with_axes_and_units(page: str) -> None:
         "power",
         "energy-figure",
         "links-ratio",
-        "links-rates",
+        "links-rates-2",
     } <= names
     assert len([name for name in names if name.startswith(("bottleneck-", "timeline-"))]) == 8
     for name, text in figures:

@@ -1,0 +1,119 @@
+"""What was behind the links: the backends in use, what a rate means under them, and which trials had sound links."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+
+from testbed.records.run import Run
+from testbed.report.rates import DIRECTIONS
+
+__all__ = ["TrialLinks", "backend_entries", "backend_notes", "links_untouched", "probes_of", "trial_links"]
+
+UNTOUCHED = "none"
+
+_FIRST_FRAMES = {
+    "tbf": "the first frame of a message passes an idle link at once: a message of one frame takes no time of its "
+    "own, a longer one that of all its frames but the first",
+    "netem": "every frame takes its time, the first too: a message of one frame takes its frame time",
+    "line": "every frame takes its time, the first too: a message of one frame takes its frame time",
+    "pacing": "TCP itself spaces what it sends: the first piece of a message leaves at once, the others follow at the "
+    "rate, and only the sockets of the data plane and of the probes are held to it",
+}
+
+
+@dataclass(frozen=True)
+class TrialLinks:
+    """What is known of the links of one trial.
+
+    Attributes:
+        state: ok; off where they were not as asked; unverified where nobody looked; untouched where none was set.
+        reason: What is wrong, or an empty string.
+    """
+
+    state: Literal["ok", "off", "unverified", "untouched"]
+    reason: str = ""
+
+
+def probes_of(run: Run) -> pd.DataFrame:
+    """Return the rows of ``links`` that are probes."""
+    return run.links[run.links["message_bytes"].notna()].reset_index(drop=True)
+
+
+def links_untouched(run: Run) -> bool:
+    """Return whether the campaign left all links as they are (shaping ``none``)."""
+    network = (run.manifest.get("inventory") or {}).get("network")
+    if isinstance(network, dict) and network.get("shaping") == UNTOUCHED:
+        return True
+    used = set(run.links["backend"].dropna())
+    return used == {UNTOUCHED}
+
+
+def trial_links(run: Run) -> dict[str, TrialLinks]:
+    """Return what is known of each trial's links."""
+    untouched = links_untouched(run)
+    first_probe_s = probes_of(run).groupby("scenario")["t_s"].min()
+    found = {}
+    for row in run.trials.to_dict("records"):
+        ended_s = float(row["t_end_s"])
+        probed_s = float(first_probe_s.get(row["scenario"], float("inf")))
+        if isinstance(row["links_error"], str) and row["links_error"]:
+            state = TrialLinks("off", row["links_error"])
+        elif untouched:
+            state = TrialLinks("untouched", "the links were left as they are")
+        elif pd.notna(row["links_ok"]) and not row["links_ok"]:
+            state = TrialLinks("off", "a probe was outside the tolerance")
+        elif pd.isna(row["links_ok"]) or probed_s > ended_s:
+            state = TrialLinks("unverified", "no link was verified before it")
+        else:
+            state = TrialLinks("ok")
+        found[str(row["trial"])] = state
+    return found
+
+
+def backend_entries(run: Run) -> list[tuple[str, str]]:
+    """Return what shaped the links, by direction; devices that differ from the others apart."""
+    entries = []
+    for direction in DIRECTIONS:
+        rows = run.links[(run.links["direction"] == direction) & run.links["backend"].notna()]
+        by_backend: dict[str, list[str]] = {}
+        for device, backends in rows.groupby("device", sort=False)["backend"]:
+            by_backend.setdefault(", ".join(dict.fromkeys(backends)), []).append(str(device))
+        if len(by_backend) == 1:
+            entries.append((direction, next(iter(by_backend))))
+        else:
+            entries += [(f"{direction}, {', '.join(names)}", used) for used, names in by_backend.items()]
+    return entries
+
+
+def backend_notes(run: Run) -> list[str]:
+    """Return what a reader must know of the backends in use: their names, and what a message's first frame does."""
+    entries = backend_entries(run)
+    if not entries:
+        return []
+    used = list(dict.fromkeys(name for _, names in entries for name in names.split(", ")))
+    notes = []
+    if len(used) == 1 and len(entries) == len(DIRECTIONS):
+        notes.append(f"Both directions were shaped by `{used[0]}`.")
+    else:
+        notes.append("Shaped by: " + "; ".join(f"{where}: `{names}`" for where, names in entries) + ".")
+    notes.append(
+        "A rate is a frame rate: every byte that the interface sees counts, Ethernet header included, so that a "
+        "little less is left for the tensors."
+    )
+    told: dict[str, list[str]] = {}
+    for name in used:
+        family = next((text for key, text in _FIRST_FRAMES.items() if key in name), None)
+        if family is not None:
+            told.setdefault(family, []).append(name)
+    for text, names in told.items():
+        where = "Under " + " and ".join(f"`{name}`" for name in names)
+        notes.append(f"{where} {text}.")
+    delays = run.links["delay_ms"]
+    if (delays > 0).any():
+        notes.append(
+            "Times of probes have the unshaped round trip subtracted, and the delay that was asked for is part of it."
+        )
+    return notes
