@@ -27,7 +27,7 @@ def describe_run(inputs: RunInputs, probed: Probed, command: str, started_unix: 
         command: The command that makes such a run again.
         started_unix: The run's start in unix seconds on the base station's clock.
     """
-    campaign = inputs.campaign
+    campaign, network = inputs.campaign, inputs.inventory.network
     return {
         "run": inputs.run,
         "state": "running",
@@ -46,7 +46,8 @@ def describe_run(inputs: RunInputs, probed: Probed, command: str, started_unix: 
         "emulated": inputs.inventory.emulation is not None,
         "model": _model(inputs),
         "placement": placement_json(inputs.placement),
-        "links": {"backend": "base-station-htb-tbf"},
+        # What shapes each link is added when it is first set: it may depend on the host's kernel.
+        "links": {"shaping": network.shaping, "leaf": network.leaf, "backends": {}},
         "power_total": {},
         "seeds": {"campaign": campaign.seed},
         "security": "plain-hmac",

@@ -9,12 +9,19 @@ from typing import TYPE_CHECKING, Any
 from testbed.config.inventory import Inventory
 from testbed.errors import InputError
 from testbed.records import RecordWriter, load_run, read_manifest, write_manifest
-from testbed.telemetry.logs import board_rows, power_rows
+from testbed.telemetry.logs import board_rows, power_rows, radio_rows
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["finish", "update_manifest"]
+
+LOGS = (
+    ("power", "power.csv", power_rows),
+    ("boards", "jtop.csv", board_rows),
+    ("radio", "wifi.csv", radio_rows),
+)
+"""The logs of a board: the table that each becomes a part of, its file, and what reads it."""
 
 
 def update_manifest(folder: Path, **changes: Any) -> dict[str, Any]:
@@ -43,7 +50,7 @@ def finish(folder: Path, inventory: Inventory, state: str) -> Path:
         offsets = clocks[clocks["device"] == device.name]
         if offsets.empty:
             continue  # no trial reached the device: nothing says what its clock showed
-        for table, name, rows in (("power", "power.csv", power_rows), ("boards", "jtop.csv", board_rows)):
+        for table, name, rows in LOGS:
             if not (logs / name).exists():
                 continue
             try:

@@ -65,9 +65,7 @@ class Leases:
             HostError: A host can no longer be reached; its services stop by themselves.
         """
         for host, why in list(self._lost.items()):  # the beat may add one meanwhile
-            raise HostError(
-                host, f"the lease was lost: {why}", hint="`testbed run --resume RUN` goes on from here"
-            )
+            raise HostError(host, f"the lease was lost: {why}")
 
     def release(self) -> None:
         """Let every host go, and wait until each has stopped what still ran there."""

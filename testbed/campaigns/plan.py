@@ -7,58 +7,28 @@ follow each other. Everything that a run does to a host stands here; nothing is 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from enum import Enum
+from functools import cache
 from pathlib import Path
-from typing import Any
 
+from payloads.linkd.channel import Channel
 from testbed.artifacts.manifest import Manifest
 from testbed.artifacts.placement import Placement, placement_json, wanted_list
+from testbed.campaigns.lab_steps import LabSteps, json_bytes
+from testbed.campaigns.phases import Kind, Phase
 from testbed.campaigns.spec import run_spec
 from testbed.campaigns.trials import Trial
-from testbed.config.campaign import Campaign, Scenario
-from testbed.config.inventory import Host, Inventory
-from testbed.hosts.payload import host_python, payload_command
-from testbed.hosts.steps import Command, Fetch, Put, Step
-from testbed.links.commands import clear_command, probe_command, set_command, show_command
-from testbed.links.scenario import shaping_plan
+from testbed.config.campaign import Campaign
+from testbed.config.inventory import Inventory
+from testbed.hosts.steps import Fetch, Put, Step
+from testbed.links.channels import channel_of
+from testbed.links.commands import history_command
+from testbed.links.scenario import ShapingPlan, shaping_plan
 
-__all__ = ["Kind", "Phase", "RunInputs", "plan_run"]
+__all__ = ["RunInputs", "plan_run"]
 
 TRIAL_TIMEOUT_S = 3600.0
-LEASE_TTL_S = 8.0
-
-
-class Kind(Enum):
-    """What the runner does with the answers of a phase's steps."""
-
-    DO = "do"
-    LEASE = "lease"
-    RAILS = "rails"
-    VERIFY = "verify"
-    LINKS = "links"
-    QUALITY = "quality"
-    TRIAL = "trial"
-    RESTORE = "restore"
-    COLLECT = "collect"
-
-
-@dataclass(frozen=True)
-class Phase:
-    """Steps that may run side by side on different hosts.
-
-    Attributes:
-        name: A few words for people and the journal.
-        steps: The steps, each host's in order.
-        kind: What is done with the answers.
-        trial: The trial that the phase belongs to.
-    """
-
-    name: str
-    steps: tuple[Step, ...]
-    kind: Kind = Kind.DO
-    trial: Trial | None = None
 
 
 @dataclass(frozen=True)
@@ -101,9 +71,9 @@ def plan_run(inputs: RunInputs) -> list[Phase]:
     planner = _Planner(inputs)
     phases = [
         Phase("provision", tuple(inputs.provision)),
-        Phase("hold the hosts", tuple(planner.leases()), Kind.LEASE),
+        Phase("hold the hosts", tuple(planner.lab.leases()), Kind.LEASE),
         Phase("stage files", tuple(planner.stage())),
-        Phase("serve the shards", (planner.service(planner.bs, "artifacts", *planner.artifact_server()),)),
+        Phase("serve the shards", (planner.artifact_server(),)),
         Phase("pull the shards", tuple(planner.pulls())),
         Phase("start the devices", tuple(planner.device_services())),
         Phase("read the power rails", tuple(planner.rails()), Kind.RAILS),
@@ -115,10 +85,7 @@ def plan_run(inputs: RunInputs) -> list[Phase]:
     for trial in inputs.trials:
         phases += planner.trial(trial, verify=trial.scenario != scenario)
         scenario = trial.scenario
-    phases += [
-        Phase("restore", tuple(planner.restore()), Kind.RESTORE),
-        Phase("collect", tuple(planner.collect()), Kind.COLLECT),
-    ]
+    phases += [planner.lab.restore(), Phase("collect", tuple(planner.collect()), Kind.COLLECT)]
     return [phase for phase in phases if phase.steps]
 
 
@@ -129,33 +96,25 @@ class _Planner:
         self.inputs = inputs
         self.campaign = inputs.campaign
         self.inventory = inputs.inventory
-        self.bs = inputs.inventory.base_station
-        self.devices = inputs.inventory.devices
+        self.lab = LabSteps(inputs.inventory)
+        self.bs = self.lab.bs
+        self.devices = self.lab.devices
         self.remote = f"~/.testbed/runs/{inputs.run}"
+        self.channel = cache(self._channel)
 
-    def payload(self, host: Host, module: str, *args: str, title: str, timeout_s: float = 60.0) -> Command:
-        return Command(host.name, payload_command(host_python(host), module, *args), title, timeout_s)
-
-    def service(self, host: Host, name: str, module: str, *args: str) -> Command:
-        start = ["start", name, "--ready-timeout", "90", "--restart"]
-        argv = [host_python(host), "-m", f"payloads.{module}", *args]
-        return self.payload(host, "services", *start, "--", *argv, title=f"start {name}", timeout_s=120)
-
-    def leases(self) -> Iterable[Step]:
-        for host in self.inventory.hosts.values():
-            yield self.payload(host, "services", "hold", "--ttl", f"{LEASE_TTL_S:g}", title="hold")
+    def _channel(self, scenario: str, repeat: int) -> Channel | None:
+        """Return the channel that all policies see in a scenario's repeat; None where its rates are fixed."""
+        names = [device.name for device in self.devices]
+        return channel_of(self.campaign.scenario(scenario), names, seed=self.campaign.seed, repeat=repeat)
 
     def stage(self) -> Iterable[Step]:
         network = self.inventory.network
-        for host in self.inventory.hosts.values():
-            yield Put(
-                host.name, self.inputs.key.encode(), "~/.testbed/key", "data plane key", 0o600, secret=True
-            )
+        yield from self.lab.keys(self.inputs.key)
         for device in self.devices:
             wanted = wanted_list(
                 self.inputs.manifest, self.inputs.placement, device.name, self.campaign.dtype
             )
-            yield Put(device.name, _json(wanted), "~/.testbed/shards.json", "wanted shards")
+            yield Put(device.name, json_bytes(wanted), "~/.testbed/shards.json", "wanted shards")
         for digest in self.inputs.manifest.objects():
             if digest not in self.inputs.objects_at_bs:
                 path = self.inputs.shards / "objects" / digest
@@ -169,22 +128,35 @@ class _Planner:
         yield Put(
             self.bs.name, (self.inputs.shards / "manifest.json"), "~/.testbed/manifest.json", "manifest"
         )
-        yield Put(self.bs.name, _json(devices), "~/.testbed/devices.json", "devices")
+        yield Put(self.bs.name, json_bytes(devices), "~/.testbed/devices.json", "devices")
         quality = self.campaign.quality
         for text in quality.texts if quality else ():
             yield Put(self.bs.name, text, f"{self.remote}/texts/{text.name}", "held-out text")
         spec = run_spec(self.campaign, self.inputs.run, self.remote, self.inputs.all_trials)
-        yield Put(self.bs.name, _json(spec), f"{self.remote}/spec.json", "trials")
+        yield Put(self.bs.name, json_bytes(spec), f"{self.remote}/spec.json", "trials")
+        yield from self.channel_files()
 
-    def artifact_server(self) -> tuple[str, ...]:
+    def channel_files(self) -> Iterator[Step]:
+        """Yield the channel of each scenario and repeat that is still to be run, for every host that plays it."""
+        for name, repeat in dict.fromkeys((trial.scenario, trial.repeat) for trial in self.inputs.trials):
+            channel = self.channel(name, repeat)
+            if channel is not None:
+                content = channel_bytes(channel)
+                for host in self.lab.shapers:
+                    yield Put(host.name, content, self.channel_file(name, repeat), "channel")
+
+    def channel_file(self, scenario: str, repeat: int) -> str:
+        return f"{self.remote}/channels/{scenario}-r{repeat}.json"
+
+    def artifact_server(self) -> Step:
         listen = f"{self.bs.address}:{self.inventory.network.artifact_port}"
-        return "artifacts", "serve", "--listen", listen
+        return self.lab.service(self.bs, "artifacts", "artifacts", "serve", "--listen", listen)
 
     def pulls(self) -> Iterable[Step]:
         source = f"http://{self.bs.address}:{self.inventory.network.artifact_port}"
         for device in self.devices:
             args = ["pull", "--from", source, "--wanted", "~/.testbed/shards.json"]
-            yield self.payload(device, "artifacts", *args, title="pull shards", timeout_s=TRIAL_TIMEOUT_S)
+            yield self.lab.payload(device, "artifacts", *args, title="pull shards", timeout_s=TRIAL_TIMEOUT_S)
 
     def device_services(self) -> Iterable[Step]:
         network = self.inventory.network
@@ -195,25 +167,38 @@ class _Planner:
             if device.pace:
                 worker += ["--pace-ops-per-s", f"{device.pace.ops_per_s:g}"]
                 worker += ["--pace-bytes-per-s", f"{device.pace.bytes_per_s:g}"]
-            yield self.service(device, "worker", "wdmoe.expert_worker", *worker)
-            respond = ["respond", "--listen", f"0.0.0.0:{network.probe_port}", "--key-file", "~/.testbed/key"]
-            yield self.service(device, "probe", "linkd", *respond)
+            yield self.lab.service(device, "worker", "wdmoe.expert_worker", *worker)
+            if self.lab.shapers:
+                yield self.lab.responder(device)
+            yield from self.lab.link_daemon(device)
             power = ["power", "--out", f"{self.remote}/power.csv", "--hz", f"{telemetry.power_hz:g}"]
-            yield self.service(device, "powerlog", "boardlog", *power)
+            yield self.lab.service(device, "powerlog", "boardlog", *power)
             jtop = ["jtop", "--out", f"{self.remote}/jtop.csv", "--hz", f"{telemetry.jtop_hz:g}"]
-            yield self.service(device, "jtoplog", "boardlog", *jtop)
+            yield self.lab.service(device, "jtoplog", "boardlog", *jtop)
+            if self.records_radio:
+                assert network.wifi_interface is not None
+                wifi = ["wifi", "--interface", network.wifi_interface, "--out", f"{self.remote}/wifi.csv"]
+                yield self.lab.service(device, "wifilog", "boardlog", *wifi, "--hz", "1")
+
+    @property
+    def records_radio(self) -> bool:
+        """Whether the devices' radio links are recorded: they are where nothing shapes them."""
+        return not self.lab.shapers and self.inventory.network.wifi_interface is not None
 
     def rails(self) -> Iterable[Step]:
         for device in self.devices:
-            yield self.payload(device, "boardlog", "rails", "--json", title="power rails")
+            yield self.lab.payload(device, "boardlog", "rails", "--json", title="power rails")
 
     def base_station_services(self) -> Iterable[Step]:
-        linkd = ["serve", "--socket", "~/.testbed/linkd.sock", "--state", "~/.testbed/linkd.state.json"]
-        yield self.service(self.bs, "linkd", "linkd", *linkd)
+        yield from self.lab.link_daemon(self.bs)
         serve = ["--manifest", "~/.testbed/manifest.json", "--devices", "~/.testbed/devices.json"]
         serve += ["--key-file", "~/.testbed/key", "--dtype", self.campaign.dtype]
         serve += ["--control", "~/.testbed/bs.sock"]
-        yield self.service(self.bs, "base-station", "wdmoe.base_station", *serve)
+        if self.lab.shapers:
+            serve += ["--links", "~/.testbed/linkd.sock"]
+        if self.inventory.network.shaping == "pacing":
+            serve.append("--pacing")
+        yield self.lab.service(self.bs, "base-station", "wdmoe.base_station", *serve)
 
     def fetch(self, trial: str) -> Fetch:
         return Fetch(
@@ -224,44 +209,51 @@ class _Planner:
         name = f"quality-{policy}"
         args = ["quality", "--spec", f"{self.remote}/spec.json", "--policy", policy]
         steps = (
-            self.payload(self.bs, "wdmoe.bsctl", *args, title=name, timeout_s=TRIAL_TIMEOUT_S),
+            self.lab.payload(self.bs, "wdmoe.bsctl", *args, title=name, timeout_s=TRIAL_TIMEOUT_S),
             self.fetch(name),
         )
         return [Phase(name, steps, Kind.QUALITY)]
 
     def trial(self, trial: Trial, *, verify: bool) -> list[Phase]:
-        scenario = self.campaign.scenario(trial.scenario)
-        phases = [self._links(trial, scenario)]
-        if verify:
-            phases.append(self._verify(trial))
+        phases: list[Phase] = []
+        channel = None
+        if self.lab.shapers:
+            channel = self.channel(trial.scenario, trial.repeat)
+            scenario = self.campaign.scenario(trial.scenario)
+            links = shaping_plan(scenario, self.inventory, channel)
+            phases.append(self._links(trial, links, has_channel=channel is not None))
+            if verify:
+                step = self.lab.verify(links, self.campaign.verify)
+                phases.append(Phase(f"verify links of {trial.name}", (step,), Kind.VERIFY, trial))
+        return [*phases, self._measured(trial, plays=channel is not None)]
+
+    def _links(self, trial: Trial, links: ShapingPlan, *, has_channel: bool) -> Phase:
+        file = self.channel_file(trial.scenario, trial.repeat) if has_channel else None
+        steps = self.lab.set_links(links, file)
+        return Phase(f"links of {trial.name}: {links.scenario}", steps, Kind.LINKS, trial)
+
+    def _measured(self, trial: Trial, *, plays: bool) -> Phase:
+        """Return the trial itself, between two looks at the links, its channel played meanwhile."""
         args = ["trial", "--spec", f"{self.remote}/spec.json", "--trial", trial.name]
-        steps = (
-            show_command(self.bs),
-            self.payload(self.bs, "wdmoe.bsctl", *args, title=trial.name, timeout_s=TRIAL_TIMEOUT_S),
-            show_command(self.bs),
-            self.fetch(trial.name),
-        )
-        return [*phases, Phase(f"trial {trial.name}", steps, Kind.TRIAL, trial)]
-
-    def _links(self, trial: Trial, scenario: Scenario) -> Phase:
-        step = set_command(self.bs, shaping_plan(scenario, self.inventory))
-        return Phase(f"links of {trial.name}: {scenario.name}", (step,), Kind.LINKS, trial)
-
-    def _verify(self, trial: Trial) -> Phase:
-        step = probe_command(self.bs, self.campaign.verify)
-        return Phase(f"verify links of {trial.name}", (step,), Kind.VERIFY, trial)
-
-    def restore(self) -> Iterable[Step]:
-        yield clear_command(self.bs)
-        for host in self.inventory.hosts.values():
-            yield self.payload(host, "services", "stop", "--all", title="stop services")
+        looks = self.lab.shows()
+        before = (*looks, *(self.lab.plays() if plays else ()))
+        ask = self.lab.payload(self.bs, "wdmoe.bsctl", *args, title=trial.name, timeout_s=TRIAL_TIMEOUT_S)
+        after = (*(self.lab.holds() if plays else ()), *looks)
+        histories = tuple(history_command(host) for host in self.lab.shapers)
+        steps = (*before, ask, *after, *histories, self.fetch(trial.name))
+        # With one host its own order is enough; several play and hold together, around what is measured.
+        several = len(self.lab.shapers) > 1
+        cuts = (len(looks), len(before), len(before) + 1) if several else ()
+        return Phase(f"trial {trial.name}", steps, Kind.TRIAL, trial, cuts)
 
     def collect(self) -> Iterable[Step]:
+        logs = ("power.csv", "jtop.csv", *(("wifi.csv",) if self.records_radio else ()))
         for device in self.devices:
-            for name in ("power.csv", "jtop.csv"):
+            for name in logs:
                 target = self.inputs.folder / "boards" / device.name / name
                 yield Fetch(device.name, f"{self.remote}/{name}", target, name, optional=True)
 
 
-def _json(value: Mapping[str, Any]) -> bytes:
-    return (json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode()
+def channel_bytes(channel: Channel) -> bytes:
+    """Return the content of a channel's file; the same channel gives the same bytes."""
+    return (json.dumps(channel.as_json(), separators=(",", ":"), sort_keys=True) + "\n").encode()

@@ -14,7 +14,8 @@ from testbed.artifacts.manifest import Manifest
 from testbed.artifacts.placement import DeviceCapacity, Placement, place_auto, place_explicit
 from testbed.artifacts.shard import Sharded, shard_model
 from testbed.campaigns.journal import Journal
-from testbed.campaigns.plan import Phase, RunInputs
+from testbed.campaigns.phases import Phase
+from testbed.campaigns.plan import RunInputs
 from testbed.campaigns.trials import Trial
 from testbed.config.boards import memory_bandwidth_bytes_per_s
 from testbed.config.campaign import Campaign

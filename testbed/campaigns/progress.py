@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from testbed.campaigns.plan import Kind, Phase
+from testbed.campaigns.phases import Phase
 from testbed.campaigns.trials import Trial
 
-__all__ = ["Progress", "time_left_s"]
+__all__ = ["PhaseProgress", "Progress", "time_left_s"]
 
 
 def time_left_s(durations_s: Sequence[float], left: int) -> float | None:
@@ -30,6 +30,7 @@ class Progress:
         self._trials = trials
         self._durations_s: list[float] = []
         self._began = time.monotonic()
+        self._trial: Trial | None = None
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -53,8 +54,8 @@ class Progress:
     def phase(self, phase: Phase) -> None:
         """Say that a phase begins."""
         self._bar.update(self._task, description=phase.name)
-        if phase.kind is Kind.LINKS:  # the first phase of each trial
-            self._began = time.monotonic()
+        if phase.trial != self._trial:
+            self._trial, self._began = phase.trial, time.monotonic()
         if phase.trial is None:
             self.note(phase.name, quiet_on_terminal=True)
 
@@ -79,3 +80,51 @@ class Progress:
         """Print a line above the bar."""
         if not (quiet_on_terminal and self._console.is_terminal):
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class PhaseProgress:
+    """Shows on a terminal which phase is under way, and how far the counted part is; elsewhere only what matters.
+
+    Args:
+        count: How much is counted in all, such as rows of a verification; 0 where nothing is.
+        console: Where it is shown.
+    """
+
+    def __init__(self, count: int = 0, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        columns = [TextColumn("{task.description}")]
+        counted = [BarColumn(), MofNCompleteColumn()] if count else []
+        self._bar = Bar(
+            *columns,
+            *counted,
+            TimeElapsedColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task("preparing", total=count or None)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Take the bar away: what comes now takes as long as the user wants."""
+        self._bar.stop()
+
+    def phase(self, phase: Phase) -> None:
+        """Say that a phase begins."""
+        self._bar.update(self._task, description=phase.name)
+
+    def within(self, phase: Phase, done: int, of: int, what: str) -> None:
+        """Say how far the counted part is."""
+        self._bar.update(self._task, completed=done)
+
+    def note(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)

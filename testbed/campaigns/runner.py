@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from testbed.campaigns.executor import Executor, last_json
 from testbed.campaigns.journal import Journal
-from testbed.campaigns.lease import Leases
-from testbed.campaigns.plan import Kind, Phase
+from testbed.campaigns.phases import Kind, Phase
 from testbed.campaigns.progress import Progress
 from testbed.campaigns.trials import Trial
-from testbed.config.inventory import Host
-from testbed.errors import HostError, TestbedError
+from testbed.errors import TestbedError
 from testbed.hosts.fleet import Fleet
-from testbed.hosts.steps import Command, Completed, Step
-from testbed.hosts.transport import Transport
-from testbed.links.scenario import links_rows, probe_rows
+from testbed.hosts.steps import Completed
+from testbed.links.backends import shaping_hosts
+from testbed.links.commands import history_command, show_command
+from testbed.links.history import history_problems, history_tables
+from testbed.links.scenario import links_rows, merged_counters, probe_rows
 from testbed.links.traffic import traffic_rows
 from testbed.records import RecordWriter, read_manifest, read_payload_records, write_manifest
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["Outcome", "Runner"]
 
 GIVE_UP_AFTER = (
     3  # trials that failed one after the other: something is wrong with the rack, not with a trial
 )
-CLOSING = (Kind.RESTORE, Kind.COLLECT)
 
 
 @dataclass
@@ -46,7 +49,7 @@ class Outcome:
     stopped: str = ""
 
 
-class Runner:
+class Runner(Executor):
     """Carries out the phases of one run.
 
     Args:
@@ -56,7 +59,7 @@ class Runner:
         started_unix: The run's start in unix seconds on the BS's clock.
         journal: Where every step is written before and after it.
         progress: Who is told how far the run is.
-        clock_offset_s: The BS's clock minus ours.
+        clock_offsets_s: Each host's clock minus ours, where it is known.
     """
 
     def __init__(
@@ -67,20 +70,18 @@ class Runner:
         started_unix: float,
         journal: Journal,
         progress: Progress,
-        clock_offset_s: float = 0.0,
+        clock_offsets_s: Mapping[str, float] | None = None,
     ) -> None:
-        self._open_fleet = open_fleet
-        self.fleet = open_fleet()
+        super().__init__(open_fleet, progress, lambda n, phase, *rest: journal.write(n, phase.name, *rest))
         self.folder = folder
         self.run = run
         self.started_unix = started_unix
-        self.journal = journal
         self.progress = progress
-        self.clock_offset_s = clock_offset_s
-        self.leases = Leases(self.fleet)
+        self.clock_offsets_s = clock_offsets_s or {}
         self.records = RecordWriter(folder)
         self.outcome = Outcome()
-        self._links_ok = True
+        self._links_ok: bool | None = None
+        self._backends: dict[str, dict[str, dict[str, str]]] = {}
         self._failures_in_row = 0
 
     def execute(self, phases: Sequence[Phase], first_number: int = 0) -> Outcome:
@@ -94,59 +95,36 @@ class Runner:
             TestbedError: A phase that is not a trial failed.
             KeyboardInterrupt: The user stopped the run; it was closed in order first.
         """
-        numbered: list[tuple[int, Phase]] = []
-        number = first_number
-        for phase in phases:
-            numbered.append((number, phase))
-            number += len(phase.steps)
-        body = [(n, phase) for n, phase in numbered if phase.kind not in CLOSING]
-        closing = [(n, phase) for n, phase in numbered if phase.kind in CLOSING]
-        try:
-            try:
-                for first, phase in body:
-                    self.leases.check()
-                    self._phase(first, phase)
-            except KeyboardInterrupt:
-                self.progress.note(
-                    "stopping: the links go back and what was recorded is fetched (again: at once)"
-                )
-                self._reconnect()
-                raise
-            finally:
-                for first, phase in closing:
-                    self._close(first, phase)
-        finally:
-            self.leases.release()
-            self.fleet.close()
+        self.carry_out(phases, first_number)
+        self.outcome.stopped = self.stopped
         return self.outcome
 
-    def _reconnect(self) -> None:
-        """Start over with fresh connections: Ctrl-C may have cut the old ones in the middle of an answer."""
-        self.leases.release()
-        self.fleet.close()
-        self.fleet = self._open_fleet()
+    def interrupted(self) -> None:
+        """Say what comes now that the user has stopped the run."""
+        self.reporter.note("stopping: the links go back and what was recorded is fetched (again: at once)")
 
-    def _close(self, first: int, phase: Phase) -> None:
-        """Run a closing phase; a host that fails here is told of and does not hide what went wrong before."""
-        try:
-            self._phase(first, phase)
-        except (TestbedError, OSError) as error:
-            self.outcome.stopped = self.outcome.stopped or str(error)
-            self.progress.note(f"while closing: {error}")
+    def _offset_s(self, host: str) -> float:
+        """Return a host's clock minus the base station's, as far as it is known."""
+        bs = self.clock_offsets_s.get(self.fleet.inventory.base_station.name, 0.0)
+        return self.clock_offsets_s.get(host, bs) - bs
 
     def _now_s(self) -> float:
         """Return the seconds since the run's start on the BS's clock, as far as we can tell it from here."""
-        return time.time() + self.clock_offset_s - self.started_unix
+        bs = self.fleet.inventory.base_station.name
+        return time.time() + self.clock_offsets_s.get(bs, 0.0) - self.started_unix
 
-    def _phase(self, first: int, phase: Phase) -> None:
-        self.progress.phase(phase)
+    def do_phase(self, first: int, phase: Phase) -> None:
+        """Do one phase; a trial that fails is recorded as such and the run goes on."""
         if phase.kind is Kind.TRIAL and phase.trial:
+            self.reporter.phase(phase)
             self._trial(first, phase, phase.trial)
-            return
-        answers = self._steps(first, phase)
+        else:
+            super().do_phase(first, phase)
+
+    def answered(self, phase: Phase, answers: Sequence[Completed]) -> None:
+        """Turn what a phase's commands answered into records."""
         if phase.kind is Kind.LINKS and phase.trial:
-            rows = links_rows(_answer(answers[0]), t_s=self._now_s(), trial=phase.trial)
-            self.records.write("links", f"{phase.trial.name}-set", rows)
+            self._links_set(phase.trial, answers)
         elif phase.kind is Kind.VERIFY and phase.trial:
             rows = probe_rows(answers[0].stdout, t_s=self._now_s(), trial=phase.trial)
             self._links_ok = all(bool(row["ok"]) for row in rows)
@@ -155,10 +133,29 @@ class Runner:
             self._quality(phase)
         elif phase.kind is Kind.RAILS:
             rules = {
-                step.host: _answer(answer, "total_rule")["total_rule"]
+                step.host: last_json(answer, "total_rule")["total_rule"]
                 for step, answer in zip(phase.steps, answers, strict=True)
             }
-            write_manifest(self.folder, {**read_manifest(self.folder), "power_total": rules})
+            self._add_to_manifest(power_total=rules)
+
+    def _add_to_manifest(self, **values: Any) -> None:
+        write_manifest(self.folder, {**read_manifest(self.folder), **values})
+
+    def _links_set(self, trial: Trial, answers: Sequence[Completed]) -> None:
+        """Record the rates that were set, and what shapes each link in the manifest."""
+        rows: list[dict[str, Any]] = []
+        for answer in answers:
+            said = last_json(answer, "links")
+            rows += links_rows(said, t_s=self._now_s(), trial=trial)
+            host = answer.command.host
+            self._backends[host] = {link["device"]: link["backends"] for link in said["links"]}
+        self.records.write("links", f"{trial.name}-set", rows)
+        links = read_manifest(self.folder).get("links", {})
+        shaped: dict[str, dict[str, str]] = {}
+        for row in rows:
+            shaped.setdefault(row["device"], {})[row["direction"]] = row["backend"]
+        if links.get("backends") != shaped:
+            self._add_to_manifest(links={**links, "backends": shaped})
 
     def _quality(self, phase: Phase) -> None:
         name = phase.name
@@ -177,21 +174,9 @@ class Runner:
             "t_start_s": self._now_s(),
             "links_ok": self._links_ok,
         }
-        tables: dict[str, list[dict[str, Any]]] = {}
+        tables: dict[str, list[dict[str, Any]] | pd.DataFrame] = {}
         try:
-            before, done, after = self._steps(first, phase)
-            result = _answer(done, "result")["result"]
-            fetched = self.folder / "fetched" / trial.name
-            tables = read_payload_records(fetched, self.run, trial.name, self.started_unix)
-            tables["traffic"] = traffic_rows(
-                trial.name,
-                _answer(before, "links"),
-                _answer(after, "links"),
-                result["control_bytes"],
-                tables.get("dispatches", []),
-            )
-            row["t_start_s"] = result["t_start_s"] - self.started_unix
-            row["t_end_s"] = result["t_end_s"] - self.started_unix
+            tables = self._measured(trial, self.steps(first, phase), row)
             row["state"] = "completed"
             self.outcome.completed.append(trial.name)
             self._failures_in_row = 0
@@ -200,7 +185,7 @@ class Runner:
             row["error"] = error.message
             self.outcome.failed[trial.name] = error.message
             self._failures_in_row += 1
-            self.progress.note(f"{trial.name} failed: {error.message}")
+            self.reporter.note(f"{trial.name} failed: {error.message}")
         self.records.write_trial(row, tables)
         self.progress.trial_done(trial)
         if self._failures_in_row >= GIVE_UP_AFTER:
@@ -209,72 +194,72 @@ class Runner:
                 hint=f"mend the cause, then: testbed run --resume {self.folder}",
             )
 
-    def _steps(self, first: int, phase: Phase) -> list[Completed]:
-        """Do a phase's steps, hosts side by side; return the answers of the commands in plan order."""
-        by_host: dict[str, list[tuple[int, Step]]] = {}
-        for offset, step in enumerate(phase.steps):
-            by_host.setdefault(step.host, []).append((first + offset, step))
-        done: dict[int, Completed] = {}
-
-        def work(host: Host, _transport: Transport) -> None:
-            for number, step in by_host[host.name]:
-                answer = self._step(number, phase, step)
-                if answer is not None:
-                    done[number] = answer
-
-        outcomes = self.fleet.each(work, self.fleet.inventory.select(list(by_host)))
-        failures = [outcome.error for outcome in outcomes if outcome.error is not None]
-        if failures:
-            for failure in failures[1:]:
-                self.progress.note(str(failure))
-            raise failures[0]
-        return [done[number] for number in sorted(done)]
-
-    def _step(self, number: int, phase: Phase, step: Step) -> Completed | None:
-        self.journal.write(number, phase.name, "begin", step)
-        answer: Completed | None = None
-        try:
-            if phase.kind is Kind.LEASE and isinstance(step, Command):
-                self.leases.take(step)
-            else:
-                answer = self.fleet.do(step, on_line=self._listener(phase))
-        except BaseException as error:
-            self.journal.write(number, phase.name, "failed", step, str(error) or type(error).__name__)
-            raise
-        self.journal.write(number, phase.name, "end", step)
-        return answer
-
-    def _listener(self, phase: Phase) -> Callable[[str], None] | None:
-        if phase.kind not in (Kind.TRIAL, Kind.QUALITY):
-            return None
-
-        def listen(line: str) -> None:
-            try:
-                message = json.loads(line)
-            except ValueError:
-                return
-            if "of" in message:
-                self.progress.within(
-                    phase, int(message["done"]), int(message["of"]), str(message.get("what", ""))
+    def _measured(
+        self, trial: Trial, answers: Sequence[Completed], row: dict[str, Any]
+    ) -> dict[str, list[dict[str, Any]] | pd.DataFrame]:
+        """Return the tables of a trial that was measured, and put its times into its row."""
+        shapers = shaping_hosts(self.fleet.inventory)
+        shows = _answers_to(answers, [show_command(host).shell for host in shapers])
+        histories = _answers_to(answers, [history_command(host).shell for host in shapers])
+        asked = [answer for answer in answers if " payloads.wdmoe.bsctl " in answer.command.shell]
+        result = last_json(asked[0], "result")["result"]
+        fetched = self.folder / "fetched" / trial.name
+        tables: dict[str, Any] = {**read_payload_records(fetched, self.run, trial.name, self.started_unix)}
+        row["t_start_s"] = result["t_start_s"] - self.started_unix
+        row["t_end_s"] = result["t_end_s"] - self.started_unix
+        half = len(shows) // 2
+        # Where nothing shapes nothing counts either, and the records speak alone.
+        uncounted = {"links": [{"device": device.name} for device in self.fleet.inventory.devices]}
+        before, after = (
+            merged_counters([last_json(answer, "links") for answer in part]) if part else uncounted
+            for part in (shows[:half], shows[half:])
+        )
+        tables["traffic"] = traffic_rows(
+            trial.name,
+            before,
+            after,
+            result["control_bytes"],
+            tables.get("dispatches", []),
+            result.get("retransmitted_bytes"),
+        )
+        listed, wrong = [], []
+        for answer in histories:
+            host = answer.command.host
+            history = last_json(answer, "changes")
+            wrong += history_problems(history, host)
+            listed.append(
+                history_tables(
+                    history,
+                    trial=trial,
+                    backends=self._backends.get(host, {}),
+                    started_unix=self.started_unix + self._offset_s(host),
+                    window_s=(row["t_start_s"], row["t_end_s"]),
                 )
+            )
+        if wrong:
+            row["links_error"] = "; ".join(wrong)
+            self.reporter.note(f"{trial.name}: {row['links_error']}")
+        if listed:
+            import pandas as pd
 
-        return listen
+            for table in ("links", "throughput"):
+                tables[table] = pd.concat([of_host[table] for of_host in listed], ignore_index=True)
+        return tables
 
-
-def _answer(done: Completed, *keys: str) -> dict[str, Any]:
-    """Return the JSON object that a command said last.
-
-    Raises:
-        HostError: It said something else.
-    """
-    text = done.stdout.strip()
-    for candidate in (text, text.rpartition("\n")[2]):
+    def listen(self, phase: Phase, line: str) -> None:
+        """Show how far the base station is with a trial or a quality pass."""
+        if phase.kind not in (Kind.TRIAL, Kind.QUALITY):
+            return
         try:
-            value = json.loads(candidate)
+            message = json.loads(line)
         except ValueError:
-            continue
-        if isinstance(value, dict) and value.keys() >= set(keys):
-            return value
-    raise HostError(
-        done.command.host, f"`{done.command.shell}` answered what was not expected: {text[-200:]!r}"
-    )
+            return
+        if isinstance(message, dict) and "of" in message:
+            self.reporter.within(
+                phase, int(message["done"]), int(message["of"]), str(message.get("what", ""))
+            )
+
+
+def _answers_to(answers: Sequence[Completed], shells: Sequence[str]) -> list[Completed]:
+    """Return the answers to some commands, in the plan's order."""
+    return [answer for answer in answers if answer.command.shell in shells]

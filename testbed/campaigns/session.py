@@ -17,7 +17,8 @@ from typing import Any
 
 from testbed.campaigns.describe import describe_run
 from testbed.campaigns.journal import Journal, read_journal
-from testbed.campaigns.plan import Phase, plan_run
+from testbed.campaigns.phases import Phase, phase_lines, phases_json
+from testbed.campaigns.plan import plan_run
 from testbed.campaigns.prepare import Probed, gather, probe_hosts, probe_phase
 from testbed.campaigns.progress import Progress
 from testbed.campaigns.runner import Runner
@@ -98,9 +99,7 @@ class Plan:
             "run": self.target.run,
             "trials": len(self.target.trials),
             "facts": self.probed.as_json(),
-            "phases": [
-                {"name": phase.name, "steps": [step.line() for step in phase.steps]} for phase in self.phases
-            ],
+            "phases": phases_json(self.phases),
         }
 
     def as_text(self) -> str:
@@ -113,9 +112,7 @@ class Plan:
             "facts",
         ]
         lines += [f"  {line}" for line in self.probed.as_lines()]
-        for phase in self.phases:
-            lines += ["", phase.name]
-            lines += [f"  {step.line()}" for step in phase.steps]
+        lines += phase_lines(self.phases)
         return "\n".join(lines)
 
 
@@ -255,7 +252,7 @@ def _execute(target: Target, journal: Journal) -> Finished:
     with Fleet(target.inventory, connect_timeout_s=PROBE_TIMEOUT_S) as fleet:
         probed = probe_hosts(fleet, assume=False, journal=journal)
     inputs = gather(target.run, target.folder, target.campaign, target.inventory, target.trials, probed)
-    clock_offset_s = probed.facts[target.inventory.base_station.name].clock_offset_s or 0.0
+    offsets = {name: facts.clock_offset_s or 0.0 for name, facts in probed.facts.items()}
     if target.resumed:
         manifest = read_manifest(target.folder)
         started_unix = float(manifest["started_unix"])
@@ -265,7 +262,7 @@ def _execute(target: Target, journal: Journal) -> Finished:
                 hint="start a new run",
             )
     else:
-        started_unix = time.time() + clock_offset_s
+        started_unix = time.time() + offsets[target.inventory.base_station.name]
         manifest = describe_run(inputs, probed, target.command, started_unix)
         manifest["files"] = {
             "campaign": str(target.campaign_file.resolve()),
@@ -285,7 +282,7 @@ def _execute(target: Target, journal: Journal) -> Finished:
             started_unix,
             journal,
             progress,
-            clock_offset_s,
+            offsets,
         )
         try:
             outcome = runner.execute(plan_run(inputs), first_number=len(probing.steps))
@@ -310,23 +307,10 @@ def _execute(target: Target, journal: Journal) -> Finished:
 
 def _checked(campaign: Campaign, lab: Inventory, limit: Sequence[str]) -> Inventory:
     """Return the lab, limited, once all that can be seen without a host is right."""
-    inventory = _limited(lab, limit)
+    inventory = lab.limited(limit)
     check_campaign(campaign, lab)  # a scenario may speak of a device that is left out
     load_prompts(campaign)
     return inventory
-
-
-def _limited(inventory: Inventory, limit: Sequence[str]) -> Inventory:
-    """Return the inventory with the named devices only; the base station always stays."""
-    if not limit:
-        return inventory
-    names = {host.name for host in inventory.select(limit)} | {inventory.base_station.name}
-    hosts = {name: host for name, host in inventory.hosts.items() if name in names}
-    if len(hosts) == 1:
-        raise InputError(
-            "--limit leaves no device", hint=f"name at least one device of the lab {inventory.lab}"
-        )
-    return inventory.model_copy(update={"hosts": hosts})
 
 
 @contextmanager

@@ -70,6 +70,9 @@ def run_spec(campaign: Campaign, run: str, remote: str, trials: Sequence[Trial])
         "policies": {
             policy.name: policy.selection.model_dump(exclude_none=True) for policy in campaign.policies
         },
+        "bandwidth": {
+            policy.name: policy.bandwidth.settings() for policy in campaign.policies if policy.bandwidth
+        },
         "quality": quality
         and {
             "window_tokens": quality.window_tokens,

@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from testbed import __version__
-from testbed.cli import emulate, inventory, model, provision, results, run_campaign, services, trust
+from testbed.cli import emulate, inventory, model, provision, results, run_campaign, services, shape, trust
 from testbed.cli.common import print_error
 from testbed.errors import TestbedError
 
@@ -31,6 +31,7 @@ app = typer.Typer(
 app.add_typer(inventory.app, name="inventory")
 app.add_typer(emulate.app, name="emulate")
 app.add_typer(services.app, name="services")
+app.add_typer(shape.app, name="shape")
 app.command("trust", short_help="Record the hosts' keys once you have seen them.")(trust.trust)
 app.command("provision", short_help="Make the hosts ready; right ones are left alone.")(provision.provision)
 app.command("shard", short_help="Split a model: base station's part and experts.")(model.shard)

@@ -22,6 +22,14 @@ Role = Literal["base_station", "device"]
 _ADDRESS = r"^[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?$"
 _FIELD = re.compile(r"\{([^{}]*)\}")
 
+InterfaceName = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9_.:@-]{1,15}$",
+        json_schema_extra={"expected": "the name of a network interface"},
+    ),
+]
+
 
 class Python(Model):
     """Which Python runs the payload code on a host."""
@@ -48,7 +56,7 @@ class Pace(Model):
 
 
 class Network(Model):
-    """The ports of the data plane."""
+    """The data plane: its ports, and what shapes its links."""
 
     artifact_port: Port = 7080
     """Where the base station serves objects."""
@@ -56,6 +64,26 @@ class Network(Model):
     """Where each device's worker listens."""
     probe_port: Port = 7071
     """Where each device answers link probes; shaped together with the data port."""
+    shaping: Literal["bs", "device", "pacing", "none"] = "bs"
+    """What shapes the links: the base station both ways, it and each `device` one way each, the senders' sockets
+    (`pacing`), or nothing: real radio links are only recorded."""
+    leaf: Literal["auto", "tbf", "netem", "line"] = "auto"
+    """What gives a kernel-shaped link its rate: a token bucket, netem, or the user-space line; `auto` takes what
+    the host's kernel has."""
+    interface: InterfaceName | None = None
+    """The base station's interface towards the devices; the one that routes to them where it is left out."""
+    wifi_interface: InterfaceName | None = "wlan0"
+    """Which interface of each device is recorded where nothing is shaped; null for none."""
+
+    @model_validator(mode="after")
+    def _leaf_fits(self) -> Self:
+        if self.shaping in {"pacing", "none"} and self.leaf != "auto":
+            text = f"nothing has a leaf where `shaping` is {self.shaping}; leave this key out"
+            raise problems_error([Problem(("network", "leaf"), text)])
+        if self.shaping == "device" and self.leaf == "line":
+            text = "the user-space line runs at the base station only, and `shaping` is device"
+            raise problems_error([Problem(("network", "leaf"), text)])
+        return self
 
 
 class Host(Model):
@@ -111,7 +139,7 @@ class Inventory(Model):
     defaults: Annotated[dict[str, Any], Field(exclude=True, default_factory=dict)]
     """Settings of a host for all hosts that do not say otherwise."""
     network: Network = Network()
-    """The ports of the data plane."""
+    """The data plane: its ports, and what shapes its links."""
     known_hosts: FilePath = Path("known_hosts")
     """The file of the hosts' keys, which `testbed trust` writes; beside NAME.yaml it is NAME.known_hosts."""
     hosts: dict[Name, Host]
@@ -199,6 +227,22 @@ class Inventory(Model):
         """
         wanted = {self.host(name).name for name in names or ()}
         return [host for host in self.hosts.values() if not wanted or host.name in wanted]
+
+    def limited(self, names: Sequence[str]) -> Inventory:
+        """Return the inventory with the named devices only (all, where none is named); the base station stays.
+
+        Raises:
+            InputError: The lab has no host of a name, or no device would be left.
+        """
+        if not names:
+            return self
+        wanted = {host.name for host in self.select(names)} | {self.base_station.name}
+        hosts = {name: host for name, host in self.hosts.items() if name in wanted}
+        if len(hosts) == 1:
+            raise InputError(
+                "--limit leaves no device", hint=f"name at least one device of the lab {self.lab}"
+            )
+        return self.model_copy(update={"hosts": hosts})
 
     def resolved(self) -> dict[str, Any]:
         """Return the inventory as plain data for a run's records, without the paths of keys."""

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from testbed.campaigns.plan import Kind, plan_run
+from testbed.campaigns.phases import Kind
+from testbed.campaigns.plan import plan_run
 from testbed.campaigns.prepare import Probed, gather
 from testbed.campaigns.session import new
 from testbed.campaigns.trials import Trial

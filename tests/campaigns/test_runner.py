@@ -5,13 +5,24 @@ import pytest
 from rich.console import Console
 
 from testbed.campaigns.journal import Journal, read_journal
-from testbed.campaigns.plan import Kind, Phase
+from testbed.campaigns.phases import Kind, Phase
 from testbed.campaigns.progress import Progress, time_left_s
 from testbed.campaigns.runner import Runner
 from testbed.campaigns.trials import Trial
-from testbed.errors import CommandError, ConnectError, TestbedError
+from testbed.config.inventory import Host
+from testbed.errors import CommandError, ConnectError, RefusedError, TestbedError
 from testbed.hosts.fake import Answer
+from testbed.hosts.payload import payload_command
 from testbed.hosts.steps import Command, Fetch
+from testbed.links.commands import (
+    clear_command,
+    history_command,
+    hold_command,
+    play_command,
+    set_command,
+    show_command,
+)
+from testbed.links.scenario import LinkRate, ShapingPlan
 from testbed.records import load_run, write_manifest
 
 STARTED = 1000.0
@@ -38,22 +49,33 @@ def run(tmp_path, open_fleet):
     return execute
 
 
-def trial_phase(name, folder, policy="top-2"):
-    show = Command("bs", "linkd show")
+BS = Host.model_validate(
+    {"name": "bs", "role": "base_station", "address": "10.0.0.1", "python": {"manage": False}}
+)
+
+
+def trial_phase(name, folder, policy="top-2", plays=False):
+    """A trial as the plan has it where the base station shapes."""
+    show, history = show_command(BS), history_command(BS)
+    ask = Command("bs", payload_command("python3", "wdmoe.bsctl", "trial", name))
     fetch = Fetch("bs", f"~/runs/{name}", folder / "fetched" / name)
-    steps = (show, Command("bs", f"bsctl trial {name}"), show, fetch)
+    play, hold = ((play_command(BS),), (hold_command(BS),)) if plays else ((), ())
+    steps = (show, *play, ask, *hold, show, history, fetch)
     return Phase(f"trial {name}", steps, Kind.TRIAL, Trial(name, policy, "even", 0))
 
 
 def counted(frame_bytes, frames):
     """What the link daemon shows of one device's link."""
     counts = {"bytes": frame_bytes, "packets": frames, "drops": 0}
-    return Answer(json.dumps({"links": [{"device": "left", "downlink": counts, "uplink": counts}]}))
+    link = {"device": "left", "downlink_mbit": 8, "uplink_mbit": 8, "downlink": counts, "uplink": counts}
+    return Answer(json.dumps({"links": [link]}))
 
 
 @pytest.fixture(autouse=True)
 def counters(script):
     script["bs"] += [("linkd show", counted(100 * n, n)) for n in range(8)]
+    nothing = json.dumps({"devices": ["left"], "changes": [], "samples": []})
+    script["bs"].append(("linkd history", Answer(nothing, times=None)))
 
 
 def answer_trial(script, records, name, t_s):
@@ -65,7 +87,9 @@ def answer_trial(script, records, name, t_s):
 
 
 HOLD = Phase("hold", tuple(Command(h, "services hold") for h in ("bs", "left", "right")), Kind.LEASE)
-RESTORE = Phase("restore", (Command("bs", "linkd clear"),), Kind.RESTORE)
+RESTORE = Phase("restore", (clear_command(BS),), Kind.RESTORE)
+CLEARED = clear_command(BS).line()
+LINKS = ShapingPlan("even", (LinkRate("left", "10.0.0.2", 7070, 7071, 8.0, 8.0),))
 
 
 def test_the_journal_holds_the_plan_line_by_line(run, script, records):
@@ -123,7 +147,7 @@ def test_three_failures_in_a_row_end_the_run_and_restore_the_links(run, script, 
     with pytest.raises(TestbedError, match="3 trials failed") as caught:
         run(phases)
     assert "--resume" in caught.value.hint
-    assert transports["bs"][-1].steps[-1].line() == "bs: linkd clear"
+    assert transports["bs"][-1].steps[-1].line() == CLEARED
 
 
 def test_a_failing_phase_still_restores_and_lets_the_hosts_go(run, script, transports):
@@ -131,7 +155,7 @@ def test_a_failing_phase_still_restores_and_lets_the_hosts_go(run, script, trans
     script["bs"].append(("linkd clear", ""))
     with pytest.raises(ConnectError, match="connection lost"):
         run([HOLD, Phase("pull", (Command("left", "pull"),)), RESTORE])
-    assert "bs: linkd clear" in [step.line() for step in transports["bs"][-1].steps]
+    assert CLEARED in [step.line() for step in transports["bs"][-1].steps]
     assert all(transport.closed for made in transports.values() for transport in made)
 
 
@@ -141,7 +165,7 @@ def test_ctrl_c_restores_over_fresh_connections(run, script, transports):
     with pytest.raises(KeyboardInterrupt):
         run([trial_phase("t001", run.folder), RESTORE])
     assert len(transports["bs"]) == 2
-    assert [step.line() for step in transports["bs"][1].steps] == ["bs: linkd clear"]
+    assert [step.line() for step in transports["bs"][1].steps] == [CLEARED]
     assert "t001" not in set(load_run(run.folder).trials["trial"])
 
 
@@ -156,3 +180,85 @@ def test_every_failing_host_is_named(run, script):
 def test_the_time_left_follows_from_the_trials_done():
     assert time_left_s([], 3) is None
     assert time_left_s([2.0, 4.0], 3) == 9.0
+
+
+def set_phase(trial="t001"):
+    return Phase(f"links of {trial}", (set_command(BS, LINKS),), Kind.LINKS, Trial(trial, "top-2", "even", 0))
+
+
+SET = {
+    "device": "left",
+    "downlink_mbit": 8.0,
+    "uplink_mbit": 8.0,
+    "delay_ms": 0.0,
+    "backends": {"downlink": "bs-htb-tbf", "uplink": "bs-htb-tbf"},
+}
+
+
+def test_what_the_links_did_in_a_trial_is_recorded(run, script, records):
+    script["bs"].insert(0, ("linkd set", json.dumps({"links": [SET]})))
+    changes = [
+        [STARTED + 1, "set", None, [8.0], [8.0]],
+        [STARTED + 10.5, "block", None, [3.0], [8.0]],
+        [STARTED + 11.0, "allocate", "t001 layer 2", [3.0], [2.0]],
+        [STARTED + 11.5, "hold", None, [3.0], [2.0]],
+    ]
+    samples = [
+        [STARTED + t, [1000 * t], [10 * t], [5], [None]] for t in (2, 3, 10, 11, 20, 21)
+    ]  # the trial is from 10 to 12 s: what the verification before it sent is not its own
+    history = json.dumps({"devices": ["left"], "changes": changes, "samples": samples})
+    script["bs"].insert(0, ("linkd history", history))
+    script["bs"] += [("linkd play", '{"playing": true}'), ("linkd hold", '{"was_playing": true}')]
+    answer_trial(script, records, "t001", 10.0)
+    run([set_phase(), trial_phase("t001", run.folder, plays=True)])
+    read = load_run(run.folder)
+    rows = read.links.sort_values("t_s")[["t_s", "direction", "cause", "asked_mbit", "backend"]]
+    assert rows[rows["cause"] != "set"].values.tolist() == [
+        [10.5, "downlink", "block", 3.0, "bs-htb-tbf"],
+        [11.0, "uplink", "allocate", 2.0, "bs-htb-tbf"],
+    ]
+    assert sorted(rows[rows["cause"] == "set"]["direction"]) == ["downlink", "uplink"]
+    assert read.links.set_index("cause").loc["allocate", "why"] == "t001 layer 2"
+    sent = read.throughput.set_index(["direction", "t_s"])["frame_bytes"].to_dict()
+    assert sent == {
+        ("downlink", 11.0): 1000, ("downlink", 20.0): 9000, ("uplink", 11.0): 10, ("uplink", 20.0): 90,
+    }  # fmt: skip
+    assert read.throughput.set_index("direction").loc["uplink", "backlog_bytes"].isna().all()
+    assert read.manifest["links"]["backends"] == {"left": {"downlink": "bs-htb-tbf", "uplink": "bs-htb-tbf"}}
+
+
+def test_links_that_were_not_what_was_asked_are_said_in_the_trial(run, script, records):
+    answer = {"devices": ["left"], "changes": [], "samples": [], "line_died_unix_s": STARTED + 11}
+    script["bs"].insert(0, ("linkd history", json.dumps(answer)))
+    answer_trial(script, records, "t001", 10.0)
+    run([trial_phase("t001", run.folder)])
+    (trial,) = load_run(run.folder).trials.to_dict("records")
+    assert trial["state"] == "completed"
+    assert "line died" in trial["links_error"]
+
+
+def test_a_refused_set_stops_the_run_with_what_to_put_in_the_inventory(run, script, transports):
+    said = "linkd: refused: the leaf tbf needs what bs does not have (htb: not in this kernel)"
+    script["bs"] += [("linkd set", CommandError("bs", "linkd set", 3, said)), ("linkd clear", "")]
+    with pytest.raises(RefusedError, match=r"bs: refused: .*htb: not in this kernel") as caught:
+        run([set_phase(), RESTORE])
+    assert "network: {shaping: pacing}" in caught.value.hint
+    assert transports["bs"][-1].steps[-1].line() == CLEARED
+
+
+def test_hosts_wait_for_each_other_at_a_cut(run, script, transports):
+    order = []
+
+    def note(step):
+        order.append(step.shell)
+        return "{}"
+
+    for host in ("left", "right"):
+        script[host] += [("first", Answer("", times=None)), ("second", note)]
+    script["bs"].append(("between", note))
+    steps = [Command(host, "first") for host in ("left", "right")]
+    steps += [Command("bs", "between"), *(Command(host, "second") for host in ("left", "right"))]
+    run([Phase("cut", tuple(steps), cuts=(2, 3))])
+    assert order == ["between", "second", "second"]
+    ended = [entry.number for entry in read_journal(run.folder / "journal.jsonl") if entry.state == "end"]
+    assert (sorted(ended[:2]), ended[2], sorted(ended[3:])) == ([0, 1], 2, [3, 4])

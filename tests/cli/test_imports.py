@@ -17,6 +17,7 @@ HEAVY = {"torch", "transformers", "pandas", "pyarrow", "plotly"}
         ["emulate", "status"],
         ["provision", "--help"],
         ["runs", "--help"],
+        ["shape", "--help"],
     ],
 )
 def test_verbs_that_need_no_model_do_not_import_one(arguments):

@@ -14,6 +14,8 @@ import yaml
 
 from testbed import load_run
 from testbed.campaigns.journal import read_journal
+from testbed.config.campaign import load_campaign
+from testbed.links.channels import channel_of
 from testbed.links.traffic import unexplained_bytes
 
 pytestmark = pytest.mark.emulated
@@ -74,7 +76,8 @@ def campaign(tmp_path_factory, inventory):
 
     def write(**changes):
         path = folder / f"{changes.get('campaign', 'small')}.yaml"
-        path.write_text(yaml.safe_dump(small | changes))
+        keys = {key: value for key, value in (small | changes).items() if value is not None}
+        path.write_text(yaml.safe_dump(keys))
         return path
 
     return write
@@ -174,6 +177,89 @@ def test_the_report_of_a_real_run_is_drawn(finished, browser):
     )
     assert len(figures) >= 10
     assert all(figures)
+
+
+FADING = {
+    "model": "shannon",
+    "bandwidth_mhz": 10,
+    "duration_s": 2,
+    "coherence_ms": 100,
+    "scale": 0.5,
+    "min_mbit": 1,
+    "max_mbit": 40,
+    "devices": {"default": {"snr_db": 10}, "orin-nano": {"snr_db": 3}},
+}
+TINY = {
+    "repeats": 1,
+    "quality": None,
+    "policies": [{"name": "top-1", "selection": {"kind": "top_k", "k": 1}}],
+    "verify": {"message_bytes": [32768], "repeats": 1},
+}
+
+
+def run_as_planned(file, results):
+    """Run a campaign after a dry run of it, check that the journal is the plan, and return the records."""
+    planned = json.loads(call("run", file, "--results", results, "--dry-run", "--json").stdout)
+    done = json.loads(call("run", file, "--results", results, "--json").stdout)
+    entries = read_journal(Path(done["folder"]) / "journal.jsonl")
+    begun = {entry.number: entry.line for entry in entries if entry.state == "begin"}
+    assert [begun[n] for n in sorted(begun)] == [s for phase in planned["phases"] for s in phase["steps"]]
+    return load_run(done["folder"])
+
+
+def test_the_rates_of_a_trial_follow_its_channel(campaign, results):
+    prompts = {"file": str(ROOT / "payloads/prompts/quickstart.jsonl"), "count": 1, "max_new_tokens": 40}
+    file = campaign(
+        **TINY, campaign="fading", prompts=prompts, scenarios=[{"name": "fading", "channel": FADING}]
+    )
+    run = run_as_planned(file, results)
+    scenario = load_campaign(file).scenario("fading")
+    devices = ["agx-orin", "orin-nx", "orin-nano", "xavier-nx"]
+    channel = channel_of(scenario, devices, seed=3, repeat=0)
+    rates = run.links[run.links["message_bytes"].isna()].sort_values("t_s")
+    for row in rates[rates["cause"] == "set"].to_dict("records"):
+        mean = channel.mean_rates()[row["device"]][row["direction"] == "uplink"]
+        assert row["asked_mbit"] == pytest.approx(mean, rel=1e-4)
+    blocks = rates[rates["cause"] == "block"]
+    began_s = blocks["t_s"].min()  # the first block is put in force when the channel begins
+    assert blocks["t_s"].nunique() >= 10
+    assert began_s < run.trials["t_start_s"].iloc[0] < blocks["t_s"].max()
+    for row in blocks.to_dict("records"):
+        block = channel.block_at(row["t_s"] - began_s + 0.005)
+        asked = channel.rates(block)[row["device"]][row["direction"] == "uplink"]
+        assert row["asked_mbit"] == pytest.approx(asked, rel=1e-4), row
+    sent = run.throughput.groupby(["device", "direction"])["frame_bytes"].sum()
+    counted = run.traffic.set_index(["device", "direction"])["frame_bytes"]
+    assert (sent > 0).all()
+    # The samples at the trial's edges are not wholly within it.
+    assert (sent / counted).between(0.5, 1.05).all()
+
+
+@pytest.mark.parametrize(
+    ("network", "backends"),
+    [
+        ({"shaping": "device"}, {"bs-htb-tbf", "device-htb-tbf"}),
+        ({"shaping": "pacing"}, {"socket-pacing"}),
+        ({"shaping": "none", "wifi_interface": None}, set()),
+    ],
+)
+def test_other_backends_run_as_planned_too(network, backends, campaign, results, inventory, tmp_path):
+    """The lab is the same: what shapes its links is no matter of the hosts."""
+    lab = yaml.safe_load(inventory.read_text()) | {"network": network}
+    file = tmp_path / inventory.name
+    file.write_text(yaml.safe_dump(lab, sort_keys=False))
+    changes = {**TINY, "campaign": f"by-{network['shaping']}", "inventory": str(file)}
+    if not backends:
+        changes |= {"scenarios": [{"name": "as-it-is", "links": {}}], "verify": None}
+    run = run_as_planned(campaign(**changes), results)
+    assert run.trials["state"].tolist() == ["completed"]
+    assert set(run.links["backend"]) == backends
+    assert set(run.traffic["device"]) == {"agx-orin", "orin-nx", "orin-nano", "xavier-nx"}
+    counted = run.traffic["frame_bytes"]
+    if network["shaping"] == "device":
+        assert (run.traffic["dispatch_bytes"] <= counted).all()
+        assert set(run.throughput["direction"]) == {"downlink", "uplink"}
+    assert qdiscs(inventory) == untouched()
 
 
 def qdiscs(inventory):

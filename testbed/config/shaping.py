@@ -1,0 +1,74 @@
+"""What a campaign may ask of its links, by what shapes them in the lab."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from testbed.config.model import Problem
+
+if TYPE_CHECKING:
+    from testbed.config.campaign import Campaign
+    from testbed.config.inventory import Inventory
+    from testbed.config.scenario import Scenario
+    from testbed.config.yaml import Place
+
+__all__ = ["IMPAIRMENTS", "shaping_problems"]
+
+IMPAIRMENTS = ("delay_ms", "jitter_ms", "loss_percent")
+
+
+def shaping_problems(campaign: Campaign, inventory: Inventory) -> Iterator[Problem]:
+    """Yield what a campaign asks for and the lab's `network.shaping` cannot give.
+
+    Args:
+        campaign: The campaign.
+        inventory: The lab's inventory.
+    """
+    network = inventory.network
+    if network.shaping == "none":
+        yield from _unshaped_problems(campaign)
+    if network.shaping in {"device", "none"}:
+        yield from _bandwidth_problems(campaign, network.shaping)
+    why = {
+        "pacing": "a paced socket gives a rate only (`network.shaping` is pacing)",
+        "none": "nothing shapes this lab's links (`network.shaping` is none)",
+    }.get(network.shaping)
+    if network.leaf == "tbf":
+        why = "a token bucket gives a rate only (`network.leaf` is tbf)"
+    elif network.shaping == "device" and network.leaf != "netem":
+        why = "a device gives a rate only, unless its kernel has netem and `network.leaf` says so"
+    if why:
+        for number, scenario in enumerate(campaign.scenarios):
+            yield from _impairment_problems(("scenarios", number, "links"), scenario, why)
+
+
+def _unshaped_problems(campaign: Campaign) -> Iterator[Problem]:
+    why = "nothing shapes this lab's links (`network.shaping` is none)"
+    for number, scenario in enumerate(campaign.scenarios):
+        place: Place = ("scenarios", number)
+        if scenario.channel is not None:
+            yield Problem((*place, "channel"), f"{why}, so that no channel can be played; leave it out")
+        for name, link in scenario.links.items():
+            if link.downlink_mbit is not None or link.uplink_mbit is not None:
+                yield Problem((*place, "links", name), f"{why}; leave the rates out: `links: {{}}`")
+    if "verify" in campaign.model_fields_set:
+        yield Problem(("verify",), f"{why}, so that there is nothing to verify; leave it out")
+
+
+def _bandwidth_problems(campaign: Campaign, shaping: str) -> Iterator[Problem]:
+    why = {
+        "device": "each device shapes its own uplink (`network.shaping` is device), so that the base station "
+        "cannot share the band out",
+        "none": "nothing shapes this lab's links (`network.shaping` is none)",
+    }[shaping]
+    for number, policy in enumerate(campaign.policies):
+        if policy.bandwidth is not None and policy.bandwidth.kind != "scenario":
+            yield Problem(("policies", number, "bandwidth"), f"{why}; leave it out")
+
+
+def _impairment_problems(place: Place, scenario: Scenario, why: str) -> Iterator[Problem]:
+    for name, link in scenario.links.items():
+        for key in IMPAIRMENTS:
+            if getattr(link, key):
+                yield Problem((*place, name, key), f"{why}; leave it out")
