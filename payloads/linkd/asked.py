@@ -48,6 +48,11 @@ class Asked:
         """Return the same with a block of the channel in force."""
         return replace(self, base=None, block=block)._in_force()
 
+    @property
+    def varies(self) -> bool:
+        """Whether the rates change by themselves."""
+        return self.channel is not None and len(self.channel.t_s) > 1
+
     def highest(self) -> Tuple[Link, ...]:
         """Return the links with the highest rate that each comes to with the present shares, whenever that is."""
         if self.channel is None:

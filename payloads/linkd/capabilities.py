@@ -83,16 +83,23 @@ def backends_of(kinds: Mapping[str, Optional[str]], pacing: Optional[str]) -> Di
     return {**result, "socket-pacing": pacing}
 
 
-def choose_leaf(asked: str, links: Sequence[Link], side: str, able: Callable[[], Mapping[str, Any]]) -> str:
+def choose_leaf(
+    asked: str,
+    links: Sequence[Link],
+    side: str,
+    able: Callable[[], Mapping[str, Any]],
+    varies: bool = False,
+) -> str:
     """Return the leaf that gives the links what they ask for.
 
     Args:
-        asked: ``auto``, ``tbf``, ``netem`` or ``line``. ``auto`` is the most exact that there is: netem where the
-            kernel has it, else the line where it can run and keeps up with the rates, else tbf, which lets the
-            first frame of an idle link pass at once.
+        asked: ``auto``, ``tbf``, ``netem`` or ``line``. ``auto`` is the most exact that there is (docs/links.md):
+            netem where the kernel has it, else the line where it can run and keeps up with the rates, else tbf.
+            Where rates vary, the line or tbf come first: what waits in a netem keeps its time when the rate changes.
         links: The links, with the highest rates that they will come to.
         side: ``bs`` or ``device``.
         able: Returns the :func:`capabilities`; called only where they decide.
+        varies: Whether the rates change while the links are in use.
 
     Raises:
         RefusedError: This host has nothing that gives it; the message says what is missing.
@@ -121,12 +128,16 @@ def choose_leaf(asked: str, links: Sequence[Link], side: str, able: Callable[[],
         if line:
             raise RefusedError(f"refused: the leaf line needs what {host} does not have ({line})")
         return "line"
-    if netem is None:
+    if netem is None and not varies:
         return "netem"
-    if line is None and (needs_more or _line_keeps_up(links)):
+    if line is None and _line_keeps_up(links):
         return "line"
     if not needs_more:
         return "tbf"
+    if netem is None:
+        return "netem"
+    if line is None:
+        return "line"  # which says what it keeps up with
     if side == "device":
         text = f"{needs_more} on the device needs sch_netem, and {host} does not have it ({netem})"
         raise RefusedError(f"refused: {text}: shape at the base station")

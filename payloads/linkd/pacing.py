@@ -33,12 +33,13 @@ class Pacer:
         """There is no user-space line."""
         return None
 
-    def set(self, links: Sequence[Link], highest: Sequence[Link] = ()) -> Dict[str, Any]:
+    def set(self, links: Sequence[Link], highest: Sequence[Link] = (), varies: bool = False) -> Dict[str, Any]:
         """Keep these links' rates and no others.
 
         Args:
             links: The links.
             highest: Of no matter here: a socket is paced at any rate.
+            varies: Likewise.
 
         Raises:
             RefusedError: A delay, a jitter or a loss is asked for.

@@ -156,7 +156,7 @@ class Session:
                 asked = ask(parsed, read_channel(Path(channel_path).expanduser()))
             except ChannelError as error:
                 raise LinksError(f"channel: {error}") from None
-        answer = self._shaper.set(asked.links, asked.highest())
+        answer = self._shaper.set(asked.links, asked.highest(), asked.varies)
         self._player = self._next_block_s = None
         self._asked = asked
         self._history = History([link.device for link in asked.links])

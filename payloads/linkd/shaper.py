@@ -81,7 +81,9 @@ class Shaper:
         """What the user-space line does: ``alive``, ``died``, or None where none is in use."""
         return self._in_path.state
 
-    def set(self, links: Sequence[Link], highest: Sequence[Link] = ()) -> Dict[str, Any]:
+    def set(
+        self, links: Sequence[Link], highest: Sequence[Link] = (), varies: bool = False
+    ) -> Dict[str, Any]:
         """Shape these links and no others; nothing is touched where they are shaped so already.
 
         A link that stays gets its new rate in place: its queue and what waits in it stay.
@@ -90,6 +92,7 @@ class Shaper:
             links: The links, with the rates that they start with.
             highest: The same links with the highest rates that they will come to; where left out, they keep
                 their rates.
+            varies: Whether they change by themselves.
 
         Raises:
             LinkdError: The kernel refused; everything was put back.
@@ -98,7 +101,7 @@ class Shaper:
         """
         self._check_side(links)
         interface = self._kernel.interface(self._interface_of(links))
-        shape = self._shape_of(links, highest or links)
+        shape = self._shape_of(links, highest or links, varies)
         line = self._in_path.prepare(interface, links) if shape.leaf == "line" else None
         if self._interface is not None and self._must_start_anew(interface, shape, links):
             self.clear()
@@ -243,9 +246,9 @@ class Shaper:
                     f"{link.device}: a device shapes its own uplink only: downlink_mbit must be null here"
                 )
 
-    def _shape_of(self, links: Sequence[Link], highest: Sequence[Link]) -> Shape:
+    def _shape_of(self, links: Sequence[Link], highest: Sequence[Link], varies: bool) -> Shape:
         """Return what the links need."""
-        leaf = choose_leaf(self._leaf, highest, self._side, self._able)
+        leaf = choose_leaf(self._leaf, highest, self._side, self._able, varies)
         uplinks = any(link.uplink_mbit is not None for link in links)
         return Shape(self._side, leaf, self._side == "bs" and uplinks)
 

@@ -177,7 +177,7 @@ class Facts:
 
 def required_modules(host: Host) -> tuple[str, ...]:
     """Return the modules that the payload code of a host imports beyond the standard library."""
-    return ("torch",) if host.is_device else ("torch", "transformers", "pyroute2")
+    return ("torch",) if host.is_device else ("torch", "transformers")
 
 
 def facts_command(host: Host, modules: Sequence[str] | None = None) -> Command:

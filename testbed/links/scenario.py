@@ -192,6 +192,7 @@ def links_rows(answer: Mapping[str, Any], *, t_s: float, trial: OfTrial) -> list
             "cause": "set",
             "asked_mbit": float(link[f"{direction}_mbit"]),
             "delay_ms": float(link["delay_ms"]),
+            "loss_percent": float(link["loss_percent"]),
         }
         for link in answer["links"]
         for direction in DIRECTIONS

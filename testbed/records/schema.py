@@ -228,6 +228,7 @@ _ALL = (
                 nullable=True,
             ),
             _number("delay_ms", "the one-way delay asked for", nullable=True),
+            _number("loss_percent", "how many frames are to be lost; null for probes", "%", nullable=True),
             _count("message_bytes", "size of a message", "bytes", nullable=True),
             _count("n", "messages behind measured_ms", nullable=True),
             _number(

@@ -34,6 +34,7 @@ from testbed.report.style import Device, Figure, trial_keys, trial_shapes
 from testbed.report.tables_links import (
     UNEXPLAINED_MOST,
     links_table,
+    lossy_devices,
     rates_table,
     too_much,
     traffic_table,
@@ -280,7 +281,7 @@ def _traffic(run: Run, colours: Mapping[str, str]) -> list[Block]:
         which = ", ".join(f"{row['device']} {row['direction']}" for row in wrong.to_dict("records"))
         cause = "Something else used the link" if told else "TCP sent again, or something else used the link"
         blocks.append(Alert(f"The kernel counted bytes that the records do not explain: {which}. {cause}."))
-    blocks.append(Sheet(traffic_table(totals, colours)))
+    blocks.append(Sheet(traffic_table(totals, colours, lossy_devices(run.links))))
     if told:
         blocks.append(
             Note(

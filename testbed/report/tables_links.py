@@ -13,7 +13,15 @@ from testbed.report.numbers import NO_VALUE, number, plain
 from testbed.report.rates import CHANGE_CAUSES, LEAST_INTERVALS
 from testbed.report.tables import Cell, DataTable, Header, count_cell, ms_cell
 
-__all__ = ["UNEXPLAINED_MOST", "links_table", "rates_table", "too_much", "traffic_table", "traffic_totals"]
+__all__ = [
+    "UNEXPLAINED_MOST",
+    "links_table",
+    "lossy_devices",
+    "rates_table",
+    "too_much",
+    "traffic_table",
+    "traffic_totals",
+]
 
 UNEXPLAINED_MOST = 0.05
 """Above this share of the counted bytes, what neither records nor headers explain is marked."""
@@ -174,12 +182,24 @@ def traffic_totals(traffic: pd.DataFrame) -> pd.DataFrame:
     return totals
 
 
-def traffic_table(totals: pd.DataFrame, colours: Mapping[str, str]) -> DataTable:
+def lossy_devices(links: pd.DataFrame) -> frozenset[str]:
+    """Return the devices whose links were asked to lose frames.
+
+    Args:
+        links: The table ``links``.
+    """
+    return frozenset(links.loc[links["loss_percent"].gt(0).fillna(False), "device"])
+
+
+def traffic_table(
+    totals: pd.DataFrame, colours: Mapping[str, str], lossy: frozenset[str] = frozenset()
+) -> DataTable:
     """Return the bytes that the kernel counted beside those of the records.
 
     Args:
         totals: What :func:`traffic_totals` gave.
         colours: The devices' colours.
+        lossy: The devices whose frames were lost on purpose: theirs are no alarm.
     """
     told = bool(totals["retransmitted_bytes"].notna().any())
     headers = [
@@ -217,7 +237,7 @@ def traffic_table(totals: pd.DataFrame, colours: Mapping[str, str]) -> DataTable
                 _counted(row["header_bytes"]),
                 *([_counted(row["retransmitted_bytes"])] if told else []),
                 Cell(text, share, style),
-                _counted(drops, "bad" if drops > 0 else ""),
+                _counted(drops, "bad" if drops > 0 and row["device"] not in lossy else ""),
             ]
         )
     return DataTable("traffic-table", "Bytes that crossed the links in the trials", headers, body)

@@ -191,6 +191,7 @@ SET = {
     "downlink_mbit": 8.0,
     "uplink_mbit": 8.0,
     "delay_ms": 0.0,
+    "loss_percent": 0.0,
     "backends": {"downlink": "bs-htb-tbf", "uplink": "bs-htb-tbf"},
 }
 

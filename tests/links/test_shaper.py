@@ -218,6 +218,19 @@ def _able(**missing: str) -> Any:
 
 
 @pytest.mark.parametrize(
+    ("missing", "links", "gives"),
+    [
+        ({}, LINKS[0], "line"),
+        ({"tun": "no"}, LINKS[0], "tbf"),
+        ({}, {**LINKS[0], "uplink_mbit": 150}, "tbf"),
+        ({"tun": "no"}, IMPAIRED, "netem"),
+    ],
+)
+def test_where_rates_vary_no_frame_keeps_the_time_of_an_earlier_rate(missing, links, gives) -> None:
+    assert choose_leaf("auto", parse_links([links]), "bs", _able(**missing), varies=True) == gives
+
+
+@pytest.mark.parametrize(
     ("leaf", "side", "missing", "links", "gives"),
     [
         ("auto", "bs", {}, [LINKS[0]], "netem"),

@@ -158,7 +158,7 @@ def test_another_power_mode_is_told(ready: Facts) -> None:
 
 def test_the_base_station_needs_qdiscs_and_no_jtop(ready: Facts, code: PayloadCode) -> None:
     bs = device(role="base_station", python={"manage": False})
-    modules = {"torch": "2", "transformers": "5", "pyroute2": "0.9"}
+    modules = {"torch": "2", "transformers": "5"}
     facts = replace(ready, jtop=Jtop(), environment=Environment("3.11.2", modules), qdiscs=("tbf",))
     assert plan_provision(bs, facts, code) == []
     (finding,) = check_host(bs, facts)
@@ -168,7 +168,7 @@ def test_the_base_station_needs_qdiscs_and_no_jtop(ready: Facts, code: PayloadCo
 def test_a_plan_for_a_fleet_refuses_hosts_that_cannot_be_used(
     lab: Inventory, ready: Facts, code: PayloadCode, good_facts: dict[str, Any]
 ) -> None:
-    modules = {"torch": "2", "transformers": "5", "pyroute2": "0.9"}
+    modules = {"torch": "2", "transformers": "5"}
     fine = replace(ready, environment=Environment("3.11.2", modules), jtop=Jtop(**good_facts))
     assert plan_fleet(lab, {"bs": fine, "dev": fine}, code) == ()
     fresh = replace(fine, code_current=None, code={})
