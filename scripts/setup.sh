@@ -87,3 +87,15 @@ need_browser() {
     say "no Chromium by Debian package here: the browser tests are skipped"
   fi
 }
+
+# Debian's stock kernel as a program (41 MB to fetch, 120 MB on disk): it has the modules that this machine's kernel may
+# lack. There is one for amd64 alone; without it its tests are skipped.
+need_stock_kernel() {
+  command -v linux.uml >/dev/null && return
+  apt-cache show user-mode-linux >/dev/null 2>&1 || as_root apt-get update -qq || true
+  if apt-cache show user-mode-linux >/dev/null 2>&1; then
+    need_packages linux.uml=user-mode-linux || say "user-mode-linux could not be installed: its tests are skipped"
+  else
+    say "no package user-mode-linux here: the tests under a stock kernel are skipped"
+  fi
+}
