@@ -35,7 +35,10 @@ def _parser() -> argparse.ArgumentParser:
         "--slack-us", type=float, default=DEFAULT_SLACK_US, help="the buckets' room for late timers"
     )
     serve.add_argument(
-        "--leaf", choices=("auto", *LEAVES), default="auto", help="what holds the packets (default: %(default)s)"
+        "--leaf",
+        choices=("auto", *LEAVES),
+        default="auto",
+        help="what holds the packets (default: %(default)s)",
     )
     serve.add_argument(
         "--side", choices=SIDES, default="bs", help="device: runs on a device and shapes its uplink"
@@ -58,7 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     rerate = commands.add_parser("rerate", help="change the rates of some devices in place")
     rerate.add_argument("--rates", required=True, help='JSON: {"DEVICE": {"downlink_mbit": 3.5}}')
     allocate = commands.add_parser("allocate", help="share the bandwidth out anew")
-    allocate.add_argument("--shares", required=True, help='JSON: {"DEVICE": 0.25} or {"DEVICE": {"uplink": 0.25}}')
+    allocate.add_argument(
+        "--shares", required=True, help='JSON: {"DEVICE": 0.25} or {"DEVICE": {"uplink": 0.25}}'
+    )
     allocate.add_argument("--why", help="a few words for the history")
     history = commands.add_parser("history", help="every change and every sample since the last set, as JSON")
     watch = commands.add_parser("watch", help="print every change and every sample as it happens")
@@ -259,10 +264,14 @@ def _links_in_force(arguments: argparse.Namespace) -> Tuple[Sequence[Link], Dict
         shown = client.show()
     if not shown["links"]:
         raise LinkdError("no links are set: linkd set, or name them with --links")
-    return _links_and_backends(json.dumps([
-        {**{key: row[key] for key in Link.__dataclass_fields__}, "backends": row["backends"]}
-        for row in shown["links"]
-    ]))
+    return _links_and_backends(
+        json.dumps(
+            [
+                {**{key: row[key] for key in Link.__dataclass_fields__}, "backends": row["backends"]}
+                for row in shown["links"]
+            ]
+        )
+    )
 
 
 def _respond(arguments: argparse.Namespace) -> None:

@@ -33,7 +33,9 @@ class Pacer:
         """There is no user-space line."""
         return None
 
-    def set(self, links: Sequence[Link], highest: Sequence[Link] = (), varies: bool = False) -> Dict[str, Any]:
+    def set(
+        self, links: Sequence[Link], highest: Sequence[Link] = (), varies: bool = False
+    ) -> Dict[str, Any]:
         """Keep these links' rates and no others.
 
         Args:

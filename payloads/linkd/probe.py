@@ -2,8 +2,8 @@
 
 Long flows hide what a shaper does to short messages, so messages of the sizes in use are timed: sent until a
 one-byte answer is back, or asked for until their last byte is there. The round trip of a message of a few
-bytes, which no rate delays, is measured before each message and subtracted: on a busy machine it drifts by
-more than what a frame takes at 100 Mbit/s.
+bytes is measured before each message and subtracted: on a busy machine it drifts by more than what a frame
+takes at 100 Mbit/s.
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ PACING = "socket-pacing"
 _IP_MTU = 14
 _TIMEOUT_S = 120.0
 _LEAST_MESSAGES = 3
+#: The messages whose round trip is subtracted.
+_BASELINE_BYTES = {"downlink": REQUEST.size, "uplink": 1}
 _BASELINE_MESSAGES = 2
 #: Between two messages, beside the time in which the bucket fills again.
 _REST_S = 0.002
@@ -194,9 +196,7 @@ class Prober:
                 self._timed_ms(direction, message_bytes)
             for _ in range(count):
                 for _again in range(_BASELINE_MESSAGES):
-                    round_trips.append(
-                        self._timed_ms(direction, REQUEST.size if direction == "downlink" else 1)
-                    )
+                    round_trips.append(self._timed_ms(direction, _BASELINE_BYTES[direction]))
                 times.append(self._timed_ms(direction, message_bytes))
         except OSError as error:
             raise LinkdError(f"{self._link.device} was lost in the middle of a probe: {error}") from error
@@ -326,8 +326,8 @@ def row_of(
 ) -> Dict[str, Any]:
     """Return one row of the result.
 
-    ``measured_ms`` is the median time less the median round trip of a few bytes (``rtt_ms``), which holds the
-    delays of both directions. ``ratio`` is null where no time is expected: a message of one frame passes a
+    ``measured_ms`` is the median time less ``rtt_ms``, the median round trip of a few bytes, which holds the delays of
+    both directions, without what the rate takes for those bytes themselves. ``ratio`` is null where no time is expected: a message of one frame passes a
     token bucket at once. ``ok`` is :func:`payloads.linkd.model.judge`; on a link with jitter the median may be
     off by as much, and on one with loss, where TCP sends again, only what comes too early is wrong.
 
@@ -343,8 +343,10 @@ def row_of(
     """
     asked = rate_of(link, direction)
     assert asked is not None
-    rtt_ms = statistics.median(round_trips_ms)
-    expected = expected_ms(message_bytes, asked, framing, first_frame=takes_first_frame(backend))
+    first_frame = takes_first_frame(backend)
+    few_bytes_ms = expected_ms(_BASELINE_BYTES[direction], asked, framing, first_frame=first_frame)
+    rtt_ms = statistics.median(round_trips_ms) - few_bytes_ms
+    expected = expected_ms(message_bytes, asked, framing, first_frame=first_frame)
     measured = statistics.median(times_ms) - rtt_ms
     ok = judge(expected, measured, asked, tolerance, framing)
     if link.jitter_ms:

@@ -268,7 +268,7 @@ def shaped_pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LinkPair]:
     """A pair for the whole module, with the daemon and the probe responder running."""
     for pair in _pair(tmp_path_factory.mktemp("links")):
         pair.start("d", "respond", "--listen", f"{pair.address}:7071")
-        pair.start("b", "serve")
+        pair.start("b", "serve", "--leaf", "tbf")
         yield pair
 
 

@@ -24,18 +24,27 @@ FOUND = {
 }  # fmt: skip
 
 
+#: What follows it in a parameter is the leaf.
+LED_THROUGH = " through the "
+LINE = f"the kernel's own{LED_THROUGH}line"
+
+
 @pytest.fixture
 def shaped(request, link_pair):
     """A pair whose links are shaped over one of several former roots: the pair, the daemon and what was."""
-    found = FOUND[getattr(request, "param", "the kernel's own")]
+    name, _, leaf = getattr(request, "param", "the kernel's own").partition(LED_THROUGH)
+    found = FOUND[name]
     if found:
         _make(link_pair, found)
     before = link_pair.qdiscs()
-    daemon = link_pair.start("b", "serve")
+    daemon = link_pair.start("b", "serve", "--leaf", leaf or "tbf")
     assert link_pair.qdiscs() == before
     link_pair.set(8, 8)
     assert "htb" in link_pair.qdiscs()
-    assert "tbf" in link_pair.qdiscs()
+    if leaf:
+        assert any(name.startswith("tbline") for name in link_pair.interfaces())
+    else:
+        assert "tbf" in link_pair.qdiscs()
     return link_pair, daemon, before
 
 
@@ -64,7 +73,7 @@ def _assert_as_before(pair, before: str) -> None:
     assert not pair.state.exists()
 
 
-@pytest.mark.parametrize("shaped", FOUND, indirect=True)
+@pytest.mark.parametrize("shaped", [*FOUND, LINE], indirect=True)
 def test_sigterm_restores(shaped) -> None:
     pair, daemon, before = shaped
     daemon.terminate()
@@ -81,7 +90,7 @@ def test_other_signals_restore(shaped, number) -> None:
     _assert_as_before(pair, before)
 
 
-@pytest.mark.parametrize("shaped", ["the kernel's own", "a tbf"], indirect=True)
+@pytest.mark.parametrize("shaped", ["the kernel's own", "a tbf", LINE], indirect=True)
 def test_kill_9_is_restored_by_the_guard(shaped) -> None:
     pair, daemon, before = shaped
     daemon.kill()
@@ -98,7 +107,7 @@ def test_kill_9_of_daemon_and_guard_is_restored_by_the_next_daemon(shaped) -> No
     daemon.wait()
     assert pair.state.exists()
     assert "htb" in pair.qdiscs()
-    pair.start("b", "serve")
+    pair.start("b", "serve", "--leaf", "tbf")
     _assert_as_before(pair, before)
     pair.set(4, 4)
     assert "rate 4Mbit" in pair.qdiscs()
@@ -107,7 +116,7 @@ def test_kill_9_of_daemon_and_guard_is_restored_by_the_next_daemon(shaped) -> No
 @pytest.mark.parametrize("command", ["restore", "clear"])
 def test_kill_9_of_daemon_and_guard_is_restored_by_a_command(link_pair, command) -> None:
     before = link_pair.qdiscs()
-    daemon = link_pair.start("b", "serve")
+    daemon = link_pair.start("b", "serve", "--leaf", "tbf")
     link_pair.set(8, 8)
     os.kill(_guard_of(daemon), signal.SIGKILL)
     daemon.kill()
@@ -120,7 +129,7 @@ def test_kill_9_of_daemon_and_guard_is_restored_by_a_command(link_pair, command)
 
 def test_a_guard_that_was_killed_is_replaced(link_pair) -> None:
     before = link_pair.qdiscs()
-    daemon = link_pair.start("b", "serve")
+    daemon = link_pair.start("b", "serve", "--leaf", "tbf")
     link_pair.set(8, 8)
     first = _guard_of(daemon)
     os.kill(first, signal.SIGKILL)
@@ -136,7 +145,7 @@ def test_a_guard_that_was_killed_is_replaced(link_pair) -> None:
 
 def test_clear_restores_and_the_daemon_goes_on(link_pair) -> None:
     before = link_pair.qdiscs()
-    link_pair.start("b", "serve")
+    link_pair.start("b", "serve", "--leaf", "tbf")
     for _ in range(2):
         link_pair.set(8, 8)
         link_pair.linkd("clear")
@@ -144,7 +153,7 @@ def test_clear_restores_and_the_daemon_goes_on(link_pair) -> None:
 
 
 def test_a_second_daemon_and_restore_keep_off_while_one_lives(link_pair) -> None:
-    link_pair.start("b", "serve")
+    link_pair.start("b", "serve", "--leaf", "tbf")
     link_pair.set(8, 8)
     done = link_pair.linkd("restore", "--wait", "0.2", check=False)
     assert done.returncode == 1
@@ -172,7 +181,7 @@ def test_what_could_not_be_restored_is_refused_and_left_alone(link_pair, command
     for command in commands:
         link_pair.tc(*command)
     before = link_pair.qdiscs()
-    link_pair.start("b", "serve")
+    link_pair.start("b", "serve", "--leaf", "tbf")
     done = link_pair.linkd("set", "--links", link_pair.links(8, 8), check=False)
     assert done.returncode == 3
     assert words in done.stderr
@@ -189,7 +198,7 @@ def test_nobody_answers_where_no_daemon_runs(link_pair) -> None:
 
 
 def test_a_device_without_a_route_is_told(link_pair) -> None:
-    link_pair.start("b", "serve")
+    link_pair.start("b", "serve", "--leaf", "tbf")
     for address, words in (
         ("192.0.2.7", "no route to 192.0.2.7"),
         (link_pair.bs_address, "no address of another"),

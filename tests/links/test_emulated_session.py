@@ -63,7 +63,7 @@ def _assert_as_before(pair: Any, before: str) -> None:
 
 
 def test_a_channel_is_played_held_and_told(link_pair, channel_file) -> None:
-    link_pair.start("b", "serve", "--sample-hz", "20")
+    link_pair.start("b", "serve", "--leaf", "tbf", "--sample-hz", "20")
     answer = _set_channel(link_pair, channel_file)
     assert answer["links"][0]["downlink_mbit"] == pytest.approx(5 + (BLOCKS - 1) / 2)
     with Client(link_pair.socket) as client:
@@ -89,7 +89,7 @@ def test_a_channel_is_played_held_and_told(link_pair, channel_file) -> None:
 
 
 def test_shares_change_what_the_kernel_gives(link_pair) -> None:
-    link_pair.start("b", "serve")
+    link_pair.start("b", "serve", "--leaf", "tbf")
     (board,) = json.loads(link_pair.links(8, 8))
     link_pair.linkd("set", "--links", json.dumps([board, {**board, "device": "o", "address": "10.84.0.9"}]))
     done = link_pair.linkd(
@@ -105,7 +105,7 @@ def test_shares_change_what_the_kernel_gives(link_pair) -> None:
 
 
 def test_watchers_hear_of_it_and_slow_ones_are_dropped(link_pair, channel_file) -> None:
-    link_pair.start("b", "serve", "--sample-hz", "10")
+    link_pair.start("b", "serve", "--leaf", "tbf", "--sample-hz", "10")
     _set_channel(link_pair, channel_file)
     deaf, good = Client(link_pair.socket), Client(link_pair.socket)
     with deaf, good, Client(link_pair.socket) as client:
@@ -129,7 +129,7 @@ def test_watchers_hear_of_it_and_slow_ones_are_dropped(link_pair, channel_file) 
 
 def test_kill_9_while_a_channel_plays_is_restored_by_the_guard(link_pair, channel_file) -> None:
     before = link_pair.qdiscs()
-    daemon = link_pair.start("b", "serve")
+    daemon = link_pair.start("b", "serve", "--leaf", "tbf")
     _set_channel(link_pair, channel_file)
     link_pair.linkd("play")
     time.sleep(0.3)
@@ -141,7 +141,7 @@ def test_kill_9_while_a_channel_plays_is_restored_by_the_guard(link_pair, channe
 
 def test_kill_9_of_all_while_a_channel_plays_is_restored_by_a_command(link_pair, channel_file) -> None:
     before = link_pair.qdiscs()
-    daemon = link_pair.start("b", "serve")
+    daemon = link_pair.start("b", "serve", "--leaf", "tbf")
     _set_channel(link_pair, channel_file)
     link_pair.linkd("play")
     (guard,) = _guard_and_line_of(daemon)

@@ -185,7 +185,9 @@ def test_what_is_expected_follows_the_leaf_of_each_direction(leaf: str) -> None:
     """These delay the first frame too: at 1 Mbit/s twelve milliseconds, which a token bucket lets pass at once."""
     slow = replace(LINK, downlink_mbit=1.0, uplink_mbit=1.0)
     times = [0.2 + expected_ms(4096, 1.0, first_frame=True)] * 5
-    one = row_of(slow, "downlink", 4096, times, [0.2], 0.05, Framing(), leaf)
+    # The round trip that is subtracted was that of eight bytes, which took their time too.
+    few_bytes = [0.2 + (8 + 66) * 8 / 1e3]
+    one = row_of(slow, "downlink", 4096, times, few_bytes, 0.05, Framing(), leaf)
     other = row_of(slow, "downlink", 4096, times, [0.2], 0.05, Framing(), "bs-htb-tbf")
     assert one["ratio"] == pytest.approx(1.0, abs=1e-3)
     assert one["expected_ms"] - other["expected_ms"] == pytest.approx(1514 * 8 / 1e3, abs=1e-3)
