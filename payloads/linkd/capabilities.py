@@ -22,16 +22,7 @@ from payloads.linkd import rtnl, tc
 from payloads.linkd.errors import RefusedError
 from payloads.linkd.found import TC_INGRESS, TC_ROOT
 from payloads.linkd.links import Link
-from payloads.linkd.netlink import (
-    ACK,
-    CREATE,
-    EXCLUSIVE,
-    REQUEST,
-    Message,
-    NetlinkError,
-    NetlinkSocket,
-    attribute,
-)
+from payloads.linkd.netlink import Message, NetlinkError, NetlinkSocket
 from payloads.linkd.plan import ROOT_HANDLE, Class, Match, Netem, Redirect
 
 __all__ = ["BACKENDS", "KINDS", "backends_of", "capabilities", "choose_leaf", "may_shape"]
@@ -45,14 +36,12 @@ BACKENDS: Mapping[str, Tuple[str, ...]] = {
     "device-htb-tbf": ("htb", "u32", "tbf"),
     "device-htb-netem": ("htb", "u32", "tbf", "netem"),
 }
-KINDS = ("htb", "tbf", "netem", "ifb", "u32", "ingress", "mirred", "tun", "rule")
+KINDS = ("htb", "tbf", "netem", "ifb", "u32", "ingress", "mirred", "tun")
 _MODULES = {"ifb": "ifb", "u32": "cls_u32", "mirred": "act_mirred"}
 _CLONE_NEWNET = 0x40000000
 _CAP_NET_ADMIN = 12
 _TIMEOUT_S = 20
-_TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
-_NEWRULE, _TO_TABLE = 32, 1
-_FRA_DST, _FRA_PRIORITY, _FRA_TABLE, _FRA_IP_PROTO, _FRA_DPORT_RANGE = 1, 6, 15, 22, 24
+_TUNSETIFF, _IFF_TAP, _IFF_NO_PI = 0x400454CA, 0x0002, 0x1000
 _SO_MAX_PACING_RATE = 47
 
 
@@ -310,14 +299,6 @@ class _Trials:
         except OSError as error:
             raise OSError(0, f"/dev/net/tun: {error.strerror}") from error
         try:
-            fcntl.ioctl(descriptor, _TUNSETIFF, struct.pack("16sH22x", b"tbtry3", _IFF_TUN | _IFF_NO_PI))
+            fcntl.ioctl(descriptor, _TUNSETIFF, struct.pack("16sH22x", b"tbtry3", _IFF_TAP | _IFF_NO_PI))
         finally:
             os.close(descriptor)
-
-    def _rule(self) -> None:
-        """Try a routing rule for one port of TCP (Linux 4.17)."""
-        body = struct.pack("=BBBBBBBBI", socket.AF_INET, 32, 0, 0, 0, 0, 0, _TO_TABLE, 0)
-        body += attribute(_FRA_DST, bytes((10, 0, 0, 1))) + attribute(_FRA_PRIORITY, struct.pack("=I", 100))
-        body += attribute(_FRA_TABLE, struct.pack("=I", 100)) + attribute(_FRA_IP_PROTO, b"\x06")
-        body += attribute(_FRA_DPORT_RANGE, struct.pack("=HH", 7070, 7070))
-        self._send((_NEWRULE, REQUEST | ACK | CREATE | EXCLUSIVE, body))

@@ -11,6 +11,9 @@ from payloads.linkd.links import Link
 __all__ = ["MAX_ENTRIES", "Change", "History", "Sample"]
 
 MAX_ENTRIES = 200_000
+#: With many devices fewer entries are kept: at most this many numbers in the samples, and half of it in the changes.
+_MAX_NUMBERS = 16_000_000
+_MAX_WHY_CHARACTERS = 300
 _PER_CHUNK = 500
 
 
@@ -20,7 +23,7 @@ class Change(NamedTuple):
     Attributes:
         unix_s: When the kernel had taken it.
         cause: ``set``, ``block``, ``allocate``, ``rerate`` or ``hold``.
-        why: What the one who asked for it said.
+        why: What the one who asked for it said, the beginning of it.
         downlink_mbit: The rate in force of each device after it; None where the direction is left alone.
         uplink_mbit: The same for the uplink.
     """
@@ -55,11 +58,12 @@ class History:
 
     Args:
         devices: The devices' names; all lists are in their order.
-        most: How many changes, and how many samples, are kept.
+        most: How many changes, and how many samples, are kept; with many devices fewer.
     """
 
     def __init__(self, devices: Sequence[str], most: int = MAX_ENTRIES) -> None:
         self._devices = list(devices)
+        most = min(most, _MAX_NUMBERS // (4 * max(1, len(self._devices))))
         self._changes: Deque[Change] = deque(maxlen=most)
         self._samples: Deque[Sample] = deque(maxlen=most)
         self._changed = 0
@@ -70,7 +74,7 @@ class History:
         """Keep a change."""
         down = tuple([link.downlink_mbit for link in links])
         up = tuple([link.uplink_mbit for link in links])
-        entry = Change(unix_s, cause, why, down, up)
+        entry = Change(unix_s, cause, why[:_MAX_WHY_CHARACTERS] if why else why, down, up)
         self._changes.append(entry)
         self._changed += 1
         return entry

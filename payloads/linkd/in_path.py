@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Mapping, Optional, Sequence, Tuple
 
-from payloads.linkd.errors import LinkdError, RefusedError
+from payloads.linkd.errors import LinkdError
 from payloads.linkd.links import Link
 from payloads.linkd.plan import Interface
 
@@ -25,6 +25,12 @@ class InPath:
         if self._line is None:
             return None
         return "alive" if self._line.alive() else "died"
+
+    def lacks(self, interface: Interface) -> Optional[str]:
+        """Return None where a line can run on an interface, or why not."""
+        from payloads.linkd.line import usable
+
+        return usable(interface)
 
     def prepare(self, interface: Interface, links: Sequence[Link]) -> Mapping[str, Any]:
         """Return what has to be known to take the line away, before it is there.
@@ -64,20 +70,15 @@ class InPath:
     def change(self, links: Sequence[Link]) -> int:
         """Give the line's links other rates or impairments in place; return how many differ.
 
-        A line that has died takes no changes; :meth:`has_died` tells.
-
         Raises:
             RefusedError: The line does not keep up with the rates; nothing has changed.
+            LinkdError: The line has died, or does not listen.
         """
+        if self.state == "died":
+            raise LinkdError("the user-space line has died: set the links again")
         changed = sum(old is not new and old != new for old, new in zip(self._links, links))
-        if changed and self.state == "alive":
-            try:
-                self._line.change(links)
-            except RefusedError:
-                raise
-            except LinkdError:
-                if self.state == "alive":
-                    raise
+        if changed:
+            self._line.change(links)
         self._links = tuple(links)
         return changed
 

@@ -40,13 +40,22 @@ __all__ = [
 #: What the line keeps up with (docs/links.md, "The user-space line"): one link in one direction, and all together.
 MAX_RATE_MBIT = 100.0
 MAX_SUM_MBIT = 200.0
-_ANSWER_TIMEOUT_S = 10.0
+_INSTEAD = "ask for less, or take the leaf tbf or netem (serve --leaf, or leaf in the inventory)"
+_START_TIMEOUT_S = 10.0
+#: linkd serves nobody else while it waits for a process that runs.
+_ANSWER_TIMEOUT_S = 1.0
 _Identity = Tuple[str, str, int, int]
 
 
-def usable() -> Optional[str]:
-    """Return None where this host and process can run the line, or why not."""
-    return why_not()
+def usable(interface: Interface) -> Optional[str]:
+    """Return None where this host and process can run the line on an interface, or why not."""
+    reason = why_not()
+    if reason is None:
+        try:
+            hardware_address(interface.name)
+        except LinkdError as error:
+            reason = str(error)
+    return reason
 
 
 def check(links: Sequence[Link]) -> None:
@@ -62,12 +71,12 @@ def check(links: Sequence[Link]) -> None:
             if rate is not None and rate > MAX_RATE_MBIT:
                 raise RefusedError(
                     f"refused: {link.device}: {direction} {rate:g} Mbit/s: the user-space line keeps up with "
-                    f"{MAX_RATE_MBIT:g} Mbit/s on one link"
+                    f"{MAX_RATE_MBIT:g} Mbit/s on one link; {_INSTEAD}"
                 )
     if total > MAX_SUM_MBIT:
         raise RefusedError(
             f"refused: {total:g} Mbit/s over all links and both directions: the user-space line keeps up with "
-            f"{MAX_SUM_MBIT:g} Mbit/s in sum"
+            f"{MAX_SUM_MBIT:g} Mbit/s in sum; {_INSTEAD}"
         )
 
 
@@ -78,10 +87,9 @@ def needed(interface: Interface, links: Sequence[Link]) -> Mapping[str, Any]:
         RefusedError: The line cannot run here, or not at these rates.
     """
     check(links)
-    reason = usable()
+    reason = usable(interface)
     if reason:
         raise RefusedError(f"refused: the user-space line cannot run: {reason}")
-    hardware_address(interface.name)
     return {"taps": [tap_name(interface, direction) for direction in Filters(interface, links).directions]}
 
 
@@ -140,7 +148,7 @@ class _Direction:
             with theirs:
                 for end in (ours, theirs):
                     end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MESSAGE_BYTES)
-                ours.settimeout(_ANSWER_TIMEOUT_S)
+                ours.settimeout(_START_TIMEOUT_S)
                 descriptors = (tap, theirs.fileno())
                 command = [sys.executable, "-m", "payloads.linkd.line_process", *map(str, descriptors)]
                 # A session of its own: what is sent to linkd's group is linkd's to deal with.
@@ -157,6 +165,7 @@ class _Direction:
             }
         )
         self._hear()
+        self.control.settimeout(_ANSWER_TIMEOUT_S)
 
     def change(self, links: Sequence[Link]) -> None:
         """Tell the process what differs; no answer is waited for."""
@@ -295,10 +304,6 @@ class Line:
     def alive(self) -> bool:
         """Return whether all is running: where it is not, the kernel drops what should go through the line."""
         return bool(self._directions) and all(direction.alive() for direction in self._directions)
-
-    def filenos(self) -> List[int]:
-        """Return descriptors that become readable when a process dies."""
-        return [item.control.fileno() for item in self._directions if item.control is not None]
 
     def stop(self) -> None:
         """Lead the packets past the line and end it; harmless where it has been stopped."""

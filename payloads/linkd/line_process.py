@@ -50,7 +50,10 @@ def main(argv: Sequence[str]) -> int:
         signal.signal(number, signal.SIG_IGN)  # its owner takes the traffic away from it first
     tap = int(argv[0])
     with socket.socket(fileno=int(argv[1])) as control:
-        setup: Dict[str, Any] = json.loads(control.recv(MESSAGE_BYTES))
+        data = control.recv(MESSAGE_BYTES)
+        if not data:
+            return 0  # linkd was killed in the moment in which it started this
+        setup: Dict[str, Any] = json.loads(data)
         keys = [bytes(link["key"]) for link in setup["links"]]
         timings = {key: LinkTiming(*link["timing"]) for key, link in zip(keys, setup["links"])}
         schedule = Schedule(timings, setup["seed"])
@@ -62,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
         control.send(b"{}")
         try:
             _loop(tap, control, schedule, keys, out, where, setup["mtu"])
-        except (ConnectionError, BrokenPipeError):
+        except ConnectionError:
             return 0
     return 0
 

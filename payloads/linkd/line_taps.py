@@ -88,16 +88,13 @@ def hardware_address(interface: str) -> bytes:
     """Return an interface's address of Ethernet.
 
     Raises:
-        RefusedError: It is no Ethernet interface.
-        LinkdError: There is no such interface.
+        LinkdError: It is no Ethernet interface, or there is none of that name.
     """
     with _control() as control:
         answer = _ioctl(control, _SIOCGIFHWADDR, interface, bytes(24))
     (kind,) = struct.unpack_from("=H", answer, 16)
     if kind != _ARPHRD_ETHER:
-        raise RefusedError(
-            f"refused: the user-space line needs an Ethernet interface, and {interface} is none"
-        )
+        raise LinkdError(f"{interface} is no Ethernet interface")
     return answer[18:24]
 
 

@@ -139,7 +139,8 @@ def _parse_link(item: Any, where: str, rates_given: bool) -> Link:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    # Compared and not asked whether it is finite: JSON's whole numbers may be too long for that.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def _is_rate(value: Any) -> bool:

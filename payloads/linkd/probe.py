@@ -326,10 +326,11 @@ def row_of(
 ) -> Dict[str, Any]:
     """Return one row of the result.
 
-    ``measured_ms`` is the median time less ``rtt_ms``, the median round trip of a few bytes, which holds the delays of
-    both directions, without what the rate takes for those bytes themselves. ``ratio`` is null where no time is expected: a message of one frame passes a
-    token bucket at once. ``ok`` is :func:`payloads.linkd.model.judge`; on a link with jitter the median may be
-    off by as much, and on one with loss, where TCP sends again, only what comes too early is wrong.
+    ``measured_ms`` is the median time less ``rtt_ms``, the median round trip of a few bytes, which holds the delays
+    of both directions, without what the rate takes for those bytes themselves. ``ratio`` is null where no time
+    is expected: a message of one frame passes a token bucket at once. ``ok`` is
+    :func:`payloads.linkd.model.judge`; on a link with jitter the median may be off by as much, and on one with
+    loss, where TCP sends again, only what comes too early is wrong.
 
     Args:
         link: The link.

@@ -84,7 +84,7 @@ class Session:
                 head = {"ok": True, **self._history.head(), **self._line(), "took_ms": _took_ms(started)}
                 return Reply(self._history.chunks(head))
             answer, watches = self._carry_out(op, request), op == "watch"
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             answer = {"ok": False, "error": f"a request is one line of JSON: {error}", "exit_status": 2}
         except LinkdError as error:
             answer = {"ok": False, "error": str(error), "exit_status": error.exit_status}
@@ -154,7 +154,7 @@ class Session:
             parsed = parse_links(links, rates_given=False)
             try:
                 asked = ask(parsed, read_channel(Path(channel_path).expanduser()))
-            except ChannelError as error:
+            except (ChannelError, RuntimeError) as error:  # the latter where there is no such home folder
                 raise LinksError(f"channel: {error}") from None
         answer = self._shaper.set(asked.links, asked.highest(), asked.varies)
         self._player = self._next_block_s = None
@@ -269,6 +269,9 @@ class Session:
     def _links_set(self, op: str) -> Asked:
         if self._asked is None:
             raise LinksError(f"{op}: no links are set")
+        if "failed" in self._history.about and op != "hold":
+            # A trial that goes on changing links which have failed would only find out at its end.
+            raise LinkdError(f"{op}: the links are not what was asked: {self._history.about['failed']}")
         return self._asked
 
     def _forget(self) -> None:

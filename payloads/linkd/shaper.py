@@ -7,7 +7,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from payloads.linkd.capabilities import capabilities, choose_leaf
 from payloads.linkd.errors import LinkdError, LinksError, RefusedError
-from payloads.linkd.found import Found, handle_text, must_be_tried, refusal, same_as_found
+from payloads.linkd.found import TC_INGRESS, Found, handle_text, must_be_tried, refusal, same_as_found
 from payloads.linkd.history import Sample
 from payloads.linkd.in_path import InPath
 from payloads.linkd.kernel import Counters, Kernel
@@ -101,7 +101,7 @@ class Shaper:
         """
         self._check_side(links)
         interface = self._kernel.interface(self._interface_of(links))
-        shape = self._shape_of(links, highest or links, varies)
+        shape = self._shape_of(interface, links, highest or links, varies)
         line = self._in_path.prepare(interface, links) if shape.leaf == "line" else None
         if self._interface is not None and self._must_start_anew(interface, shape, links):
             self.clear()
@@ -125,6 +125,10 @@ class Shaper:
 
         Returns:
             How many rates changed.
+
+        Raises:
+            RefusedError: The user-space line does not keep up with them; nothing was changed.
+            LinkdError: The kernel refused, and everything was put back; or the user-space line has died.
         """
         assert self._interface is not None
         names = (self._interface.name, ifb_name(self._interface))
@@ -148,8 +152,9 @@ class Shaper:
         except RefusedError:
             raise  # by the line, which has changed nothing
         except BaseException:
-            # Neither the old rates nor the new ones: better nothing.
-            self.clear()
+            # Neither the old rates nor the new ones: better nothing. Where the line has died nothing passes anyway.
+            if self.line != "died":
+                self.clear()
             raise
         self._links = tuple(links)
         return changed
@@ -198,6 +203,9 @@ class Shaper:
         """Return the counters of each link's downlink and uplink, and those of all else that goes out.
 
         None stands for a direction that is left alone. What waits in the user-space line waits here too.
+
+        Raises:
+            LinkdError: Classes of ours are no longer there, or the kernel did not answer.
         """
         assert self._interface is not None
         ours, turned = self._kernel.counters(self._interface.name), {}
@@ -213,7 +221,12 @@ class Shaper:
                 (down, "downlink", link.downlink_mbit, ours),
                 (up, "uplink", link.uplink_mbit, of_uplink),
             ):
-                item = None if rate is None else counted.get(minor, _NOTHING)
+                item = None if rate is None else counted.get(minor)
+                if rate is not None and item is None:
+                    raise LinkdError(
+                        f"{self._interface.name}: the class of {link.device}'s {direction} is gone: something else "
+                        "changes the queueing disciplines there; set the links again"
+                    )
                 more = held.get(direction)
                 if item is not None and more is not None:
                     waiting = item.backlog_bytes + more.backlog_bytes
@@ -246,20 +259,38 @@ class Shaper:
                     f"{link.device}: a device shapes its own uplink only: downlink_mbit must be null here"
                 )
 
-    def _shape_of(self, links: Sequence[Link], highest: Sequence[Link], varies: bool) -> Shape:
+    def _shape_of(
+        self, interface: Interface, links: Sequence[Link], highest: Sequence[Link], varies: bool
+    ) -> Shape:
         """Return what the links need."""
-        leaf = choose_leaf(self._leaf, highest, self._side, self._able, varies)
+        leaf = choose_leaf(self._leaf, highest, self._side, lambda: self._able_on(interface), varies)
         uplinks = any(link.uplink_mbit is not None for link in links)
         return Shape(self._side, leaf, self._side == "bs" and uplinks)
 
+    def _able_on(self, interface: Interface) -> Mapping[str, Any]:
+        """Return what this host can do on an interface: not every one takes the user-space line."""
+        able = self._able()
+        lacks = self._in_path.lacks(interface) if able["backends"]["bs-line"] is None else None
+        return {**able, "backends": {**able["backends"], "bs-line": lacks}} if lacks else able
+
     def _must_start_anew(self, interface: Interface, shape: Shape, links: Sequence[Link]) -> bool:
-        if self._interface != interface or self._shape != shape:
+        if self._interface != interface or self._shape != shape or not self._is_there():
             return True
         if shape.leaf != "line":
             return False
-        # The line's rules and routes are made for its links; a line that died is started again.
+        # The line's filters are made for its links; a line that died is started again.
         same = [_place(link) for link in links] == [_place(link) for link in self._links]
         return not same or self._in_path.state != "alive"
+
+    def _is_there(self) -> bool:
+        """Return whether nobody else has taken away what was made."""
+        assert self._interface is not None
+        try:
+            self._counters()
+            qdiscs = self._kernel.found(self._interface.name).qdiscs
+        except LinkdError:
+            return False
+        return not self._shape.turns_around or any(qdisc.parent == TC_INGRESS for qdisc in qdiscs)
 
     def _interface_of(self, links: Sequence[Link]) -> str:
         """Return the one interface that all links are reached through.
@@ -328,7 +359,7 @@ class Shaper:
 
 
 def _place(link: Link) -> Tuple[Any, ...]:
-    """Return what the line's rules are made from."""
+    """Return what the line's filters are made from."""
     return (*link.identity, link.downlink_mbit is None, link.uplink_mbit is None)
 
 

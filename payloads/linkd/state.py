@@ -111,10 +111,16 @@ class StateFile:
             wait_s: How long to wait for another holder.
 
         Raises:
-            LinkdError: Another process holds it.
+            LinkdError: Another process holds it, or it is another user's.
         """
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with open(self.path.with_name(self.path.name + ".lock"), "a") as file:
+        path = self.path.with_name(self.path.name + ".lock")
+        try:
+            # For its owner alone: whoever can open it can hold it, and then nothing is put back.
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise LinkdError(f"the lock {path} cannot be opened: {error.strerror}") from error
+        with open(descriptor, "r+") as file:
             deadline = time.monotonic() + wait_s
             while True:
                 try:

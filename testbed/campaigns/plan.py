@@ -81,10 +81,11 @@ def plan_run(inputs: RunInputs) -> list[Phase]:
     ]
     for policy in inputs.policies_to_rate:
         phases += planner.quality(policy)
-    scenario = ""
+    verified: tuple[str, Channel | None] | None = None
     for trial in inputs.trials:
-        phases += planner.trial(trial, verify=trial.scenario != scenario)
-        scenario = trial.scenario
+        links = trial.scenario, planner.channel(trial.scenario, trial.repeat)
+        phases += planner.trial(trial, verify=links != verified)
+        verified = links
     phases += [planner.lab.restore(), Phase("collect", tuple(planner.collect()), Kind.COLLECT)]
     return [phase for phase in phases if phase.steps]
 

@@ -88,6 +88,21 @@ def backend_entries(run: Run) -> list[tuple[str, str]]:
     return entries
 
 
+def _unlike_scenarios(run: Run) -> list[str]:
+    """Return a warning where scenarios were shaped in ways that treat a message's first frame differently."""
+    rows = run.links[run.links["backend"].notna() & run.links["scenario"].notna()]
+    used: dict[str, list[str]] = {}
+    for scenario, backends in rows.groupby("scenario", sort=False)["backend"]:
+        used.setdefault(" and ".join(sorted(set(backends))), []).append(str(scenario))
+    if len(used) < 2:
+        return []
+    which = "; ".join(f"{', '.join(names)} by `{backends}`" for backends, names in used.items())
+    return [
+        f"Not all scenarios were shaped alike: {which}. What is small is not comparable between them; "
+        "`network: {leaf: ...}` in the inventory makes one choice for all."
+    ]
+
+
 def backend_notes(run: Run) -> list[str]:
     """Return what a reader must know of the backends in use: their names, and what a message's first frame does."""
     entries = backend_entries(run)
@@ -111,6 +126,7 @@ def backend_notes(run: Run) -> list[str]:
     for text, names in told.items():
         where = "Under " + " and ".join(f"`{name}`" for name in names)
         notes.append(f"{where} {text}.")
+    notes += _unlike_scenarios(run)
     delays = run.links["delay_ms"]
     if (delays > 0).any():
         notes.append(

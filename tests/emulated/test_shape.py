@@ -158,7 +158,7 @@ def test_links_are_shaped_until_ctrl_c_and_then_as_they_were(apply, inventory):
     assert {key: rate for key, (rate, _) in rates.items()} == {
         ("left", "downlink"): 12, ("left", "uplink"): 4, ("right", "downlink"): 12, ("right", "uplink"): 4,
     }  # fmt: skip
-    assert all(backend.startswith("bs-htb") for _, backend in rates.values())
+    assert {backend for _, backend in rates.values()} <= {"bs-line", "bs-htb-netem", "bs-htb-tbf"}
     assert "htb" in qdiscs("bs", inventory)
     os.kill(process.pid, signal.SIGINT)
     out, _ = process.communicate(timeout=60)
@@ -167,13 +167,34 @@ def test_links_are_shaped_until_ctrl_c_and_then_as_they_were(apply, inventory):
     assert left_behind(inventory) == {}
 
 
-def test_links_go_back_when_apply_is_killed(apply, inventory):
+def test_a_lab_that_is_held_stays_as_it_is_when_somebody_else_wants_it(apply, inventory):
+    process, _ = apply("--rate", 12, "--no-verify")
+    before = shown(inventory)
+    refused = call("shape", "apply", "--rate", 3, "--no-verify", "--for", 0, "-i", inventory, check=False)
+    assert refused.returncode == 1
+    assert "held by another controller" in refused.stderr
+    assert shown(inventory) == before != {}
+    assert process.poll() is None
+
+
+@pytest.mark.parametrize("killed", [("controller",), ("daemon",), ("daemon", "controller")], ids=" and ".join)
+def test_links_go_back_whoever_is_killed(killed, apply, inventory):
     process, _ = apply("--rate", 12, "--no-verify")
     assert "htb" in qdiscs("bs", inventory)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate(timeout=30)
-    assert_restored(inventory)
-    assert shown(inventory) == {}
+    services = json.loads(call("services", "status", "-i", inventory, "--json").stdout)["bs"]["services"]
+    (daemon,) = (service["pid"] for service in services if service["name"] == "linkd")
+    if "daemon" in killed:
+        on("bs", inventory, "kill", "-9", str(daemon))
+    if "controller" in killed:
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate(timeout=30)
+        assert_restored(inventory)
+        assert shown(inventory) == {}
+        return
+    deadline = time.monotonic() + WITHIN_S
+    while qdiscs("bs", inventory) != ["noqueue"]:
+        assert time.monotonic() < deadline, "the links are shaped still"
+        time.sleep(0.3)
 
 
 def test_clear_takes_the_links_from_a_lab_that_is_held(apply, inventory):

@@ -20,6 +20,7 @@ import pytest
 from payloads.linkd.errors import LinkdError
 from payloads.linkd.found import TC_ROOT, Found, FoundQdisc
 from payloads.linkd.plan import ROOT_HANDLE, Class, Ifb, Ingress, Interface, Leaf, Operation, Root
+from payloads.linkd.tc import Counters
 
 ROOT_OF_PROJECT = Path(__file__).parents[2]
 
@@ -95,8 +96,9 @@ class FakeKernel:
         self.there.clear()
         return touched
 
-    def counters(self, name: str) -> dict[int, Any]:
-        return {}
+    def counters(self, name: str) -> dict[int, Counters]:
+        classes = [item for item in self.there if isinstance(item, Class) and item.on == name]
+        return {item.minor: Counters(0, 0, 0, 0) for item in classes}
 
 
 @pytest.fixture

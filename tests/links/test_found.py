@@ -77,6 +77,12 @@ def test_the_state_file(tmp_path) -> None:
     file.write(state)
     assert file.path.stat().st_mode & 0o777 == 0o600
     assert file.read() == state
+    # Whoever could open the lock could keep everybody from putting things back.
+    with file.lock():
+        assert {path.stat().st_mode & 0o77 for path in file.path.parent.iterdir()} == {0}
+    file.path.with_name("other.lock").mkdir()
+    with pytest.raises(LinkdError, match="cannot be opened"), StateFile(file.path.with_name("other")).lock():
+        pass
     with file.lock(), pytest.raises(LinkdError, match="another linkd"), file.lock(wait_s=0):
         pass
     file.remove()

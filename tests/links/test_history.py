@@ -78,3 +78,14 @@ def test_a_player_that_wakes_late_is_late_once(
         now = due + late
         player.due(now)
         assert player.block == channel.block_at(now - start)
+
+
+def test_many_devices_and_long_reasons_take_no_more_memory() -> None:
+    devices = [f"d{number}" for number in range(1000)]
+    history = History(devices)
+    for number in range(4100):
+        history.change(float(number), "allocate", "w" * 5000, LINKS)
+        history.sample(Sample(float(number), [], [], [], []))
+    read = _read(history)
+    assert (len(read["changes"]), read["lost"], read["lost_samples"]) == (4000, 100, 100)
+    assert len(read["changes"][0][2]) == 300

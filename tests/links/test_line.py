@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import socket
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 
+from payloads.linkd import line
 from payloads.linkd.errors import LinkdError, RefusedError
 from payloads.linkd.line import MAX_RATE_MBIT, MAX_SUM_MBIT, check, take_away, timing_of
 from payloads.linkd.line_process import Lateness
@@ -74,3 +78,20 @@ def test_lateness_is_learned_for_short_and_long_sleeps_and_disturbances_are_cut(
     for _ in range(200):
         lateness.learn(5e-4, -1.0)
     assert lateness.of(1e-4) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_an_interface_that_is_no_ethernet_takes_no_line(monkeypatch) -> None:
+    monkeypatch.setattr(line, "why_not", lambda: None)
+    assert line.usable(Interface("lo", 1, 65_536)) == "lo is no Ethernet interface"
+    with pytest.raises(RefusedError, match="cannot run: lo is no Ethernet interface"):
+        line.needed(Interface("lo", 1, 65_536), [LINK])
+    assert "no-such-one" in str(line.usable(Interface("no-such-one", 2, 1500)))
+
+
+def test_a_process_whose_linkd_was_killed_before_it_said_a_word_ends_in_silence() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        ours.close()
+        command = [sys.executable, "-m", "payloads.linkd.line_process", "0", str(theirs.fileno())]
+        done = subprocess.run(command, pass_fds=[theirs.fileno()], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -9,12 +9,14 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from payloads.linkd.channel import linear_channel
 from payloads.linkd.client import Client
-from payloads.linkd.errors import RefusedError
+from payloads.linkd.errors import LinkdError, RefusedError
 from payloads.linkd.line import MAX_RATE_MBIT, MAX_SUM_MBIT
 
 pytestmark = pytest.mark.emulated
@@ -297,3 +299,111 @@ def test_a_line_that_died_is_told_and_started_again_by_the_next_set(link_pair, t
             time.sleep(0.05)
     _set(link_pair, 20, 20, delay_ms=30)
     assert talk.ms(1, 3) > 50
+
+
+def _wait(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_line_that_dies_while_a_channel_plays_is_no_trial_and_the_next_set_heals_it(
+    link_pair, talk, tmp_path
+) -> None:
+    channel = linear_channel({"board": (20.0, 20.0)}).as_json()
+    channel.update(t_s=[0.0, 1.0], duration_s=2.0, downlink=[[20.0], [10.0]], uplink=[[20.0], [10.0]])
+    path = tmp_path / "channel.json"
+    path.write_text(json.dumps(channel))
+    daemon = link_pair.start("b", "serve", "--leaf", "line")
+    links = json.loads(link_pair.links(20, 20, delay_ms=30))
+    for direction in (0, 1):
+        with Client(link_pair.socket) as client:
+            client.set(links, str(path))
+            client.play()
+            assert talk.ms(1, 3) > 50
+            os.kill(_line_processes(daemon)[direction], signal.SIGKILL)
+            # Who shares the band out is told at once, and not by a device that does not answer.
+            _wait(lambda: client.show()["line"] == "died")
+            with pytest.raises(LinkdError, match="line has died: set the links again"):
+                client.allocate({"board": 0.5})
+            _wait(lambda: {"failed", "line_died_unix_s"} <= client.request("history").keys())
+            assert client.show()["line"] == "died"
+    _set(link_pair, 20, 20, delay_ms=30)
+    assert talk.ms(1, 3) > 50
+    link_pair.linkd("clear")
+    assert talk.ms(1, 3) < 50
+
+
+def test_a_line_that_hangs_is_told_and_started_again_by_the_next_set(link_pair, talk) -> None:
+    daemon = link_pair.start("b", "serve", "--leaf", "line")
+    _set(link_pair, 20, 20, delay_ms=30)
+    hung = _line_processes(daemon)
+    os.kill(hung[1], signal.SIGSTOP)
+    with Client(link_pair.socket) as client:
+        _wait(lambda: "does not answer" in client.request("history").get("failed", ""))
+        with pytest.raises(LinkdError, match="the uplink of the user-space line does not answer"):
+            client.show()
+    _set(link_pair, 20, 20, delay_ms=30)
+    assert talk.ms(1, 3) > 50
+    assert not any(Path(f"/proc/{pid}").exists() for pid in hung)
+
+
+@pytest.mark.parametrize("leaf", ["tbf", "line"])
+def test_what_somebody_else_deletes_is_told_and_made_again_by_the_next_set(link_pair, talk, leaf) -> None:
+    before = _everything(link_pair)
+    link_pair.start("b", "serve", "--leaf", leaf)
+    _set(link_pair, 1, 1)
+    slow = talk.ms(14_480, 3)
+    assert slow > 80
+    link_pair.tc("qdisc", "del", "dev", "eth0", "root")
+    with Client(link_pair.socket) as client:
+        with pytest.raises(LinkdError, match="the class of board's downlink is gone"):
+            client.show()
+        _wait(lambda: "is gone" in client.request("history").get("failed", ""))
+    _set(link_pair, 1, 1)
+    assert talk.ms(14_480, 3) > 80
+    link_pair.linkd("clear")
+    assert _everything(link_pair) == before
+
+
+@pytest.mark.parametrize("leaf", ["tbf", "line"])
+def test_an_ingress_hook_that_somebody_else_deletes_is_made_again_by_the_next_set(
+    link_pair, talk, leaf
+) -> None:
+    link_pair.start("b", "serve", "--leaf", leaf)
+    _set(link_pair, 50, 1)
+    before = link_pair.qdiscs()
+    link_pair.tc("qdisc", "del", "dev", "eth0", "ingress")
+    _set(link_pair, 50, 1)
+    assert link_pair.qdiscs() == before
+    with Client(link_pair.socket) as client:
+        already = client.show()["links"][0]["uplink"]["packets"]
+        talk.times_ms(1, 3)
+        assert client.show()["links"][0]["uplink"]["packets"] >= already + 3
+        assert client.set(json.loads(link_pair.links(50, 1)))["changed"] == 0
+
+
+def test_an_interface_that_goes_away_and_comes_back_is_shaped_anew(link_pair) -> None:
+    daemon = link_pair.start("b", "serve", "--leaf", "line")
+    _set(link_pair, 20, 20, delay_ms=30)
+    ip = ["ip", "-n", f"{link_pair.name}b"]
+    subprocess.run([*ip, "link", "del", "eth0"], check=True)
+    with Client(link_pair.socket) as client:
+        _wait(lambda: "failed" in client.request("history"))
+        with pytest.raises(LinkdError, match="there is no interface eth0"):
+            client.set(json.loads(link_pair.links(20, 20)))
+    to = ["netns", f"{link_pair.name}d"]
+    subprocess.run([*ip, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", *to], check=True)
+    for end, address in (("b", link_pair.bs_address), ("d", link_pair.address)):
+        at = ["ip", "-n", f"{link_pair.name}{end}"]
+        subprocess.run([*at, "addr", "add", f"{address}/24", "dev", "eth0"], check=True)
+        subprocess.run([*at, "link", "set", "eth0", "up"], check=True)
+    before = link_pair.qdiscs()
+    _set(link_pair, 20, 20, delay_ms=30)
+    assert "htb" in link_pair.qdiscs()
+    assert len(_line_processes(daemon)) == 2
+    daemon.terminate()
+    assert daemon.wait(10) == 0
+    assert link_pair.qdiscs() == before
+    assert sorted(name.split("@")[0] for name in link_pair.interfaces()) == ["eth0", "lo"]

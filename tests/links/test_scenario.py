@@ -10,6 +10,7 @@ from payloads.linkd.plan import parse_links
 from testbed.config.campaign import Scenario, Verify
 from testbed.config.inventory import Inventory
 from testbed.errors import InputError, TestbedError
+from testbed.links.backends import planned_backends
 from testbed.links.commands import clear_command, probe_command, set_command
 from testbed.links.estimate import probe_row_count, probe_seconds
 from testbed.links.scenario import links_argument, links_rows, merged_counters, probe_rows, shaping_plan
@@ -118,6 +119,15 @@ def test_where_devices_shape_each_host_gets_its_own_direction(weak, device_lab) 
     (own,) = plan.at(device_lab.host("nano"), device_lab).links
     assert (own.device, own.address, own.downlink_mbit, own.uplink_mbit) == ("nano", "10.0.0.1", None, 2)
     parse_links(json.loads(links_argument(plan.at(device_lab.host("nano"), device_lab))))
+
+
+def test_the_probe_takes_links_of_several_shapers(weak, device_lab, tmp_path, capsys) -> None:
+    from payloads.linkd.__main__ import main
+
+    links = links_argument(shaping_plan(weak, device_lab), planned_backends(device_lab.network))
+    no_key = tmp_path / "no-key"
+    assert main(["probe", "--links", links, "--key-file", str(no_key)]) == 1
+    assert str(no_key) in capsys.readouterr().err  # it went through the links, and asked for the key next
 
 
 def test_counters_come_from_who_shapes_the_direction(weak, device_lab) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from payloads.linkd.channel import Channel, Rule
+from payloads.linkd.errors import RefusedError
 from payloads.linkd.pacing import Pacer
 from payloads.linkd.plan import Leaf
 from payloads.linkd.session import Session
@@ -101,13 +102,16 @@ def test_requests(lab) -> None:
         ({"op": "allocate", "shares": {"a": 0.9}}, 2),
         ({"op": "allocate", "shares": {"c": 0.1}}, 2),
         ({"op": "allocate", "shares": {"a": 0.1}, "why": 3}, 2),
+        ({"op": "set", "links": [{**LINKS[0], "downlink_mbit": 10**400}]}, 2),
+        ({"op": "set", "links": [{**LINKS[0], "delay_ms": float("nan")}]}, 2),
+        ({"op": "set", "links": LINKS, "channel": "~nobody-of-that-name/channel.json"}, 2),
     ):
         answer = lab.ask(**wrong)
         assert not answer["ok"]
         assert answer["exit_status"] == status
         assert answer["error"]
         assert len(answer["error"].splitlines()) == 1
-    for line in (b"", b"{", b"3", b"\xff"):
+    for line in (b"", b"{", b"3", b"\xff", b"[" * 200_000):
         (chunk,) = lab.session.handle(line).chunks
         assert not json.loads(chunk)["ok"]
     assert lab.rates() == [(3, 4), (8, 4)]
@@ -269,6 +273,32 @@ def test_what_fails_on_a_timer_is_told_in_the_history(lab, channel_file, monkeyp
     assert "No such device" in lab.ask("history")["failed"]
     assert lab.ask("show")["links"] == []
     assert lab.session.deadline_s() is None
+
+
+def test_a_channel_that_goes_beyond_the_line_stops_and_is_told_at_the_next_change(
+    lab, channel_file, monkeypatch
+) -> None:
+    """Shares may be taken on in one block, and be too much in a later one."""
+    lab.ask("set", links=PLACES, channel=channel_file)
+    lab.ask("play")
+    change = lab.kernel.change
+
+    def up_to_50(rated: Any) -> None:
+        if any(isinstance(item, Leaf) and item.rate_bytes_per_s > 50e6 / 8 for item in rated):
+            raise RefusedError("refused: too much")
+        change(rated)
+
+    monkeypatch.setattr(lab.kernel, "change", up_to_50)
+    assert lab.ask("allocate", shares={"a": {"downlink": 0.9}, "b": {"downlink": 0.1}})["ok"]
+    lab.go_to(103.5)
+    assert lab.ask("history")["failed"] == "refused: too much"
+    for op, more in (("allocate", {"shares": {"a": 0.1}}), ("rerate", {"rates": {}}), ("play", {})):
+        answer = lab.ask(op, **more)
+        assert (answer["ok"], answer["exit_status"]) == (False, 1)
+        assert answer["error"] == f"{op}: the links are not what was asked: refused: too much"
+    assert lab.ask("hold")["ok"]
+    assert lab.ask("set", links=LINKS)["ok"]
+    assert lab.ask("rerate", rates={"a": {"downlink_mbit": 3}})["ok"]
 
 
 def test_watchers_are_told_of_every_change(fake_kernel, tmp_path, channel_file) -> None:

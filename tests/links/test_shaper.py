@@ -9,6 +9,7 @@ import pytest
 from payloads.linkd.capabilities import KINDS, backends_of, choose_leaf
 from payloads.linkd.errors import LinkdError, LinksError, RefusedError
 from payloads.linkd.found import Found
+from payloads.linkd.in_path import InPath
 from payloads.linkd.links import Link
 from payloads.linkd.plan import Class, Cutter, Ifb, Ingress, Leaf, Match, Netem, parse_links
 from payloads.linkd.shaper import Shaper, restore
@@ -276,3 +277,36 @@ def test_a_refusal_leaves_what_is_in_force(fake_kernel, state_file) -> None:
         shaper.set(parse_links([IMPAIRED]))
     assert fake_kernel.there == before
     assert shaper.links_set
+
+
+class NoLineHere(InPath):
+    """The user-space line on an interface that is no Ethernet."""
+
+    def lacks(self, interface: Any) -> str:
+        return f"{interface.name} is no Ethernet interface"
+
+
+def test_where_the_interface_takes_no_line_another_leaf_is_found(fake_kernel, state_file) -> None:
+    options = {"able": _able(netem="no"), "in_path": NoLineHere()}
+    assert _shaper(fake_kernel, state_file, leaf="auto", **options).set(parse_links(LINKS))["backend"] == (
+        "bs-htb-tbf"
+    )
+    for leaf, links in (("line", LINKS[0]), ("auto", IMPAIRED)):
+        shaper = _shaper(fake_kernel, StateFile(state_file.path.with_name("other")), leaf=leaf, **options)
+        with pytest.raises(RefusedError, match="eth0 is no Ethernet interface"):
+            shaper.set(parse_links([links]))
+
+
+@pytest.mark.parametrize("on", ["eth0", "tblinkd3"])
+def test_classes_that_somebody_took_away_are_told_and_made_again_by_the_next_set(
+    fake_kernel, state_file, on: str
+) -> None:
+    shaper = _shaper(fake_kernel, state_file)
+    shaper.set(parse_links(LINKS))
+    fake_kernel.there = [item for item in fake_kernel.there if getattr(item, "on", "") != on]
+    for ask in (shaper.show, lambda: shaper.sample(0.0)):
+        with pytest.raises(LinkdError, match=r"the class of a's \w+link is gone: .* set the links again"):
+            ask()
+    assert shaper.set(parse_links(LINKS))["changed"] > 0
+    assert len(_leaves(fake_kernel)) == 6
+    assert shaper.show()["links"][0]["uplink"]["bytes"] == 0

@@ -12,6 +12,7 @@ import pytest
 from testbed.records import RecordWriter, load_run, read_manifest, write_manifest
 from testbed.report import render_report, write_trace
 from testbed.report.checks import Check, checks_of
+from testbed.report.linkfacts import backend_notes
 from testbed.report.tables_links import traffic_totals
 
 Maker = Callable[..., Path]
@@ -155,6 +156,16 @@ def test_a_reader_is_told_what_a_rate_and_a_first_frame_are(page: str, whole_run
     alone = text_of(section(render_report(load_run(whole_run))))
     assert "Both directions were shaped by htb+tbf ." in alone
     assert "every frame takes its time" not in alone
+
+
+def test_scenarios_that_were_shaped_in_two_ways_are_no_secret(whole_run: Path) -> None:
+    run = load_run(whole_run)
+    assert not any("shaped alike" in note for note in backend_notes(run))
+    first = run.links["scenario"].iloc[0]
+    run.links.loc[run.links["scenario"] == first, "backend"] = "bs-line"
+    run.links.loc[run.links["scenario"] != first, "backend"] = "bs-htb-tbf"
+    (note,) = (note for note in backend_notes(run) if "shaped alike" in note)
+    assert f"{first} by `bs-line`" in note
 
 
 def test_rates_that_change_have_a_table_and_a_surplus_is_red(page: str, make_moving: Maker) -> None:
