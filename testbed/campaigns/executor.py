@@ -51,6 +51,7 @@ class Executor:
         self.reporter = reporter
         self._observe = observe
         self.leases = Leases(self.fleet)
+        self._holds = False
         self.stopped = ""
         """What went wrong while closing, or an empty string."""
 
@@ -58,6 +59,8 @@ class Executor:
         self, phases: Sequence[Phase], first_number: int = 0, stay: Callable[[], None] | None = None
     ) -> None:
         """Carry out all phases; whatever happens, the closing ones too, and the leases are let go.
+
+        A host that refused its lease belongs to somebody else: nothing is closed there.
 
         Args:
             phases: The plan.
@@ -68,6 +71,7 @@ class Executor:
             TestbedError: A phase failed.
             KeyboardInterrupt: The user stopped it; it was closed in order first.
         """
+        self._holds = any(phase.kind is Kind.LEASE for phase in phases)
         numbered: list[tuple[int, Phase]] = []
         number = first_number
         for phase in phases:
@@ -116,6 +120,8 @@ class Executor:
 
     def _close(self, first: int, phase: Phase) -> None:
         """Run a closing phase; a host that fails here is told of and does not hide what went wrong before."""
+        if not any(self._is_ours(phase, step) for step in phase.steps):
+            return
         try:
             self.do_phase(first, phase)
         except (TestbedError, OSError) as error:
@@ -136,6 +142,8 @@ class Executor:
     def _round(self, first: int, phase: Phase, steps: Sequence[Step], done: dict[int, Completed]) -> None:
         by_host: dict[str, list[tuple[int, Step]]] = {}
         for offset, step in enumerate(steps):
+            if not self._is_ours(phase, step):
+                continue
             by_host.setdefault(step.host, []).append((first + offset, step))
 
         def work(host: Host, _transport: Transport) -> None:
@@ -150,6 +158,9 @@ class Executor:
             for failure in failures[1:]:
                 self.reporter.note(str(failure))
             raise failures[0]
+
+    def _is_ours(self, phase: Phase, step: Step) -> bool:
+        return phase.kind not in CLOSING or not self._holds or step.host in self.leases.taken
 
     def _step(self, number: int, phase: Phase, step: Step) -> Completed | None:
         self._tell(number, phase, "begin", step)

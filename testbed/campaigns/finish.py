@@ -55,6 +55,8 @@ def finish(folder: Path, inventory: Inventory, state: str) -> Path:
                 continue
             try:
                 read = rows(logs / name, device.name, offsets, started_unix)
+                # A run of the same name, whose folder here is gone, may have left its part of the log on the board.
+                read = read[read["t_s"] >= 0]
                 records.write(table, device.name, _with_earlier(getattr(run, table), device.name, read))
             except InputError as error:
                 # One damaged log must not cost the others; the report says that its power is missing.

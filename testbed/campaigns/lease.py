@@ -23,9 +23,14 @@ RELEASE_S = 8.0
 
 
 class Leases:
-    """Opens the leases, keeps them alive from a thread of its own, and lets them go."""
+    """Opens the leases, keeps them alive from a thread of its own, and lets them go.
+
+    Attributes:
+        taken: The hosts that were held at some time.
+    """
 
     def __init__(self, fleet: Fleet) -> None:
+        self.taken: set[str] = set()
         self._fleet = fleet
         self._streams: dict[str, Stream] = {}
         self._lost: dict[str, str] = {}
@@ -55,6 +60,7 @@ class Leases:
             raise HostError(command.host, f"the lease was refused: {answer}")
         with self._lock:
             self._streams[command.host] = stream
+            self.taken.add(command.host)
             if not self._thread.is_alive():
                 self._thread.start()
 

@@ -19,6 +19,7 @@ from testbed.campaigns.plan import channel_bytes
 from testbed.config.campaign import Campaign, Verify, check_campaign
 from testbed.config.inventory import Host, Inventory
 from testbed.config.scenario import DEFAULT, Link, Scenario
+from testbed.config.shaping import no_impairments
 from testbed.errors import InputError, TestbedError
 from testbed.hosts.facts import Facts, assume_facts, gather_facts
 from testbed.hosts.fleet import Fleet
@@ -27,7 +28,7 @@ from testbed.hosts.transport import Transport
 from testbed.links.backends import is_shaped
 from testbed.links.channels import channel_of
 from testbed.links.estimate import probe_row_count, probe_seconds
-from testbed.links.scenario import ShapingPlan, links_rows, probe_answers, shaping_plan
+from testbed.links.scenario import ShapingPlan, check_rate, links_rows, probe_answers, shaping_plan
 from testbed.provision.changes import desired_state, plan_provision
 from testbed.provision.check import OLDEST_PYTHON
 from testbed.provision.code import load_payload_code
@@ -146,11 +147,11 @@ def wanted_of_rate(
         InputError: A rate is out of range, or the lab gives no delay, jitter or loss.
     """
     _shaped(inventory)
-    network = inventory.network
-    if (delay_ms or jitter_ms or loss_percent) and (network.shaping == "pacing" or network.leaf == "tbf"):
-        where = "`network.leaf` is tbf" if network.leaf == "tbf" else "`network.shaping` is pacing"
+    for rate in (downlink_mbit, uplink_mbit):
+        check_rate(rate)
+    if (delay_ms or jitter_ms or loss_percent) and (why := no_impairments(inventory.network)):
         raise InputError(
-            f"this lab gives no delay, jitter or loss ({where})",
+            f"this lab gives no delay, jitter or loss: {why}",
             hint="set `network: {shaping: bs, leaf: auto}` in the inventory",
         )
     if jitter_ms > delay_ms:

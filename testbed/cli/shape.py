@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from testbed.cli import shape_look
+from testbed.cli import shape_look, shape_tables
 from testbed.cli.common import DryRunOption, JsonOption, print_json, say
 from testbed.errors import InputError
 
@@ -24,9 +25,6 @@ app = typer.Typer(
 )
 app.command(short_help="What each host can shape links with.")(shape_look.backends)
 app.command(short_help="The rates that a campaign's scenarios will give.")(shape_look.preview)
-app.command(short_help="The links as they are now.")(shape_look.show)
-app.command(short_help="Follow rates and throughput.")(shape_look.watch)
-app.command(short_help="Put the links of all hosts back.")(shape_look.clear)
 
 DEFAULT_SIZES = "1024,4096,8192,32768,131072,1048576"
 STAY_LOOK_S = 0.5
@@ -42,17 +40,25 @@ LabOption = Annotated[
         "--inventory",
         "-i",
         envvar="TESTBED_INVENTORY",
-        help="The inventory file of the lab; the campaign's own where left out.",
+        help="The inventory file of the lab. Left out: the campaign's own, or inventory/emulated.yaml.",
     ),
 ]
 DevicesOption = Annotated[
     list[str] | None,
     typer.Option("--limit", "-l", metavar="HOST", help="Only this device; may be repeated."),
 ]
-DelayOption = Annotated[float, typer.Option("--delay-ms", min=0, help="One-way delay, in both directions.")]
-JitterOption = Annotated[float, typer.Option("--jitter-ms", min=0, help="How far a delay may be from that.")]
+DelayOption = Annotated[
+    float, typer.Option("--delay-ms", min=0, max=10_000, help="One-way delay, in both directions.")
+]
+JitterOption = Annotated[
+    float,
+    typer.Option(
+        "--jitter-ms", min=0, max=2_000, help="How far a packet's delay may be from that, either way."
+    ),
+]
 LossOption = Annotated[
-    float, typer.Option("--loss-percent", min=0, max=99, help="How many packets are lost.")
+    float,
+    typer.Option("--loss-percent", min=0, max=99, help="How many of a hundred packets are lost, at random."),
 ]
 RepeatOption = Annotated[int, typer.Option("--repeat", min=0, help="Whose channel is drawn, from 0.")]
 
@@ -116,6 +122,10 @@ def apply(
         raise typer.Exit(1)
 
 
+app.command(short_help="The links as they are now.")(shape_look.show)
+app.command(short_help="Follow rates and throughput.")(shape_look.watch)
+
+
 @app.command(short_help="Time messages against what the rates should give.")
 def verify(
     campaign: CampaignArgument = None,
@@ -166,14 +176,15 @@ def verify(
     if campaign is not None:
         _no_rate(*(rate or []), delay_ms, jitter_ms, loss_percent)
         loaded, lab = campaign_and_lab(campaign, inventory, limit or [])
-        wanted = tuple(replace_channel(one) for one in wanted_of_campaign(loaded, lab, scenario or []))
+        wanted = wanted_of_campaign(loaded, lab, scenario or [])
+        wanted = tuple(replace(one, channel=None) for one in wanted)  # the mean rates of a channel stay
     else:
         if not rate or scenario:
             raise InputError("name a campaign file, or rates", hint="testbed shape verify --rate 1 --rate 20")
         lab = _lab(inventory, limit)
         wanted = tuple(
             wanted_of_rate(lab, one, one, delay_ms=delay_ms, jitter_ms=jitter_ms, loss_percent=loss_percent)
-            for one in rate
+            for one in dict.fromkeys(rate)
         )
     if busy and len(lab.devices) < 2:
         say("one device: there is no other one to load, so only the idle link is verified")
@@ -189,20 +200,16 @@ def verify(
     say(f"{shape.rows} rows of {repeats} messages; this takes about {_duration(shape.seconds)}")
     runner = _carried_out(shape, phases)
     if csv is not None:
-        shape_look.write_csv(csv, runner.rows)
+        shape_tables.write_csv(csv, runner.rows)
     if as_json:
         print_json({"ok": not runner.off and not runner.stopped, "rows": runner.rows})
     else:
-        shape_look.print_verification(runner.rows)
+        shape_tables.print_verification(runner.rows)
     if runner.stopped or runner.off:
         raise typer.Exit(1)
 
 
-def replace_channel(wanted: Any) -> Any:
-    """Return a state of the links with the mean rates of its channel, which then stay."""
-    from dataclasses import replace
-
-    return replace(wanted, channel=None)
+app.command(short_help="Put the links of all hosts back.")(shape_look.clear)
 
 
 def _numbers(text: str) -> list[int]:
@@ -286,10 +293,11 @@ def _stay(shape: Shape, phases: list[Phase], for_s: float | None, *, as_json: bo
             said = {"event": "shaped", "links": runner.links, "verified": runner.rows}
             print(json.dumps(said), flush=True)
         else:
-            shape_look.print_in_force(runner.links, runner.rows)
-            playing = ", its channel playing" if shape.wanted[-1].channel else ""
+            shape_tables.print_in_force(runner.links, runner.rows)
             until = "until Ctrl-C" if for_s is None else f"for {for_s:g} s"
-            say(f"the links are shaped {until}{playing}; watch them with: testbed shape watch")
+            if shape.wanted[-1].channel:
+                say("these are the mean rates of the scenario's channel, which the links follow from now on")
+            say(f"the links are shaped {until}; watch them with: testbed shape watch")
             if shape.inventory.network.shaping == "pacing":
                 say("only sockets of testbed keep to these rates (`network.shaping` is pacing)")
         end = None if for_s is None else time.monotonic() + for_s

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, PrivateAttr, ValidationInfo, model_validator
 
-from testbed.config.inventory import Inventory
+from testbed.config.inventory import Inventory, no_device
 from testbed.config.model import Count, FilePath, Model, Name, Problem, problems_error, validate
 from testbed.config.scenario import LinkRates, Scenario
 from testbed.config.shaping import shaping_problems
@@ -336,6 +336,7 @@ def check_campaign(campaign: Campaign, inventory: Inventory) -> None:
         *shaping_problems(campaign, inventory),
         *_placement_problems(campaign, inventory),
     ]
+    problems = list(dict.fromkeys(problems))  # what is wrong with a default is so for several devices
     if not problems:
         return
     document = campaign._document or Document(Path("campaign"), None, {}, "")
@@ -358,17 +359,9 @@ def _link_problems(campaign: Campaign, inventory: Inventory) -> Iterator[Problem
 
 
 def _placement_problems(campaign: Campaign, inventory: Inventory) -> Iterator[Problem]:
-    devices = {device.name for device in inventory.devices}
+    devices = [device.name for device in inventory.devices]
     for layer, experts in campaign.placement.items() if isinstance(campaign.placement, dict) else ():
         for expert, holders in experts.items():
             for name in (holders,) if isinstance(holders, str) else holders:
                 if name not in devices:
-                    yield Problem(("placement", layer, expert), _no_device(name, inventory))
-
-
-def _no_device(name: str, inventory: Inventory) -> str:
-    names = [device.name for device in inventory.devices]
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"the lab has no device {name!r}; " + (
-        f"did you mean {close[0]}?" if close else f"its devices are {', '.join(names)}"
-    )
+                    yield Problem(("placement", layer, expert), no_device(name, devices))

@@ -15,7 +15,7 @@ from testbed.config.model import FilePath, Model, Name, Port, Problem, Rate, pro
 from testbed.config.yaml import Place, read_yaml
 from testbed.errors import InputError
 
-__all__ = ["Host", "Inventory", "Network", "Pace", "Python", "Role", "load_inventory"]
+__all__ = ["Host", "Inventory", "Network", "Pace", "Python", "Role", "load_inventory", "no_device"]
 
 Role = Literal["base_station", "device"]
 
@@ -247,6 +247,13 @@ class Inventory(Model):
     def resolved(self) -> dict[str, Any]:
         """Return the inventory as plain data for a run's records, without the paths of keys."""
         return self.model_dump(mode="json", exclude={"known_hosts": True, "hosts": {"__all__": {"key_file"}}})
+
+
+def no_device(name: str, devices: Sequence[str]) -> str:
+    """Return what is said of a device that a file names and the lab has not."""
+    close = difflib.get_close_matches(name, devices, n=1)
+    there = f"did you mean {close[0]}?" if close else f"its devices are {', '.join(devices)}"
+    return f"the lab has no device {name!r}; {there}"
 
 
 def _merged(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

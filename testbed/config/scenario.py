@@ -50,8 +50,8 @@ class Link(Model):
     """From the device to the base station, in Mbit/s; not where the scenario has a channel."""
     delay_ms: Annotated[float, Field(strict=True, ge=0, le=10_000)] | None = None
     """How much later each packet arrives, one way, in both directions."""
-    jitter_ms: Annotated[float, Field(strict=True, ge=0, le=10_000)] | None = None
-    """How far the delay varies to either side of `delay_ms`."""
+    jitter_ms: Annotated[float, Field(strict=True, ge=0, le=2_000)] | None = None
+    """How far the delay varies to either side of `delay_ms`; at most as much as that."""
     loss_percent: Annotated[float, Field(strict=True, ge=0, lt=100)] | None = None
     """How many of a hundred packets are lost, at random, in both directions."""
 

@@ -9,11 +9,11 @@ from testbed.config.model import Problem
 
 if TYPE_CHECKING:
     from testbed.config.campaign import Campaign
-    from testbed.config.inventory import Inventory
+    from testbed.config.inventory import Inventory, Network
     from testbed.config.scenario import Scenario
     from testbed.config.yaml import Place
 
-__all__ = ["IMPAIRMENTS", "shaping_problems"]
+__all__ = ["IMPAIRMENTS", "no_impairments", "shaping_problems"]
 
 IMPAIRMENTS = ("delay_ms", "jitter_ms", "loss_percent")
 
@@ -30,17 +30,21 @@ def shaping_problems(campaign: Campaign, inventory: Inventory) -> Iterator[Probl
         yield from _unshaped_problems(campaign)
     if network.shaping in {"device", "none"}:
         yield from _bandwidth_problems(campaign, network.shaping)
-    why = {
-        "pacing": "a paced socket gives a rate only (`network.shaping` is pacing)",
-        "none": "nothing shapes this lab's links (`network.shaping` is none)",
-    }.get(network.shaping)
-    if network.leaf == "tbf":
-        why = "a token bucket gives a rate only (`network.leaf` is tbf)"
-    elif network.shaping == "device" and network.leaf != "netem":
-        why = "a device gives a rate only, unless its kernel has netem and `network.leaf` says so"
-    if why:
+    if why := no_impairments(network):
         for number, scenario in enumerate(campaign.scenarios):
             yield from _impairment_problems(("scenarios", number, "links"), scenario, why)
+
+
+def no_impairments(network: Network) -> str:
+    """Return why the links of a lab have no delay, jitter or loss; nothing where they may have."""
+    if network.leaf == "tbf":
+        return "a token bucket gives a rate only (`network.leaf` is tbf)"
+    if network.shaping == "device" and network.leaf != "netem":
+        return "a device gives a rate only, unless its kernel has netem and `network.leaf` says so"
+    return {
+        "pacing": "a paced socket gives a rate only (`network.shaping` is pacing)",
+        "none": "nothing shapes this lab's links (`network.shaping` is none)",
+    }.get(network.shaping, "")
 
 
 def _unshaped_problems(campaign: Campaign) -> Iterator[Problem]:

@@ -155,6 +155,11 @@ def refusal_hint(said: str, host: Host, network: Network) -> str:
         return f"`tc qdisc show` on {host.name} shows what somebody else has set there; only they can take it away"
     if host.is_device:
         return "in the inventory: `network: {shaping: bs}`, which needs nothing of the devices"
+    if "the user-space line keeps up with" in said:
+        return (
+            "lower the rates (of a channel: `max_mbit` or `scale`), or leave delay, jitter and loss out and have "
+            "`network: {leaf: auto}` in the inventory: then a token bucket gives them"
+        )
     if any(word in said for word in ("delay", "jitter", "loss")):
         return (
             f"on {host.name}, one of: modprobe sch_netem; modprobe tun. Or leave delay, jitter and loss out of the "

@@ -18,6 +18,7 @@ __all__ = [
     "LinkRate",
     "OfTrial",
     "ShapingPlan",
+    "check_rate",
     "links_argument",
     "links_rows",
     "merged_counters",
@@ -130,11 +131,7 @@ def shaping_plan(scenario: Scenario, inventory: Inventory, channel: Channel | No
                 f"scenario {scenario.name}: no rates for {device.name}, and no default"
             ) from None
         for rate in (down, up):
-            if not MIN_RATE_MBIT <= rate <= MAX_RATE_MBIT:
-                raise InputError(
-                    f"scenario {scenario.name}: {device.name}: {rate:g} Mbit/s cannot be shaped",
-                    hint=f"a rate is {MIN_RATE_MBIT:g} to {MAX_RATE_MBIT:g} Mbit/s",
-                )
+            check_rate(rate, f"scenario {scenario.name}: {device.name}: ")
         network = inventory.network
         delay_ms, jitter_ms, loss_percent = scenario.impairments(device.name)
         links.append(
@@ -151,6 +148,23 @@ def shaping_plan(scenario: Scenario, inventory: Inventory, channel: Channel | No
             )
         )
     return ShapingPlan(scenario.name, tuple(links))
+
+
+def check_rate(rate_mbit: float, where: str = "") -> None:
+    """Check that links can have a rate.
+
+    Args:
+        rate_mbit: The rate in Mbit/s.
+        where: What the message begins with.
+
+    Raises:
+        InputError: They cannot.
+    """
+    if not MIN_RATE_MBIT <= rate_mbit <= MAX_RATE_MBIT:
+        raise InputError(
+            f"{where}{rate_mbit:g} Mbit/s cannot be shaped",
+            hint=f"a rate is {MIN_RATE_MBIT:g} to {MAX_RATE_MBIT:g} Mbit/s",
+        )
 
 
 def _fixed_rates(scenario: Scenario, device: Host) -> tuple[float, float]:
@@ -171,7 +185,7 @@ def links_argument(plan: ShapingPlan, backends: Mapping[str, str] | None = None)
             if not link[key]:
                 del link[key]
         if backends is not None:
-            link["backend"] = dict(backends)
+            link["backends"] = dict(backends)
     return json.dumps(listed)
 
 

@@ -48,6 +48,12 @@ def test_a_log_that_went_on_is_not_counted_twice(folder, inventory):
     assert load_run(folder).power["t_s"].tolist() == pytest.approx([1, 2, 3, 4])
 
 
+def test_what_another_run_of_the_same_name_left_on_the_board_is_not_taken(folder, inventory):
+    log(folder, [-8, -7, 1, 2])
+    finish(folder, inventory, "completed")
+    assert load_run(folder).power["t_s"].tolist() == pytest.approx([1, 2])
+
+
 def test_a_damaged_log_is_told_of_and_the_report_is_there(folder, inventory, capsys):
     log(folder, [1])
     (folder / "boards/left/power.csv").write_text("what is this\n")

@@ -159,6 +159,18 @@ def test_a_failing_phase_still_restores_and_lets_the_hosts_go(run, script, trans
     assert all(transport.closed for made in transports.values() for transport in made)
 
 
+def test_a_host_that_somebody_else_holds_is_left_alone(run, script, transports):
+    script["bs"][:] = [("services hold", Answer("", stderr="held by another controller"))]
+    script["left"].append(("services stop", ""))
+    script["right"].append(("services stop", ""))
+    stops = tuple(Command(host, "services stop --all") for host in ("bs", "left", "right"))
+    with pytest.raises(TestbedError, match="bs: the lease was refused: held by another controller"):
+        run([HOLD, Phase("restore", (clear_command(BS), *stops), Kind.RESTORE)])
+    asked = {host: [step.line() for step in made[-1].steps] for host, made in transports.items()}
+    assert not any("linkd clear" in line or "services stop" in line for line in asked["bs"])
+    assert all(any("services stop" in line for line in asked[host]) for host in ("left", "right"))
+
+
 def test_ctrl_c_restores_over_fresh_connections(run, script, transports):
     script["bs"].append(("bsctl trial t001", KeyboardInterrupt()))
     script["bs"].append(("linkd clear", ""))

@@ -52,7 +52,7 @@ def test_where_devices_shape_each_runs_its_own_daemon(away, shape):
     assert '"downlink_mbit": null, "uplink_mbit": 8.0' in at_device
     assert '"downlink_mbit": 8.0, "uplink_mbit": null' in at_bs
     (probe,) = phases["verify links: 8-mbit"]
-    assert '"backend": {"downlink": "bs-htb-tbf", "uplink": "device-htb-tbf"}' in probe
+    assert '"backends": {"downlink": "bs-htb-tbf", "uplink": "device-htb-tbf"}' in probe
     assert [step.partition(":")[0] for step in phases["restore"]][:2] == ["bs", "left"]
 
 
@@ -90,8 +90,12 @@ def test_verify_takes_all_scenarios_and_says_how_long_it_takes(away, campaign, s
         (["apply", "CAMPAIGN", "-s", "even", "--rate", "3"], "leave the campaign or the rates out"),
         (["apply", "CAMPAIGN", "-s", "evn"], "no scenario 'evn'"),
         (["apply", "--rate", "0.001"], r"0\.001 Mbit/s cannot be shaped"),
+        (["apply", "--rate", "0"], "^0 Mbit/s cannot be shaped"),
+        (["apply", "--rate", "3", "--uplink-rate", "-1"], "^-1 Mbit/s cannot be shaped"),
+        (["apply", "--rate", "nan"], "^nan Mbit/s cannot be shaped"),
         (["apply", "--rate", "3", "--jitter-ms", "2"], "needs a delay"),
         (["verify"], "name a campaign file, or rates"),
+        (["verify", "--rate", "3", "--rate", "0"], "^0 Mbit/s cannot be shaped"),
         (["verify", "--rate", "3", "--sizes", "1024,x"], "numbers with commas"),
         (["verify", "--rate", "3", "--sizes", "3"], "9 bytes to 4 MiB"),
         (["preview", "CAMPAIGN", "-s", "evn"], "no scenario 'evn'"),
@@ -104,8 +108,9 @@ def test_wrong_input_is_said_before_a_host_is_asked(lab, campaign, arguments, ex
     assert not lab.made
 
 
-def test_a_lab_that_paces_gives_no_delay(lab, shape):
-    lab("{shaping: pacing}")
+@pytest.mark.parametrize("network", ["{shaping: pacing}", "{leaf: tbf}", "{shaping: device}"])
+def test_a_lab_that_gives_rates_only_gives_no_delay(lab, shape, network):
+    lab(network)
     with pytest.raises(InputError, match="gives no delay"):
         raise shape("apply", "--rate", "3", "--delay-ms", "2").exception
 
@@ -169,7 +174,7 @@ def test_verify_of_right_links_ends_with_0_and_gives_all_rows_as_json(ready, sha
 
 
 def test_what_is_off_is_red_on_a_terminal(monkeypatch, capsys):
-    from testbed.cli.shape_look import print_verification
+    from testbed.cli.shape_tables import print_verification
 
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     rows = [{"scenario": "s", **row("left", way, ok=way == "uplink")} for way in ("downlink", "uplink")]

@@ -78,6 +78,7 @@ def test_show_names_a_host_that_does_not_answer(lab, shape):
     done = shape("show")
     assert done.exit_code == 1
     assert "bs: no answer" in done.stderr
+    assert done.stdout == ""  # whether links are shaped there is not known
 
 
 def test_clear_asks_every_host_and_a_dry_run_none(lab, shape, asked):
@@ -144,6 +145,8 @@ def test_nothing_is_shown_or_watched_where_nothing_is_shaped(lab, campaign, shap
     assert "nothing shapes this lab's links" in shape("preview", campaign).stdout
     for verb in ("show", "watch"):
         assert "nothing shapes this lab's links" in shape(verb).stdout
+    assert json.loads(shape("show", "--json").stdout)["hosts"] == {}
+    assert shape("watch", "--json").stdout == ""
     with pytest.raises(InputError, match="nothing shapes the links"):
         raise shape("apply", "--rate", 8).exception
 

@@ -85,6 +85,18 @@ BROKEN = {
         "    links: null\n",
         "run.yaml:10: scenarios[0].links: keys and values were expected, not nothing",
     ),
+    "more jitter than delay": (
+        "    links: {default: {downlink_mbit: 8, uplink_mbit: 8, delay_ms: 1, jitter_ms: 3}}\n",
+        "run.yaml:10: scenarios[0].links.default.jitter_ms: at most delay_ms = 1 was expected, not 3",
+    ),
+    "jitter without a delay": (
+        "    links: {nano: {jitter_ms: 3}}\n" + SHANNON,
+        "run.yaml:10: scenarios[0].links.nano.jitter_ms: at most delay_ms = 0 was expected, not 3",
+    ),
+    "less delay than the default's jitter": (
+        "    links: {default: {delay_ms: 5, jitter_ms: 3}, nano: {delay_ms: 2}}\n" + SHANNON,
+        "run.yaml:10: scenarios[0].links.nano.delay_ms: at least jitter_ms = 3 was expected, not 2",
+    ),
     "nothing at all": ("", "run.yaml:9: scenarios[0]: `links` (fixed rates) or `channel`"),
     "unknown model": (
         SHANNON.replace("shannon", "shanon"),
@@ -268,6 +280,7 @@ def test_a_scenario_has_to_fit_the_lab(write: Write, inventory: Inventory, text:
     with pytest.raises(InputError) as caught:
         check_campaign(campaign, inventory)
     assert message in str(caught.value)
+    assert str(caught.value).count("run.yaml:") == 1  # said once, however many devices it is about
 
 
 @pytest.mark.parametrize("text", [SHANNON, MCS, TRACE])

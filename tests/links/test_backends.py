@@ -65,6 +65,13 @@ SET = Command("bs", "python -m payloads.linkd set --links []")
         ),
         ({"leaf": "netem"}, "bs", 3, "refused: the leaf netem needs what bs does not have", "leaf: auto"),
         ({"leaf": "tbf"}, "bs", 1, "the kernel did not add a htb: (is the kernel module there?)", "pacing"),
+        (
+            {},
+            "bs",
+            3,
+            "refused: orin: downlink 150 Mbit/s: the user-space line keeps up with 100 Mbit/s on one link; ...",
+            "lower the rates",
+        ),
         ({"shaping": "device"}, "orin", 3, "refused: htb: not in this kernel", "shaping: bs"),
         (
             {},

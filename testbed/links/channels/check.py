@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from payloads.linkd.channel import MAX_BLOCKS
 from payloads.linkd.model import MAX_RATE_MBIT, MIN_RATE_MBIT
+from testbed.config.inventory import no_device
 from testbed.config.model import Problem
 from testbed.config.scenario import DEFAULT, ChannelDevice, ChannelSettings, Scenario
 from testbed.config.yaml import Place
@@ -56,6 +56,7 @@ _DEVICE_MODELS = {
 
 def scenario_problems(scenario: Scenario) -> Iterator[Problem]:
     """Yield what is wrong with a scenario whatever the lab; places start at the scenario."""
+    yield from _jitter_problems(scenario)
     settings = scenario.channel
     if settings is None:
         yield from _fixed_problems(scenario)
@@ -68,6 +69,19 @@ def scenario_problems(scenario: Scenario) -> Iterator[Problem]:
                 )
     for problem in _channel_problems(settings):
         yield Problem(("channel", *problem.place), problem.text)
+
+
+def _jitter_problems(scenario: Scenario) -> Iterator[Problem]:
+    for name, link in scenario.links.items():
+        delay, jitter, _loss = scenario.impairments(name)
+        if jitter <= delay:
+            continue
+        if link.jitter_ms is not None:
+            text = f"at most delay_ms = {delay:g} was expected, not {jitter:g}"
+            yield Problem(("links", name, "jitter_ms"), text)
+        elif link.delay_ms is not None:
+            text = f"at least jitter_ms = {jitter:g} was expected, not {delay:g}"
+            yield Problem(("links", name, "delay_ms"), text)
 
 
 def _fixed_problems(scenario: Scenario) -> Iterator[Problem]:
@@ -89,7 +103,7 @@ def unknown_devices(scenario: Scenario, devices: Sequence[str]) -> Iterator[Prob
     for place in entries:
         name = str(place[-1])
         if name != DEFAULT and name not in devices:
-            yield Problem(place, _no_device(name, devices))
+            yield Problem(place, no_device(name, devices))
 
 
 def lacking_devices(scenario: Scenario, devices: Sequence[str]) -> Iterator[Problem]:
@@ -208,10 +222,3 @@ def _file_problems(settings: ChannelSettings, place: Place, path: Path) -> Itera
 
 def _has_trace(device: ChannelDevice) -> bool:
     return any(getattr(device, key) is not None for key in _FILES)
-
-
-def _no_device(name: str, devices: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, devices, n=1)
-    return f"the lab has no device {name!r}; " + (
-        f"did you mean {close[0]}?" if close else f"its devices are {', '.join(devices)}"
-    )
