@@ -28,6 +28,8 @@ __all__ = [
     "HEADER_BYTES",
     "MAX_FRAME_BYTES",
     "MAX_ROWS",
+    "PING_BYTES",
+    "PONG_BYTES",
     "PROTOCOL_VERSION",
     "RESULT_HEAD_BYTES",
     "Dispatch",
@@ -72,6 +74,7 @@ _STAMP = struct.Struct("<Q")
 _PONG = struct.Struct("<3Qq")
 _PACE = struct.Struct("<d")
 HEADER_BYTES = _HEADER.size
+PING_BYTES, PONG_BYTES = HEADER_BYTES + _STAMP.size, HEADER_BYTES + _PONG.size
 DISPATCH_HEAD_BYTES = _DISPATCH.size
 RESULT_HEAD_BYTES = _RESULT.size
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from testbed.records.outline import outline_of
 from testbed.records.run import Run
-from testbed.report.linkfacts import links_untouched, probes_of, trial_links
+from testbed.report.linkfacts import least_one_way_ms, links_untouched, probes_of, trial_links
 from testbed.report.metrics import measured_tokens
 from testbed.report.numbers import number
 
@@ -55,7 +55,8 @@ class ClockError:
 
     Attributes:
         device: The device.
-        bound_ms: Half of the largest round trip behind the estimates used: no offset can be off by more.
+        bound_ms: The largest error that an estimate may have: half of its round trip, less what the ping takes on the
+            link at least one way, as the rate and the delay asked for tell.
         drift_ppm: How fast its clock ran away from the base station's, from the first to the last estimate; NaN where
             too few.
         estimates: How many estimates there are.
@@ -95,7 +96,8 @@ def clock_errors(run: Run) -> list[ClockError]:
         span_s = float(own["t_s"].iloc[-1] - own["t_s"].iloc[0])
         moved_s = float(own["offset_s"].iloc[-1] - own["offset_s"].iloc[0])
         drift = moved_s / span_s * 1e6 if span_s > 0 else math.nan
-        errors.append(ClockError(device, float(own["rtt_ms"].max()) / 2, drift, len(own)))
+        bounds_ms = own["rtt_ms"] / 2 - least_one_way_ms(run.links, device, own["t_s"])
+        errors.append(ClockError(device, max(0.0, float(bounds_ms.max())), drift, len(own)))
     return errors
 
 
@@ -178,7 +180,10 @@ def _clocks(run: Run) -> Check:
         return Check("clock error", "unknown", "bad", detail, "clocks")
     worst = max(errors, key=lambda error: error.bound_ms)
     value = f"\N{LESS-THAN OR EQUAL TO} {number(worst.bound_ms, 2)}\N{NO-BREAK SPACE}ms"
-    detail = f"Half of the largest round trip of a clock estimate ({worst.device})."
+    detail = (
+        f"Half of the round trip of a clock estimate, less what the link itself takes one way ({worst.device}, the "
+        "largest)."
+    )
     downlink_ms = float(((run.dispatches["t_received_s"] - run.dispatches["t_send_s"]) * 1000).mean())
     if np.isfinite(downlink_ms) and worst.bound_ms > CLOCK_SHARE * downlink_ms:
         detail += (

@@ -5,12 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 
+from payloads.linkd.model import expected_ms, takes_first_frame
+from payloads.wire.frames import PING_BYTES, PONG_BYTES
 from testbed.records.run import Run
 from testbed.report.rates import DIRECTIONS
 
-__all__ = ["TrialLinks", "backend_entries", "backend_notes", "links_untouched", "probes_of", "trial_links"]
+__all__ = [
+    "TrialLinks",
+    "backend_entries",
+    "backend_notes",
+    "least_one_way_ms",
+    "links_untouched",
+    "probes_of",
+    "trial_links",
+]
 
 UNTOUCHED = "none"
 
@@ -71,6 +82,37 @@ def trial_links(run: Run) -> dict[str, TrialLinks]:
             state = TrialLinks("ok")
         found[str(row["trial"])] = state
     return found
+
+
+def least_one_way_ms(links: pd.DataFrame, device: str, t_s: pd.Series) -> np.ndarray:
+    """Return what a clock's ping takes on a device's link at least: the quicker of its two directions.
+
+    A round trip bounds the error of an offset by half; what both ways are known to take is no error.
+
+    Args:
+        links: The table ``links``.
+        device: The device.
+        t_s: When the pings were sent.
+
+    Returns:
+        (N,) ms; 0 where a direction was not shaped, or lets the first frame pass at once.
+    """
+    ways = []
+    for direction, size in zip(DIRECTIONS, (PING_BYTES, PONG_BYTES), strict=True):
+        rows = links[(links["device"] == device) & (links["direction"] == direction) & links["cause"].notna()]
+        rows = rows[rows["asked_mbit"].notna()].sort_values("t_s", kind="stable")
+        takes_ms = [
+            expected_ms(size, row["asked_mbit"], first_frame=True)
+            if takes_first_frame(row["backend"])
+            else 0.0
+            for row in rows.to_dict("records")
+        ]
+        # A change of the rate alone leaves the delay as it was set.
+        delays_ms = rows["delay_ms"].astype("float64").ffill().fillna(0.0).to_numpy()
+        in_force = np.searchsorted(rows["t_s"].to_numpy(), t_s.to_numpy(), side="right")
+        ways.append(np.concatenate([[0.0], np.array(takes_ms) + delays_ms])[in_force])
+    least: np.ndarray = np.minimum(*ways)
+    return least
 
 
 def backend_entries(run: Run) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ import pytest
 from testbed.records import RecordWriter, load_run, read_manifest, write_manifest
 from testbed.report import render_report, write_trace
 from testbed.report.checks import Check, checks_of
-from testbed.report.linkfacts import backend_notes
+from testbed.report.linkfacts import backend_notes, least_one_way_ms
 from testbed.report.tables_links import traffic_totals
 
 Maker = Callable[..., Path]
@@ -156,6 +156,30 @@ def test_a_reader_is_told_what_a_rate_and_a_first_frame_are(page: str, whole_run
     alone = text_of(section(render_report(load_run(whole_run))))
     assert "Both directions were shaped by htb+tbf ." in alone
     assert "every frame takes its time" not in alone
+
+
+def test_what_a_ping_is_known_to_take_is_no_error_of_the_clock() -> None:
+    """A ping of 86 bytes, headers included, takes 0.688 ms at 1 Mbit/s, its answer of 110 bytes 0.11 ms at 8."""
+    about = {"device": "nano", "backend": "bs-line"}
+    links = pd.DataFrame(
+        [
+            {
+                **about,
+                "t_s": 1.0,
+                "direction": "downlink",
+                "cause": "set",
+                "asked_mbit": 1.0,
+                "delay_ms": 2.0,
+            },
+            {**about, "t_s": 1.0, "direction": "uplink", "cause": "set", "asked_mbit": 8.0, "delay_ms": 2.0},
+            {**about, "t_s": 5.0, "direction": "uplink", "cause": "block", "asked_mbit": 0.5},
+        ]
+    )
+    at = pd.Series([0.5, 3.0, 6.0])
+    assert least_one_way_ms(links, "nano", at) == pytest.approx([0.0, 2.11, 2.688])
+    assert least_one_way_ms(links, "orin", at) == pytest.approx([0.0, 0.0, 0.0])
+    bucket = links.assign(backend="bs-htb-tbf", delay_ms=0.0)
+    assert least_one_way_ms(bucket, "nano", at) == pytest.approx([0.0, 0.0, 0.0])
 
 
 def test_scenarios_that_were_shaped_in_two_ways_are_no_secret(whole_run: Path) -> None:
