@@ -211,7 +211,11 @@ def clock_table(errors: Sequence[ClockError], colours: Mapping[str, str]) -> Dat
     """Return the clock error of each device."""
     headers = [
         Header("device"),
-        Header("error at most (ms)", True, "half of the round trip behind an estimate, less what the link itself takes one way; the largest"),
+        Header(
+            "error at most (ms)",
+            True,
+            "half of an estimate's round trip, less what the link takes one way; the largest",
+        ),
         Header("drift (ppm)", True, "against the base station, from the first to the last estimate"),
         Header("estimates", True),
     ]
