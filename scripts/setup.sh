@@ -92,7 +92,7 @@ need_browser() {
 # lack. There is one for amd64 alone; without it its tests are skipped.
 need_stock_kernel() {
   command -v linux.uml >/dev/null && return
-  apt-cache show user-mode-linux >/dev/null 2>&1 || as_root apt-get update -qq || true
+  apt-cache show user-mode-linux >/dev/null 2>&1 || as_root apt-get update -qq || say "the package lists could not be refreshed"
   if apt-cache show user-mode-linux >/dev/null 2>&1; then
     need_packages linux.uml=user-mode-linux || say "user-mode-linux could not be installed: its tests are skipped"
   else
