@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from testbed.report.rates import extremes
-from testbed.report.style import Device, Figure, Key, figure_of
+from testbed.report.style import Device, Figure, Key, figure_of, name_panel
 
 __all__ = ["RADIO_KEYS", "radio_figure"]
 
@@ -53,17 +53,7 @@ def radio_figure(
             + "<extra></extra>",
         )
     for top, title in ((1.0, "signal"), (0.5, "physical rate")):
-        figure.add_annotation(
-            xref="paper",
-            yref="paper",
-            x=0,
-            y=top - 0.04,
-            xanchor="left",
-            yanchor="bottom",
-            showarrow=False,
-            text=title,
-            font={"color": "var(--muted)"},
-        )
+        name_panel(figure, top, title)
     figure.update_layout(
         height=300,
         shapes=list(shapes),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from payloads.linkd.model import Framing
 from testbed.report.numbers import number
 from testbed.report.rates import DIRECTIONS, Steps, envelope, extremes
-from testbed.report.style import Device, Figure, Key, escape, figure_of
+from testbed.report.style import PANEL_GAP, Device, Figure, Key, escape, figure_of, name_panel
 
 __all__ = ["ARROWS", "RATE_KEYS", "STRETCHES", "RateLines", "Window", "closer_window", "rates_figure"]
 
@@ -104,22 +104,12 @@ def rates_figure(
         own = lines[direction]
         highest = _draw(figure, own, device, window, f"y{axis}")
         layout[f"yaxis{axis}"] = {
-            "domain": [top - 0.42, top - 0.04],
+            "domain": [top - 0.42, top - PANEL_GAP],
             "title": {"text": "Mbit/s"},
             "nticks": 4,
             **({"range": [0, highest]} if highest else {"rangemode": "tozero"}),
         }
-        figure.add_annotation(
-            xref="paper",
-            yref="paper",
-            x=0,
-            y=top - 0.04,
-            xanchor="left",
-            yanchor="bottom",
-            showarrow=False,
-            text=f"{ARROWS[direction]} {direction}",
-            font={"color": "var(--muted)"},
-        )
+        name_panel(figure, top, f"{ARROWS[direction]} {direction}")
     figure.update_layout(
         height=300,
         shapes=[shape for shape in shapes if shape["x1"] >= window.begin_s and shape["x0"] <= window.end_s],

@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 from testbed.report.breakdown import PARTS
 
 __all__ = [
+    "PANEL_GAP",
     "PART_COLOURS",
     "PART_LEGEND",
     "Device",
@@ -25,11 +26,14 @@ __all__ = [
     "escape",
     "figure_of",
     "finite",
+    "name_panel",
     "pair_name",
     "trial_keys",
     "trial_shapes",
 ]
 
+PANEL_GAP = 0.04
+"""The share of a figure's height that is left for a panel's title."""
 HUES = 8
 SHADES = 4
 _DASHES = ("solid", "dash", "dot")
@@ -161,6 +165,27 @@ def trial_keys(trials: pd.DataFrame, policies: Sequence[str]) -> list[Key]:
 
 def _shade(place: int) -> str:
     return f"var(--shade-{place % SHADES + 1})"
+
+
+def name_panel(figure: go.Figure, top: float, title: str) -> None:
+    """Write a panel's title into the gap above it.
+
+    Args:
+        figure: A figure of several panels, one above the other.
+        top: Where the panel's place ends, from 0 (the bottom) to 1; the panel ends :data:`PANEL_GAP` below.
+        title: The title.
+    """
+    figure.add_annotation(
+        xref="paper",
+        yref="paper",
+        x=0,
+        y=top - PANEL_GAP,
+        xanchor="left",
+        yanchor="bottom",
+        showarrow=False,
+        text=title,
+        font={"color": "var(--muted)"},
+    )
 
 
 def finite(value: float) -> float | None:
