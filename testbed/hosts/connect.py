@@ -96,15 +96,23 @@ def open_socket(host: Host, endpoint: Endpoint, deadline: Deadline, called_off: 
         )
     jump: fabric.Connection | None = endpoint.jump
     while jump is not None:  # fabric would take any key of a host on the way
-        jump.client.set_missing_host_key_policy(paramiko.RejectPolicy())
+        jump.client.set_missing_host_key_policy(_RejectUnknown())
         jump.client.load_system_host_keys()
         jump.connect_timeout = deadline.remaining_s
         jump = jump.gateway if isinstance(jump.gateway, fabric.Connection) else None
     target = fabric.Connection(
         endpoint.address, port=endpoint.port, gateway=endpoint.jump, config=endpoint.jump.config
     )
-    with unlocked_after(deadline, lambda: close_jump(endpoint.jump)):
-        return target.open_gateway()
+    try:
+        with unlocked_after(deadline, lambda: close_jump(endpoint.jump)):
+            return target.open_gateway()
+    except (_Unknown, BadHostKeyException) as error:
+        why = f"not found in known_hosts: {error}" if isinstance(error, _Unknown) else f"has changed: {error}"
+        raise HostKeyError(
+            host.name,
+            f"the key of the host on the way ({endpoint.jump.host}) was refused: {why}",
+            hint=f"compare it with that host's own, and record it: `ssh {endpoint.jump.original_host}`",
+        ) from error
 
 
 class _Unknown(paramiko.SSHException):

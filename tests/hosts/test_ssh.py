@@ -248,8 +248,8 @@ def test_proxy_jump_checks_the_key_of_the_host_on_the_way(sshd: Any, tmp_path: P
         f"Host way\n  HostName 127.0.0.1\n  Port {sshd.port}\n  User {user}\n  IdentityFile {sshd.key_file}\n"
     )
     host = sshd.host(address="shelf")
-    transport = ssh_connect(sshd.known_hosts, connect_timeout_s=3)(host)
-    with pytest.raises(ConnectError, match="not found in known_hosts"):
+    transport = ssh_connect(sshd.known_hosts, connect_timeout_s=60)(host)
+    with pytest.raises(HostKeyError, match=r"host on the way \(127.0.0.1\) .* not found in known_hosts"):
         transport.run(Command("board", "true"))
     shutil.copy(sshd.known_hosts, ssh / "known_hosts")
     assert transport.run(Command("board", "echo jumped")).stdout == "jumped\n"
