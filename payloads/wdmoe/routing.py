@@ -1,0 +1,103 @@
+"""What the router asks for in one layer, and what is made of it. Plain arrays, no effects.
+
+Sizes: N tokens, k experts chosen for each by the router, E experts in the layer, D devices. Devices are numbered in
+the order of the latency model's names.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from numpy import bool_, floating, int64
+    from numpy.typing import NDArray
+
+    from payloads.wdmoe.latency import Costs
+
+__all__ = ["LayerView", "Loads", "Routing", "Selection", "loads_of"]
+
+
+class Routing(NamedTuple):
+    """The router's choice for the tokens of one layer.
+
+    Attributes:
+        index: (N, k), the experts that it chose, the best first.
+        weights: (N, k), the weights of their answers, not negative. Not every model has them sum to 1.
+        scores: (N, E), what it thinks of every expert: not negative, each row sums to 1.
+    """
+
+    index: NDArray[int64]
+    weights: NDArray[floating[Any]]
+    scores: NDArray[floating[Any]]
+
+
+class Selection(NamedTuple):
+    """What is sent out for one layer.
+
+    Attributes:
+        index: (N, k), experts; where a pair was replaced it differs from the router's.
+        keep: (N, k), which of these pairs are sent out; every token keeps at least one.
+        weights: (N, k), the weights of the answers; 0 where a pair is dropped.
+    """
+
+    index: NDArray[int64]
+    keep: NDArray[bool_]
+    weights: NDArray[floating[Any]]
+
+
+class LayerView(NamedTuple):
+    """All that an expert selection may look at.
+
+    Attributes:
+        layer: The layer.
+        step: The token step, 0 for the prompt.
+        routing: The router's choice.
+        device_of: (E,), the device that serves each expert of this layer.
+        costs: What sending to each device takes at the rates in force.
+    """
+
+    layer: int
+    step: int
+    routing: Routing
+    device_of: NDArray[int64]
+    costs: Costs
+
+
+class Loads(NamedTuple):
+    """What a selection asks of the devices in one layer.
+
+    Attributes:
+        tokens: (D,), rows of hidden state sent: a token travels once, even for several experts of a device.
+        pairs: (D,), pairs of a token and an expert, which is as many rows as come back.
+        experts: (D,), different experts asked for.
+        counts: (E,), tokens of each expert.
+    """
+
+    tokens: NDArray[int64]
+    pairs: NDArray[int64]
+    experts: NDArray[int64]
+    counts: NDArray[int64]
+
+
+def loads_of(selection: Selection, device_of: NDArray[int64], devices: int) -> Loads:
+    """Return what a selection asks of the devices.
+
+    Args:
+        selection: The selection.
+        device_of: (E,), the device that serves each expert.
+        devices: D, the number of devices.
+    """
+    import numpy as np
+
+    rows, columns = np.nonzero(selection.keep)
+    experts = selection.index[rows, columns]
+    counts = np.bincount(experts, minlength=len(device_of))
+    pairs = np.bincount(device_of, weights=counts, minlength=devices).astype(np.int64)
+    used = np.bincount(device_of, weights=counts > 0, minlength=devices).astype(np.int64)
+    if selection.keep.shape[0] == 1:
+        tokens = (pairs > 0).astype(np.int64)
+    else:
+        sent = np.zeros((selection.keep.shape[0], devices), dtype=bool)
+        sent[rows, device_of[experts]] = True
+        tokens = sent.sum(axis=0)
+    return Loads(tokens, pairs, used, counts)
