@@ -26,7 +26,7 @@ class Routing(NamedTuple):
         scores: (N, E), what it thinks of every expert: not negative, each row sums to 1.
     """
 
-    index: NDArray[int64]
+    index: NDArray[int64]  # type: ignore[assignment]  # the name of a method of tuples
     weights: NDArray[floating[Any]]
     scores: NDArray[floating[Any]]
 
@@ -40,7 +40,7 @@ class Selection(NamedTuple):
         weights: (N, k), the weights of the answers; 0 where a pair is dropped.
     """
 
-    index: NDArray[int64]
+    index: NDArray[int64]  # type: ignore[assignment]  # the name of a method of tuples
     keep: NDArray[bool_]
     weights: NDArray[floating[Any]]
 
@@ -71,12 +71,14 @@ class Loads(NamedTuple):
         pairs: (D,), pairs of a token and an expert, which is as many rows as come back.
         experts: (D,), different experts asked for.
         counts: (E,), tokens of each expert.
+        device_of: (E,), the device that serves each expert.
     """
 
     tokens: NDArray[int64]
     pairs: NDArray[int64]
     experts: NDArray[int64]
     counts: NDArray[int64]
+    device_of: NDArray[int64]
 
 
 def loads_of(selection: Selection, device_of: NDArray[int64], devices: int) -> Loads:
@@ -89,15 +91,18 @@ def loads_of(selection: Selection, device_of: NDArray[int64], devices: int) -> L
     """
     import numpy as np
 
-    rows, columns = np.nonzero(selection.keep)
-    experts = selection.index[rows, columns]
-    counts = np.bincount(experts, minlength=len(device_of))
+    keep, chosen = selection.keep, selection.keep.shape[1]
+    counts = np.bincount(selection.index[keep], minlength=len(device_of))
     pairs = np.bincount(device_of, weights=counts, minlength=devices).astype(np.int64)
     used = np.bincount(device_of, weights=counts > 0, minlength=devices).astype(np.int64)
-    if selection.keep.shape[0] == 1:
-        tokens = (pairs > 0).astype(np.int64)
-    else:
-        sent = np.zeros((selection.keep.shape[0], devices), dtype=bool)
-        sent[rows, device_of[experts]] = True
-        tokens = sent.sum(axis=0)
-    return Loads(tokens, pairs, used, counts)
+    if len(keep) == 1:
+        return Loads((pairs > 0).astype(np.int64), pairs, used, counts, device_of)
+    # A token travels once: what goes to a device that it goes to already is no row more.
+    serving = device_of[selection.index]
+    tokens = pairs.copy()
+    for late in range(1, chosen):
+        again = np.zeros(len(keep), dtype=bool)
+        for early in range(late):
+            again |= keep[:, early] & (serving[:, early] == serving[:, late])
+        tokens -= np.bincount(serving[again & keep[:, late], late], minlength=devices)
+    return Loads(tokens, pairs, used, counts, device_of)

@@ -1,0 +1,202 @@
+"""What a run shows of the latency model's terms: each dispatch's size, what its links should have taken, and the rest.
+
+The records do not say how many tokens each expert of a dispatch had. The sizes of its frames say how many experts there
+were; where that is one, or as many as pairs, the tokens of each are known too, and only such dispatches tell about the
+computation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from payloads.linkd.channel import DIRECTIONS
+from payloads.linkd.model import DEFAULT_SLACK_US, Framing, takes_first_frame
+from payloads.wire.frames import DISPATCH_HEAD_BYTES, HEADER_BYTES, RESULT_HEAD_BYTES
+from testbed.errors import InputError
+from testbed.records.manifest import devices_of
+from testbed.records.run import Run
+
+__all__ = ["Observed", "Slot", "observe"]
+
+_STAMPS = ("t_received_s", "t_started_s", "t_computed_s", "t_replied_s", "compute_ms")
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A run's dispatches and tokens, with what calibration asks of them.
+
+    Attributes:
+        run: The run's name.
+        devices: The devices, in the inventory's order.
+        layers: How many layers of experts the model has.
+        row_bytes: Bytes of one row of hidden state.
+        shaped: Whether any link's rate was asked for.
+        first_frame: Whether the links delay the first frame of a message too.
+        dispatches: One row each: ``trial, request, step, layer, device, tokens, pairs, experts, each`` (tokens of each
+            expert, NaN where not known), ``compute_ms, total_ms, link_ms`` (what the rates asked for should take, NaN
+            where a rate changed on the way), ``send_s, done_s``; quality passes have no ``link_ms``.
+        tokens: One row each: ``trial, request, step, rows, duration_ms, bs_ms``; warm-ups are left out.
+    """
+
+    run: str
+    devices: tuple[str, ...]
+    layers: int
+    row_bytes: int
+    shaped: bool
+    first_frame: bool
+    dispatches: pd.DataFrame
+    tokens: pd.DataFrame
+
+
+def observe(run: Run) -> Observed:
+    """Return what a run shows.
+
+    Args:
+        run: The run.
+
+    Raises:
+        InputError: No trial of it was completed, it was simulated, or its dispatches lack stamps.
+    """
+    manifest = run.manifest
+    if manifest.get("simulated"):
+        raise InputError(f"{run.name} was simulated: a calibration needs a measured run")
+    trials = run.trials.loc[run.trials["state"] == "completed", "trial"]
+    dispatches = run.dispatches.dropna(subset=list(_STAMPS))
+    measured = dispatches["trial"].isin(trials)
+    if not measured.any():
+        raise InputError(
+            f"{run.name} has no completed trial with time stamps: there is nothing to calibrate with"
+        )
+    quality = dispatches["trial"].str.startswith("quality-")
+    row_bytes = _row_bytes(run.name, dispatches)
+    links = run.links[run.links["message_bytes"].isna()]
+    backends = links["backend"].dropna()
+    first_frame = bool(len(backends)) and takes_first_frame(str(backends.mode().iloc[0]))
+    used = dispatches[measured | quality].sort_values("t_send_s", kind="stable").reset_index(drop=True)
+    rated = _rated(used, links)
+    return Observed(
+        run=run.name,
+        devices=tuple(devices_of(manifest)) or tuple(sorted(set(dispatches["device"]))),
+        layers=int(manifest.get("model", {}).get("layers") or dispatches["layer"].max() + 1),
+        row_bytes=row_bytes,
+        shaped=bool(links["asked_mbit"].notna().any()),
+        first_frame=first_frame,
+        dispatches=_sizes(rated, row_bytes).assign(link_ms=_link_ms(rated, first_frame)),
+        tokens=_tokens(run, set(trials)),
+    )
+
+
+def _row_bytes(name: str, dispatches: pd.DataFrame) -> int:
+    """Return the bytes of one row, by what came back for each pair."""
+    rows = (dispatches["bytes_back"] - HEADER_BYTES - RESULT_HEAD_BYTES) / dispatches["assignments"]
+    size = int(rows.iloc[0])
+    if size < 1 or (rows != size).any():
+        raise InputError(
+            f"{name}: the answers' sizes do not fit their pairs: these are no records of this protocol"
+        )
+    return size
+
+
+def _sizes(rated: pd.DataFrame, row_bytes: int) -> pd.DataFrame:
+    pairs = rated["assignments"]
+    lists = rated["bytes_out"] - HEADER_BYTES - DISPATCH_HEAD_BYTES - rated["tokens"] * row_bytes
+    experts = (lists // 2 - pairs) // 2
+    even = (experts == 1) | (experts == pairs)
+    return pd.DataFrame(
+        {
+            **{name: rated[name] for name in ("trial", "request", "step", "layer", "device", "tokens")},
+            "pairs": pairs,
+            "experts": experts,
+            "each": (pairs / experts).where(even),
+            "compute_ms": rated["compute_ms"],
+            "total_ms": (rated["t_done_s"] - rated["t_send_s"]) * 1e3,
+            "send_s": rated["t_send_s"],
+            "done_s": rated["t_done_s"],
+        }
+    )
+
+
+def _rated(used: pd.DataFrame, links: pd.DataFrame) -> pd.DataFrame:
+    """Add each direction's rate and delay at the begin, and whether a rate changed before the end.
+
+    A link that nobody shaped has an infinite rate. Quality passes have no rates: nothing says what their links did.
+    """
+    result = used.assign(steady=True, delay_ms=0.0)
+    key = ["trial", "device"]
+    for direction in DIRECTIONS:
+        mine = links.loc[links["direction"] == direction, [*key, "t_s", "asked_mbit", "delay_ms"]]
+        mine = mine.rename(columns={"asked_mbit": f"{direction}_mbit", "delay_ms": f"{direction}_delay"})
+        mine = mine.dropna(subset=["trial"]).sort_values("t_s", kind="stable")
+        # The change in force at the begin, and the one in force at the end.
+        at = pd.merge_asof(
+            result, mine.assign(change=range(len(mine))), left_on="t_send_s", right_on="t_s", by=key
+        )
+        ends = used[[*key, "t_done_s"]].assign(place=range(len(used))).sort_values("t_done_s", kind="stable")
+        until = pd.merge_asof(
+            ends, mine.assign(change=range(len(mine))), left_on="t_done_s", right_on="t_s", by=key
+        ).sort_values("place")
+        # A delay holds until it is set anew; a change of the rate does not say it again.
+        delay = pd.merge_asof(
+            used, mine.dropna(subset=[f"{direction}_delay"]), left_on="t_send_s", right_on="t_s", by=key
+        )[f"{direction}_delay"]
+        result[f"{direction}_mbit"] = at[f"{direction}_mbit"].fillna(np.inf)
+        result["steady"] &= at["change"].fillna(-1).to_numpy() == until["change"].fillna(-1).to_numpy()
+        result["delay_ms"] += delay.fillna(0.0)
+    return result
+
+
+def _link_ms(rated: pd.DataFrame, first_frame: bool) -> pd.Series[float]:
+    """Return what the links should have taken for each dispatch, both ways and with the delay asked for."""
+    result = pd.Series(np.nan, index=rated.index)
+    for (trial, _), rows in rated.groupby(["trial", "device"], sort=False):
+        if not str(trial).startswith("quality-"):
+            result.loc[rows.index] = np.fromiter(_carried_ms(rows, first_frame), float, len(rows))
+    return (result + rated["delay_ms"]).where(rated["steady"])
+
+
+class Slot:
+    """One direction of one link over time: its token bucket, or the line that holds every frame.
+
+    Args:
+        first_frame: Whether there is no bucket.
+    """
+
+    def __init__(self, first_frame: bool) -> None:
+        self._framing = Framing()
+        self._there_bytes, self._at_s = np.inf, 0.0
+        self._first_frame = first_frame
+
+    def held_ms(self, message_bytes: int, at_s: float, mbit: float) -> float:
+        """Return how long the link holds a message that comes at a time, at its rate then."""
+        if not np.isfinite(mbit):
+            return 0.0
+        bytes_per_s = mbit * 1e6 / 8
+        wire = self._framing.wire_bytes(message_bytes)
+        if self._first_frame:
+            return 1e3 * wire / bytes_per_s
+        full = self._framing.frame_bytes + DEFAULT_SLACK_US / 1e6 * bytes_per_s
+        there = min(full, self._there_bytes + max(0.0, at_s - self._at_s) * bytes_per_s)
+        held_s = max(0.0, wire - there) / bytes_per_s
+        self._there_bytes, self._at_s = max(0.0, there - wire), at_s + held_s
+        return 1e3 * held_s
+
+
+def _carried_ms(rows: pd.DataFrame, first_frame: bool) -> Iterator[float]:
+    down, up = Slot(first_frame), Slot(first_frame)
+    names = ["bytes_out", "t_send_s", "downlink_mbit", "bytes_back", "t_replied_s", "uplink_mbit"]
+    columns: list[Any] = [rows[name].tolist() for name in names]
+    for out, sent_s, down_mbit, back, replied_s, up_mbit in zip(*columns, strict=True):
+        yield down.held_ms(out, sent_s, down_mbit) + up.held_ms(back, replied_s, up_mbit)
+
+
+def _tokens(run: Run, trials: set[str]) -> pd.DataFrame:
+    requests = run.requests[~run.requests["warmup"] & run.requests["trial"].isin(trials)]
+    tokens = run.tokens.merge(requests[["trial", "request", "prompt_tokens"]], on=["trial", "request"])
+    tokens = tokens.dropna(subset=["bs_ms"]).rename(columns={"position": "step"})
+    rows = tokens["prompt_tokens"].where(tokens["step"] == 0, 1)
+    return tokens.assign(rows=rows)[["trial", "request", "step", "rows", "duration_ms", "bs_ms"]]
