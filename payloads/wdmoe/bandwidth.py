@@ -1,31 +1,41 @@
-"""Bandwidth allocation: how the band is shared among the devices, for each direction on its own.
+"""Bandwidth allocation: how the band is shared among the devices.
 
-Pure functions, used by the base station and by the simulator alike. Like :mod:`payloads.wdmoe.gating` they call
-only methods of the arrays, so that whoever merely checks a campaign file imports no NumPy.
+Pure functions and one class that remembers, used by the base station and by the simulator alike. Importing it and
+checking settings imports no NumPy; the solvers are loaded by whoever allocates.
 
-A kind of allocation is a function ``(settings, loads) -> shares`` over the devices' loads in bytes: ``loads`` (D,)
-is not negative, ``shares`` (D,) is not negative and sums to 1. What rate a share gives is the channel's matter
-(:mod:`payloads.linkd.channel`).
+Row 0 of all shares is the downlink, row 1 the uplink. A scenario may keep a part of a band to itself: what its shares
+are together is what is shared anew, and "the band" below. What rate a share gives is the channel's matter
+(:mod:`payloads.linkd.rule`).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, NamedTuple, Optional
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 if TYPE_CHECKING:
-    from numpy import floating
+    import numpy as np
     from numpy.typing import NDArray
+
+    from payloads.wdmoe.latency import Demand
+    from payloads.wdmoe.link_state import LinkState
+
+    Array = NDArray[np.float64]
 
 __all__ = [
     "ALLOCATION_KINDS",
     "DEFAULT_FLOOR",
+    "DEFAULT_ROUNDS",
+    "DIRECTIONS",
     "LEAVE_ALONE",
     "PERIODS",
     "AllocationKind",
+    "Allocator",
     "allocate",
     "changed",
     "check_bandwidth",
+    "kept_share",
     "period_of",
+    "rounds_of",
 ]
 
 Settings = Mapping[str, Any]
@@ -36,44 +46,63 @@ LEAVE_ALONE: Settings = {"kind": "scenario"}
 PERIODS = ("layer", "token", "trial")
 """How often an allocation may be made anew."""
 
+DIRECTIONS = ("same", "separate")
+"""Whether a device has one share for both directions (the papers' B_k), or one of each band."""
+
 DEFAULT_FLOOR = 0.01
-CHANGE = 0.01
+DEFAULT_ROUNDS = 3
+_MOST_ROUNDS = 100
+#: Demands that one allocation for a whole trial looks at, at most: a long request has thousands of layers.
+_MOST_DEMANDS = 512
+_CHANGE = 0.01
 
 
 class AllocationKind(NamedTuple):
     """A kind of allocation.
 
     Attributes:
-        shares: The function that decides.
-        follows_load: Whether it looks at the loads; one that does not is made once, at a trial's start.
+        shares: ``(settings, demands, links, bands) -> (2, D)``: the function that decides. The demands are those of one
+            layer or of several, ``bands`` (2,) what there is to share.
+        settings: The names of its settings.
         source: Where it comes from.
     """
 
-    shares: Callable[[Settings, NDArray[floating[Any]]], NDArray[floating[Any]]]
-    follows_load: bool
+    shares: Callable[[Settings, Sequence[Demand], LinkState, Array], Array]
+    settings: Sequence[str]
     source: str
 
+    @property
+    def follows_load(self) -> bool:
+        """Whether it looks at the demands; one that does not is made once, at a trial's start."""
+        return "per" in self.settings
 
-def allocate(settings: Settings, loads: NDArray[floating[Any]]) -> NDArray[floating[Any]]:
-    """Share the band of one direction among the devices.
+
+def allocate(
+    settings: Settings, demands: Sequence[Demand], links: LinkState, bands: Optional[Array] = None
+) -> Array:
+    """Share both bands among the devices.
 
     Args:
-        settings: ``kind`` and the kind's own settings, as :func:`check_bandwidth` accepts them. The kind
-            ``scenario`` allocates nothing: whoever has it does not ask.
-        loads: (D,) bytes that each device sends or is sent, not negative.
+        settings: ``kind`` and the kind's own settings, as :func:`check_bandwidth` accepts them. The kind ``scenario``
+            allocates nothing: whoever has it does not ask.
+        demands: What one layer, or several that get one allocation together, ask of the links.
+        links: The links as they are.
+        bands: (2,), what there is to share; what the links' shares are together where left out.
 
     Returns:
-        (D,) shares that sum to 1.
+        (2, D) shares, none negative, in each direction ``bands`` together at most.
 
     Raises:
         KeyError: The kind allocates nothing, or is not known.
     """
-    return ALLOCATION_KINDS[settings["kind"]].shares(settings, loads)
+    if bands is None:
+        bands = links.shares.sum(axis=1)
+    return ALLOCATION_KINDS[settings["kind"]].shares(settings, demands, links, bands)
 
 
-def changed(before: NDArray[floating[Any]], after: NDArray[floating[Any]]) -> bool:
+def changed(before: Array, after: Array) -> bool:
     """Return whether any share differs by more than 1 % of itself: less is not worth telling the links."""
-    return bool((abs(after - before) > CHANGE * before).any())
+    return bool((abs(after - before) > _CHANGE * before).any())
 
 
 def period_of(settings: Settings) -> Optional[str]:
@@ -82,46 +111,192 @@ def period_of(settings: Settings) -> Optional[str]:
     return str(settings.get("per", PERIODS[0])) if kind is not None and kind.follows_load else None
 
 
+def kept_share(floor: float, devices: int) -> float:
+    """Return the part of a band that every device keeps: the floor, but at most half of an equal share.
+
+    With many devices a floor would otherwise leave nothing to allocate.
+    """
+    return min(floor, 0.5 / devices)
+
+
+def rounds_of(settings: Settings) -> int:
+    """Return how often a selection and this allocation are made in turn for one layer, at most.
+
+    Only an allocation for each layer can follow a selection that follows it; all others go once.
+    """
+    if period_of(settings) != "layer" or "rounds" not in ALLOCATION_KINDS[settings["kind"]].settings:
+        return 1
+    return int(settings.get("rounds", DEFAULT_ROUNDS))
+
+
 def check_bandwidth(settings: Settings) -> List[str]:
     """Return what is wrong with a policy's settings, one line each; an empty list if nothing is."""
     kind = settings.get("kind")
     kinds = sorted([LEAVE_ALONE["kind"], *ALLOCATION_KINDS])
     if kind not in kinds:
         return [f"kind: expected one of {', '.join(kinds)}, got {kind!r}"]
-    known = {"kind"}
+    known = ALLOCATION_KINDS[kind].settings if kind in ALLOCATION_KINDS else ()
     problems = []
-    if kind in ALLOCATION_KINDS and ALLOCATION_KINDS[kind].follows_load:
-        known |= {"per", "floor"}
-        per, floor = settings.get("per", PERIODS[0]), settings.get("floor", DEFAULT_FLOOR)
-        if per not in PERIODS:
-            problems.append(f"per: expected one of {', '.join(PERIODS)}, got {per!r}")
-        if isinstance(floor, bool) or not isinstance(floor, (int, float)) or not 0 <= floor < 1:
-            problems.append(f"floor: expected a share of the band from 0 to below 1, got {floor!r}")
-    problems += [f"{name}: unknown setting of the kind {kind}" for name in settings if name not in known]
+    for name, value in settings.items():
+        if name == "kind":
+            continue
+        if name not in known:
+            problems.append(f"{name}: unknown setting of the kind {kind}")
+            continue
+        good, expected = _CHECKS[name]
+        if not good(value):
+            problems.append(f"{name}: expected {expected}, got {value!r}")
+    if "rounds" in settings and not problems and period_of(settings) != "layer":
+        problems.append("rounds: only an allocation per layer is made in turn with a selection")
     return problems
 
 
-def _uniform(settings: Settings, loads: NDArray[floating[Any]]) -> NDArray[floating[Any]]:
+class Allocator:
+    """The bandwidth allocation of one trial: when it is made anew, and by which demands.
+
+    Every method returns the shares (2, D) that should be in force now, or ``None`` where those of the links that it is
+    shown are to stay; it is for the caller to put them in force. Shares that would change by less than 1 % stay.
+
+    Attributes:
+        shares_at_start: (2, D), the scenario's shares.
+
+    Args:
+        settings: The allocation, as :func:`check_bandwidth` accepts it.
+        shares_at_start: (2, D), the scenario's shares.
+    """
+
+    def __init__(self, settings: Settings, shares_at_start: Array) -> None:
+        self._settings = settings
+        self.shares_at_start = shares_at_start
+        self._bands: Array = shares_at_start.sum(axis=1)
+        self._period = period_of(settings)
+        self._request: Optional[str] = None
+        self._done = settings["kind"] == LEAVE_ALONE["kind"]
+        self._demands: Dict[Any, Demand] = {}
+
+    @property
+    def period(self) -> Optional[str]:
+        """How often it is made anew, of :data:`PERIODS`; ``None`` where it follows no load."""
+        return self._period
+
+    @property
+    def rounds(self) -> int:
+        """How often a selection and :meth:`layer` may be made in turn for one layer, at most."""
+        return rounds_of(self._settings)
+
+    def begin(self, links: LinkState) -> Optional[Array]:
+        """Make an allocation that depends on nothing that the trial brings."""
+        if self._done or self._period is not None:
+            return None
+        self._done = True
+        return self._allocate([], links)
+
+    def before_token(self, request: str, step: int, links: LinkState) -> Optional[Array]:
+        """Share by what the token step before this one sent, or once by what the first request sent.
+
+        Args:
+            request: The request.
+            step: Its token step, 0 for the prompt.
+            links: The links as they are.
+        """
+        another = self._request is not None and request != self._request
+        self._request = request
+        if self._done or not self._demands or self._period in (None, "layer"):
+            return None
+        if self._period == "trial":
+            if not another:
+                return None
+            self._done = True  # once is enough
+        demands = list(self._demands.values())
+        self._demands.clear()
+        return self._allocate(demands, links)
+
+    def layer(self, layer: int, step: int, demand: Demand, links: LinkState) -> Optional[Array]:
+        """Share by what this layer is about to send, or remember it for later.
+
+        May be called again for the same layer with another demand: the last one counts.
+
+        Args:
+            layer: The layer.
+            step: The token step, 0 for the prompt.
+            demand: What the layer is about to ask of the links.
+            links: The links as they are.
+        """
+        if self._done or self._period is None:
+            return None
+        if self._period == "layer":
+            return self._allocate([demand], links)
+        key = layer if self._period == "token" else (layer, step)
+        if key in self._demands or len(self._demands) < _MOST_DEMANDS:
+            self._demands[key] = demand
+        return None
+
+    def _allocate(self, demands: Sequence[Demand], links: LinkState) -> Optional[Array]:
+        shares = allocate(self._settings, demands, links, self._bands)
+        return shares if changed(links.shares, shares) else None
+
+
+def _uniform(settings: Settings, demands: Sequence[Demand], links: LinkState, bands: Array) -> Array:
     """Give every device the same share."""
-    shares: NDArray[floating[Any]] = loads * 0.0 + 1.0 / len(loads)
-    return shares
+    import numpy as np
+
+    devices = links.states.shape[1]
+    return np.repeat(np.asarray(bands, float)[:, None] / devices, devices, axis=1)
 
 
-def _proportional(settings: Settings, loads: NDArray[floating[Any]]) -> NDArray[floating[Any]]:
-    """Share by load, so that all loaded devices with equally good channels would finish together.
+def _proportional(settings: Settings, demands: Sequence[Demand], links: LinkState, bands: Array) -> Array:
+    """Share each direction by the bits in it, so that devices with equally good channels would finish together.
 
-    Every device keeps ``floor`` of the band (at most an equal share): acknowledgements travel in the direction
+    Every device keeps ``floor`` of the band (at most half of an equal share): acknowledgements travel in the direction
     that carries no load too, and a link without any rate is none.
     """
-    total = loads.sum()
-    if not total > 0:
-        return _uniform(settings, loads)
-    floor = min(float(settings.get("floor", DEFAULT_FLOOR)), 1.0 / len(loads))
-    shares: NDArray[floating[Any]] = floor + (1.0 - floor * len(loads)) * (loads / total)
+    shares = _uniform(settings, demands, links, bands)
+    devices = shares.shape[1]
+    floor = kept_share(float(settings.get("floor", DEFAULT_FLOOR)), devices)
+    for row, direction in enumerate(("downlink_bits", "uplink_bits")):
+        bits = sum((getattr(demand, direction) for demand in demands), shares[row] * 0.0)
+        total = bits.sum()
+        if total > 0:
+            shares[row] = bands[row] * (floor + (1.0 - floor * devices) * (bits / total))
     return shares
 
 
+def _minmax(settings: Settings, demands: Sequence[Demand], links: LinkState, bands: Array) -> Array:
+    """Minimise the attention waiting latency, or over several layers the sum of theirs."""
+    directions = str(settings.get("directions", DIRECTIONS[0]))
+    floor = float(settings.get("floor", DEFAULT_FLOOR))
+    if len(demands) == 1:
+        from payloads.wdmoe.minmax import minmax
+
+        return minmax(demands[0], links, bands.tolist(), directions, floor)
+    from payloads.wdmoe.epigraph import epigraph
+
+    return epigraph(demands, links, bands.tolist(), directions, floor)
+
+
+def _is_share(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, (int, float)) and 0 <= value < 1
+
+
+def _is_rounds(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, int) and 1 <= value <= _MOST_ROUNDS
+
+
+_CHECKS: Dict[str, Any] = {
+    "per": (lambda value: value in PERIODS, f"one of {', '.join(PERIODS)}"),
+    "floor": (_is_share, "a share of the band from 0 to below 1"),
+    "directions": (lambda value: value in DIRECTIONS, f"one of {', '.join(DIRECTIONS)}"),
+    "rounds": (_is_rounds, f"a whole number from 1 to {_MOST_ROUNDS}"),
+}
+
 ALLOCATION_KINDS: Dict[str, AllocationKind] = {
-    "uniform": AllocationKind(_uniform, False, "the baseline of WDMoE: equal bandwidth"),
-    "proportional": AllocationKind(_proportional, True, "a plain rule of ours: bandwidth by bytes"),
+    "uniform": AllocationKind(_uniform, (), "the baseline of WDMoE: equal bandwidth"),
+    "proportional": AllocationKind(
+        _proportional, ("per", "floor"), "a plain rule of ours: bandwidth by bits"
+    ),
+    "minmax": AllocationKind(
+        _minmax,
+        ("per", "floor", "directions", "rounds"),
+        "WDMoE's bandwidth allocation (reconstruction): least attention waiting latency",
+    ),
 }

@@ -117,6 +117,48 @@ def test_requests(lab) -> None:
     assert lab.rates() == [(3, 4), (8, 4)]
 
 
+def rates_by(event: dict[str, Any], rule: Rule) -> dict[str, dict[str, float]]:
+    """The rates that follow from what an event says beside them."""
+    return {
+        name: {
+            f"{way}_mbit": rule.rate_mbit(state, share)
+            for way, state, share in zip(("downlink", "uplink"), states, event["shares"][name], strict=True)
+        }
+        for name, states in event["states"].items()
+    }
+
+
+def test_whoever_watches_knows_what_other_shares_would_give(lab, channel_file) -> None:
+    events: list[dict[str, Any]] = []
+    lab.ask("set", links=LINKS)
+    first = lab.session.event_now()
+    lab.session.publish = events.append
+    lab.ask("allocate", shares={"a": 0.75, "b": 0.25})
+    lab.ask("rerate", rates={"b": {"uplink_mbit": 7}})
+    lab.ask("set", links=PLACES, channel=channel_file)
+    lab.ask("play")
+    lab.go_to(102.0)
+    lab.ask("allocate", shares={"a": 0.125})
+    assert [event["cause"] for event in events] == ["allocate", "rerate", "set", "block", "block", "allocate"]
+    rule = Rule.from_json(first["rule"])
+    for event in [first, *events]:
+        rule = Rule.from_json(event["rule"]) if "rule" in event else rule
+        for name, rates in rates_by(event, rule).items():
+            assert event["rates"][name] == pytest.approx(rates)
+    # A rule is said again only where it is another one; a watcher who comes late is told all the same.
+    assert ["rule" in event for event in events] == [True, False, False, True, False, False]
+    assert lab.session.event_now()["rule"] == events[3]["rule"]
+    shown = lab.ask("show")
+    assert shown["rule"] == events[3]["rule"]
+    assert shown["links"][0]["states"] == {"downlink": 40, "uplink": 2}
+    assert shown["links"][0]["shares"] == {"downlink": 0.125, "uplink": 0.125}
+
+
+def test_a_direction_that_is_left_alone_has_no_state(lab) -> None:
+    lab.ask("set", links=[{**LINKS[0], "uplink_mbit": None}, LINKS[1]])
+    assert lab.session.event_now()["states"] == {"a": (16, None), "b": (16, 8)}
+
+
 def test_nothing_is_done_to_links_that_are_not_set(lab) -> None:
     for op, more in (("play", {}), ("hold", {}), ("rerate", {"rates": {}}), ("allocate", {"shares": {}})):
         answer = lab.ask(op, **more)

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from scipy import special
 
 from payloads.linkd.channel import Channel, Rule, parse_channel
+from payloads.wdmoe.rates import channel_states, offered_mbit, start_shares
 from testbed.config.scenario import ChannelSettings, Scenario
 from testbed.errors import InputError
 from testbed.links.channels import budgets_of, channel_of, describe, rates_mbit
 from testbed.links.channels.describe import weighted_quantiles
 from testbed.links.channels.draw import rule_of
 from testbed.links.channels.export import write_traces
-from testbed.links.channels.rates import channel_states, offered_mbit, start_shares
 
 DEVICES = ("agx", "nano")
 

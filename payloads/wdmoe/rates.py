@@ -1,14 +1,21 @@
-"""The rule of a channel for whole arrays of states: the same rates as payloads.linkd gives one by one. Pure."""
+"""The rule of a channel for whole arrays of states: the same rates as payloads.linkd.rule gives one by one. Pure.
+
+It stands here and not beside the rule because linkd itself runs without NumPy.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from payloads.linkd.channel import Channel, Rule
-from testbed.links.channels.pathloss import Array
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float64]
 
 __all__ = ["channel_states", "offered_mbit", "rates_mbit", "start_shares"]
 
