@@ -123,12 +123,16 @@ class Exchange:
             self.disconnect(channel)
         self._epoll.close()
 
-    def ask(self, requests: Sequence[Request], kind: int) -> List[Answer]:
+    def ask(
+        self, requests: Sequence[Request], kind: int, meanwhile: Optional[Callable[[], None]] = None
+    ) -> List[Answer]:
         """Send all requests, wait for all answers, and return them in the order of the requests.
 
         Args:
             requests: At most one for each channel.
             kind: The kind of frame that every answer must have.
+            meanwhile: Work to be done while the devices do theirs: once the kernel has all requests; where it
+                does not take them at once, after the last answer, so that none of them waits for this.
 
         Raises:
             DeviceLostError: A connection failed; all connections with an open request are closed then,
@@ -141,6 +145,9 @@ class Exchange:
         try:
             for position, request in enumerate(requests):
                 self._send(request, position, waiting)
+            if meanwhile is not None and not any(pending.rest for pending in waiting.values()):
+                meanwhile()
+                meanwhile = None
             heard_s = time.monotonic()
             while waiting:
                 events = self._epoll.poll(max(0.0, heard_s + self.stall_timeout_s - time.monotonic()))
@@ -167,6 +174,8 @@ class Exchange:
             raise
         if refusals:
             raise refusals[0]
+        if meanwhile is not None:
+            meanwhile()
         return [answer for answer in answers if answer is not None]
 
     def _send(self, request: Request, position: int, waiting: Dict[int, _Pending]) -> None:
