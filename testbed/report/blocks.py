@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from testbed.report.style import Figure, Key
 from testbed.report.tables import DataTable
 
-__all__ = ["Alert", "Block", "Code", "Facts", "Grid", "Missing", "Note", "Plot", "Section", "Sheet"]
+__all__ = [
+    "SHOWN_AT_ONCE",
+    "Alert",
+    "Axis",
+    "Block",
+    "Code",
+    "Facts",
+    "Grid",
+    "Missing",
+    "Note",
+    "Pane",
+    "Pick",
+    "Plot",
+    "Section",
+    "Sheet",
+    "by_group",
+]
 
 SHOWN_AT_ONCE = 4
 
@@ -41,6 +57,94 @@ class Grid:
     def folded(self) -> Sequence[Figure]:
         """Return the others."""
         return self.figures[SHOWN_AT_ONCE:]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One thing that a reader chooses by, such as the scenario."""
+
+    title: str
+    options: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Pane:
+    """What is seen for one choice.
+
+    Attributes:
+        key: The places of the options chosen.
+        figures: The figures.
+        note: Why there are none.
+        legend: A legend that the page draws itself.
+        scale: The end of the scale of heat maps, in percent, where it is not the same for all panes.
+    """
+
+    key: tuple[int, ...]
+    figures: Sequence[Figure] = field(repr=False)
+    note: str = ""
+    legend: Sequence[Key] = ()
+    scale: str = ""
+
+    @property
+    def place(self) -> str:
+        """Return the key as it stands in the page."""
+        return "-".join(str(number) for number in self.key)
+
+
+@dataclass(frozen=True)
+class Pick:
+    """Figures of which the reader picks what to see: one pane for every combination of options; the first is seen.
+
+    Attributes:
+        name: Its id in the page.
+        title: Its title.
+        note: How to read it.
+        axes: What is chosen by; an axis of one option is not shown.
+        panes: In any order.
+        columns: How many figures stand side by side on a wide screen.
+        legend: A legend that the page draws itself.
+        scale: The end of the scale of heat maps, in percent; empty for other figures.
+    """
+
+    name: str
+    title: str
+    note: str
+    axes: Sequence[Axis]
+    panes: Sequence[Pane] = field(repr=False)
+    columns: int = 1
+    legend: Sequence[Key] = ()
+    scale: str = ""
+    kind: str = "pick"
+
+
+def by_group(
+    name: str,
+    title: str,
+    note: str,
+    axis: str,
+    groups: Mapping[str, Sequence[Figure]],
+    *,
+    columns: int = 2,
+    legend: Sequence[Key] = (),
+    scale: str = "",
+) -> Pick | Grid:
+    """Return figures by group: all side by side where they are few, else to be picked from.
+
+    Args:
+        name: The id in the page.
+        title: The title.
+        note: How to read them.
+        axis: What the groups are, such as "scenario".
+        groups: The figures of each.
+        columns: How many stand side by side.
+        legend: A legend that the page draws itself.
+        scale: The end of the scale of heat maps, in percent.
+    """
+    figures = [figure for own in groups.values() for figure in own]
+    if len(figures) <= SHOWN_AT_ONCE or len(groups) < 2:
+        return Grid(title, note, figures, scale=scale, legend=legend)
+    panes = [Pane((place,), own) for place, own in enumerate(groups.values())]
+    return Pick(name, title, note, [Axis(axis, list(groups))], panes, columns, legend, scale)
 
 
 @dataclass(frozen=True)
@@ -97,7 +201,7 @@ class Facts:
     kind: str = "facts"
 
 
-Block = Plot | Grid | Sheet | Alert | Missing | Note | Code | Facts
+Block = Plot | Grid | Pick | Sheet | Alert | Missing | Note | Code | Facts
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ import pandas as pd
 from testbed.records.outline import outline_of
 from testbed.records.run import Run
 from testbed.report.linkfacts import least_one_way_ms, links_untouched, probes_of, trial_links
-from testbed.report.metrics import measured_tokens
+from testbed.report.metrics import measured_tokens, planned_trials
 from testbed.report.numbers import number
+from testbed.report.prediction import PredictedRun, error_row, predicted_dispatches
 
 __all__ = [
     "COVERAGE_LEAST",
@@ -22,6 +23,7 @@ __all__ = [
     "checks_of",
     "clock_errors",
     "energy_problems",
+    "quality_only",
 ]
 
 COVERAGE_LEAST = 0.95
@@ -68,22 +70,28 @@ class ClockError:
     estimates: int
 
 
-def checks_of(run: Run, energy: pd.DataFrame) -> list[Check]:
+def checks_of(run: Run, energy: pd.DataFrame, predicted: PredictedRun | None = None) -> list[Check]:
     """Return the entries of the trust strip.
 
     Args:
         run: The run.
         energy: What ``run.energy()`` gave.
+        predicted: What :func:`testbed.report.prediction.predicted_trials` gave.
     """
-    return [
-        _trials(run),
-        _links(run),
-        _power(run, energy),
-        _clocks(run),
-        _records(run),
-        _kind(run),
-        _security(run),
-    ]
+    if run.manifest.get("simulated"):
+        return [_trials(run), _prediction(run, predicted), _kind(run)]
+    if quality_only(run):
+        return [_passes(run), _kind(run), _security(run)]
+    checks = [_trials(run), _links(run), _power(run, energy), _clocks(run), _records(run)]
+    if run.dispatches["predicted_ms"].notna().any():
+        checks.append(_prediction(run, None))
+    return [*checks, _kind(run), _security(run)]
+
+
+def quality_only(run: Run) -> bool:
+    """Return whether the run was asked for quality passes and no trial (`testbed evaluate`)."""
+    files = run.manifest.get("files")
+    return isinstance(files, dict) and files.get("evaluation") is not None and run.trials.empty
 
 
 def clock_errors(run: Run) -> list[ClockError]:
@@ -121,7 +129,7 @@ def _errors(texts: pd.Series[str]) -> str:
 
 
 def _trials(run: Run) -> Check:
-    done, planned = len(run.completed), outline_of(run.manifest).trials
+    done, planned = len(run.completed), planned_trials(run)
     failed = int((run.trials["state"] == "failed").sum())
     state = str(run.manifest["state"])
     value = f"{done} of {planned}" if planned else str(done)
@@ -210,6 +218,33 @@ def _records(run: Run) -> Check:
     detail = f"{fine} of {len(tokens)} tokens have every layer's dispatches with every time stamp."
     value = f"{fine} of {len(tokens)}"
     return Check("tokens with full records", value, "good" if fine == len(tokens) else "bad", detail, "time")
+
+
+def _passes(run: Run) -> Check:
+    """Tell how many quality passes a run without trials has; only its state says whether one is missing."""
+    passes = len(run.quality[["policy", "scenario"]].drop_duplicates())
+    state = str(run.manifest["state"])
+    detail = f"The run is {state}: {passes} quality passes, and no trial was asked for."
+    return Check(
+        "quality passes", str(passes), "good" if passes and state == "completed" else "bad", detail, "rated"
+    )
+
+
+def _prediction(run: Run, predicted: PredictedRun | None) -> Check:
+    """Tell how far the latency model is off: nothing is wrong with a run whose model is, so it is never red."""
+    title, anchor = "model error", "prediction"
+    if predicted is not None and not predicted.problem:
+        row = error_row("all", predicted.pairs)
+        of = f"{row.n} mean token latencies of {predicted.name}"
+    else:
+        row = error_row("all", predicted_dispatches(run))
+        of = f"{row.n} dispatches"
+    if not row.n:
+        detail = "Nothing measured is known beside these figures, so the error of the model is not known."
+        return Check(title, "unknown", "plain", detail, anchor)
+    value = f"{number(100 * row.median, 2)}\N{NO-BREAK SPACE}%"
+    detail = f"The median error of the latency model over {of}; the 90th percentile is {number(100 * row.p90, 2)} %."
+    return Check(title, value, "plain", detail, anchor)
 
 
 def _kind(run: Run) -> Check:

@@ -1,4 +1,4 @@
-"""The figures of latency: against quality, by part, by bottleneck, and one token's timeline."""
+"""The figures of latency: by part, by bottleneck, and one token's timeline."""
 
 from __future__ import annotations
 
@@ -8,154 +8,155 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from testbed.report.breakdown import PARTS, Timeline
-from testbed.report.metrics import Quality, Row
-from testbed.report.numbers import number, with_interval
-from testbed.report.stats import Interval
+from testbed.report.numbers import number
 from testbed.report.style import (
     PART_COLOURS,
     PART_LEGEND,
     Device,
     Figure,
-    Key,
-    combination,
     escape,
     figure_of,
     finite,
+    heat_figure,
     pair_name,
 )
 
-__all__ = ["bottleneck_figure", "latency_quality_figure", "parts_figure", "timeline_figure"]
+__all__ = ["bottleneck_figure", "parts_figure", "timeline_figure"]
 
-_SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "star", "triangle-down", "pentagon")
-_POINTS_WITH_NAMES = 6
-_SCENARIO_COLOURS = 4
-_DASHES = ("solid", "dash", "dot", "dashdot")
-_CELLS_WITH_TEXT = 160
+_ROOMY_BARS = 8
 
 
-def latency_quality_figure(
-    rows: Sequence[Row], quality: Sequence[Quality], scenarios: Sequence[str]
+def parts_figure(
+    means: pd.DataFrame,
+    policies: Sequence[str],
+    scenarios: Sequence[str],
+    *,
+    first: bool,
+    relative: bool = False,
 ) -> Figure | None:
-    """Return latency against quality, one point a policy and scenario, or None where either was not measured."""
-    perplexity = {entry.policy: entry.perplexity for entry in quality}
-    latency = [row for row in rows if row.metric == "itl" and row.policy in perplexity]
-    if not latency:
-        return None
-    figure = go.Figure()
-    policies = list(perplexity)
-    named = len(latency) <= _POINTS_WITH_NAMES
-    for place, scenario in enumerate(scenarios):
-        own = [row for row in latency if row.scenario == scenario]
-        _front(figure, [(perplexity[row.policy].value, row.mean.value) for row in own], place)
-        for row in own:
-            across = perplexity[row.policy]
-            texts = [[*with_interval(across), *with_interval(row.mean, "ms")]]
-            figure.add_scatter(
-                x=[across.value],
-                y=[row.mean.value],
-                error_x=_bars(across),
-                error_y=_bars(row.mean),
-                mode="markers+text" if named else "markers",
-                text=[escape(row.policy)],
-                textposition="top right",
-                marker={
-                    "symbol": _SYMBOLS[policies.index(row.policy) % len(_SYMBOLS)],
-                    "size": 10,
-                    "color": _scenario_colour(place),
-                },
-                name=escape(scenario),
-                showlegend=False,
-                customdata=texts,
-                hovertemplate="%{text}<br>perplexity %{customdata[0]} (%{customdata[1]})"
-                "<br>token latency %{customdata[2]} (%{customdata[3]})<extra>%{fullData.name}</extra>",
-                cliponaxis=False,
-            )
-    if not named:
-        # Too many points to write beside each: the shapes are named once.
-        for place, policy in enumerate(policies):
-            marker = {"symbol": _SYMBOLS[place % len(_SYMBOLS)], "size": 9, "color": "var(--ink)"}
-            figure.add_scatter(x=[None], y=[None], mode="markers", marker=marker, name=escape(policy))
-    figure.update_layout(
-        height=380,
-        xaxis={"title": {"text": "perplexity on held-out text (lower is better)"}},
-        yaxis={"title": {"text": "mean token latency (ms)"}},
-    )
-    return figure_of(
-        "latency-quality",
-        "Latency against quality",
-        figure,
-        alt="Scatter plot of mean token latency against perplexity, one point a policy and scenario.",
-        note=(
-            "Thin bars are 95 % intervals: of the latency over repeats, of the perplexity over windows of text (the "
-            "same windows for all policies, so differences are surer than the bars look). The steps are the Pareto "
-            "front of each scenario."
-        ),
-        legend=[Key(scenario, _scenario_colour(place)) for place, scenario in enumerate(scenarios)],
-    )
-
-
-def parts_figure(means: pd.DataFrame, order: Sequence[tuple[str, str]], *, first: bool) -> Figure | None:
-    """Return the parts of a token's time as stacked bars, one a policy and scenario.
+    """Return the parts of a token's time as stacked bars, one a policy; a panel for each scenario.
 
     Args:
         means: What :func:`testbed.report.breakdown.mean_parts` gave.
-        order: Policies and scenarios in the order of the bars.
+        policies: The policies in the order of the bars.
+        scenarios: The scenarios in the order of the panels.
         first: Whether these are the first tokens.
+        relative: Draw the parts as shares of the token's time.
     """
     by_name = {(row["policy"], row["scenario"]): row for _, row in means.iterrows()}
-    shown = [key for key in order if key in by_name]
+    panels = [(s, [p for p in policies if (p, s) in by_name]) for s in scenarios]
+    panels = [(scenario, shown) for scenario, shown in panels if shown]
+    shown = [(policy, scenario) for scenario, names in panels for policy in names]
     if not shown:
         return None
     figure = go.Figure()
-    labels = [combination(*key) for key in shown]
-    longest = max(float(by_name[key]["duration_ms"]) for key in shown)
-    for part, title in PARTS.items():
-        values = [float(by_name[key][part]) for key in shown]
-        figure.add_bar(
-            orientation="h",
-            y=labels,
-            x=values,
-            name=title,
-            marker={
-                "color": PART_COLOURS[part],
-                "line": {"color": "var(--paper)", "width": 1},
-            },
-            text=[number(value) if value > 0.045 * longest else "" for value in values],
-            textposition="inside",
-            insidetextanchor="middle",
-            textangle=0,
-            hovertemplate=f"%{{y}}<br>{title}: %{{x:.3g}} ms<extra></extra>",
-        )
-    totals = [
-        {
-            "x": float(by_name[key]["duration_ms"]),
-            "y": label,
-            "text": f" <b>{number(float(by_name[key]['duration_ms']))}</b>",
-            "showarrow": False,
-            "xanchor": "left",
-            "yanchor": "middle",
-        }
-        for key, label in zip(shown, labels, strict=True)
-    ]
+    whole = {key: float(by_name[key]["duration_ms"]) for key in shown}
+    longest = 100.0 if relative else max(whole.values())
+    row_px = 40 if len(shown) <= _ROOMY_BARS else 25
+    places, height = _panels([len(names) for _, names in panels], row_px, 26 if len(panels) > 1 else 4, 52)
+    axes: dict[str, object] = {}
+    notes: list[dict[str, object]] = []
+    for panel, ((scenario, names), place) in enumerate(zip(panels, places, strict=True), start=1):
+        end = "" if panel == 1 else str(panel)
+        labels = [escape(policy) for policy in names]
+        own = [(policy, scenario) for policy in names]
+        for part, title in PARTS.items():
+            values = [float(by_name[key][part]) * (100 / whole[key] if relative else 1.0) for key in own]
+            figure.add_bar(
+                orientation="h",
+                y=labels,
+                x=values,
+                yaxis=f"y{end}",
+                name=title,
+                marker={"color": PART_COLOURS[part], "line": {"color": "var(--paper)", "width": 1}},
+                text=[number(value) if value > 0.045 * longest else "" for value in values],
+                textposition="inside",
+                insidetextanchor="middle",
+                textangle=0,
+                hovertemplate=f"%{{y}}, {escape(scenario)}<br>{title}: %{{x:.3g}} "
+                f"{'%' if relative else 'ms'}<extra></extra>",
+            )
+        for key, label in zip(own, labels, strict=True):
+            text = f" <b>{number(whole[key])}</b>{' ms' if relative else ''}"
+            at = longest if relative else whole[key]
+            notes.append(_beside(text, at, label, f"y{end}"))
+        if len(panels) > 1:
+            notes.append(_panel_title(escape(scenario), place[1]))
+        axes[f"yaxis{end}"] = {"autorange": "reversed", "domain": list(place), "anchor": "x", "ticks": ""}
+    unit = "%" if relative else "ms"
     figure.update_layout(
         barmode="stack",
-        annotations=totals,
-        height=66 + 44 * len(shown),
-        bargap=0.28,
-        xaxis={"title": {"text": "mean time of a token (ms)"}, "range": [0, longest * 1.1]},
-        yaxis={"autorange": "reversed"},
+        annotations=notes,
+        height=height,
+        bargap=0.24,
+        xaxis={
+            "title": {
+                "text": f"share of a token’s mean time ({unit})"
+                if relative
+                else f"mean time of a token ({unit})"
+            },
+            "range": [0, longest * (1.14 if relative else 1.1)],
+            "anchor": f"y{len(panels)}" if len(panels) > 1 else "y",
+            **({"tickvals": [0, 20, 40, 60, 80, 100]} if relative else {}),
+        },
         showlegend=False,
+        **axes,
     )
-    name = "parts-first" if first else "parts"
+    name = f"{'parts-first' if first else 'parts'}{'-share' if relative else ''}"
     title = "The first token, prompt included" if first else "A token after the first"
     alt = "Stacked bars: time of a token at the base station, downlink, compute, uplink and waiting."
-    counts = {pair_name(*key): int(by_name[key]["tokens"]) for key in shown}
-    if len(set(counts.values())) == 1:
-        note = f"n = {counts.popitem()[1]} tokens for each bar."
-    else:
-        note = f"Tokens: {', '.join(f'{name}: n = {count}' for name, count in counts.items())}."
-    narrow = {"yaxis": {"ticktext": [label.replace(" · ", "<br>") for label in labels], "tickvals": labels}}
+    counts = [int(by_name[key]["tokens"]) for key in shown]
+    span = f"{min(counts):,}" if min(counts) == max(counts) else f"{min(counts):,} to {max(counts):,}"
+    note = f"n = {span} tokens for each bar."
+    # On a phone the time beside a bar takes a greater part of the width.
+    narrow = {"xaxis": {"range": [0, longest * (1.34 if relative else 1.2)]}}
     return figure_of(name, title, figure, alt=alt, note=note, narrow=narrow, legend=PART_LEGEND)
+
+
+def _panels(
+    rows: Sequence[int], row_px: int, title_px: int, below_px: int
+) -> tuple[list[tuple[float, float]], int]:
+    """Return where the panels of a figure stand, from the top, each as high as its rows; and the figure's height.
+
+    Args:
+        rows: The rows of each panel.
+        row_px: The height of one.
+        title_px: The room above each panel.
+        below_px: The room below the last for its axis.
+    """
+    inside = sum(rows) * row_px + len(rows) * title_px
+    places, top = [], float(inside)
+    for count in rows:
+        top -= title_px
+        places.append((max(0.0, (top - count * row_px) / inside), top / inside))
+        top -= count * row_px
+    return places, inside + below_px + 12
+
+
+def _panel_title(text: str, top: float) -> dict[str, object]:
+    return {
+        "xref": "paper",
+        "yref": "paper",
+        "x": 0,
+        "y": top,
+        "xanchor": "left",
+        "yanchor": "bottom",
+        "showarrow": False,
+        "text": text,
+        "font": {"color": "var(--muted)"},
+    }
+
+
+def _beside(text: str, x: float, y: str, axis: str) -> dict[str, object]:
+    return {
+        "x": x,
+        "y": y,
+        "yref": axis,
+        "text": text,
+        "showarrow": False,
+        "xanchor": "left",
+        "yanchor": "middle",
+    }
 
 
 def bottleneck_figure(
@@ -177,38 +178,17 @@ def bottleneck_figure(
     grid = own.pivot_table(index="layer", columns="device", values="share", aggfunc="sum").fillna(0.0) * 100
     shown = [name for name in devices if name in set(shares["device"])]
     grid = grid.reindex(columns=shown, fill_value=0.0).sort_index()
-    heat = go.Heatmap(
-        z=grid.to_numpy().round(1),
-        x=[devices[name].label for name in grid.columns],
-        y=[str(layer) for layer in grid.index],
-        zmin=0,
-        zmax=most,
-        colorscale=[[0, "var(--heat-0)"], [0.5, "var(--heat-1)"], [1, "var(--heat-2)"]],
-        showscale=False,
-        xgap=2,
-        ygap=2,
-        texttemplate="%{z:.0f}" if grid.size <= _CELLS_WITH_TEXT else None,
-        hovertemplate="%{x}<br>layer %{y}: last for %{z:.1f} % of tokens<extra></extra>",
-    )
-    figure = go.Figure(heat)
-    figure.update_layout(
-        height=100 + 30 * min(len(grid), 24),
-        xaxis={"showgrid": False, "ticks": "", "side": "top"},
-        yaxis={
-            "autorange": "reversed",
-            "showgrid": False,
-            "ticks": "",
-            "type": "category",
-            "title": {"text": "MoE layer"},
-        },
-    )
     tokens = int(own.groupby("layer")["tokens"].first().max())
-    return figure_of(
+    return heat_figure(
         f"bottleneck-{place}",
         pair_name(policy, scenario),
-        figure,
+        grid,
+        most=most,
+        labels=[devices[name].label for name in grid.columns],
+        rows="MoE layer",
+        hover="%{x}<br>layer %{y}: last for %{z:.1f} % of tokens",
         alt=f"Heat map: share of tokens for which each device answered last in each layer, {policy}, {scenario}.",
-        note=f"n = {tokens} tokens",
+        note=f"n = {tokens:,} tokens",
     )
 
 
@@ -309,42 +289,3 @@ def _gaps(spans: Sequence[tuple[float, float]], until: float) -> list[tuple[floa
             gaps.append((at, start))
         at = max(at, end)
     return gaps
-
-
-def _front(figure: go.Figure, points: Sequence[tuple[float, float]], place: int) -> None:
-    """Draw the Pareto front of one scenario: the points that no other beats in both."""
-    front: list[tuple[float, float]] = []
-    for x, y in sorted(points):
-        if not front or y < front[-1][1]:
-            front.append((x, y))
-    if len(front) > 1:
-        figure.add_scatter(
-            x=[x for x, _ in front],
-            y=[y for _, y in front],
-            mode="lines",
-            line={
-                "shape": "hv",
-                "dash": _DASHES[place % len(_DASHES)],
-                "width": 1.8,
-                "color": _scenario_colour(place),
-            },
-            hoverinfo="skip",
-            showlegend=False,
-        )
-
-
-def _scenario_colour(place: int) -> str:
-    return f"var(--s{place % _SCENARIO_COLOURS + 1})"
-
-
-def _bars(interval: Interval) -> dict[str, object]:
-    known = interval.known
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [interval.high - interval.value if known else None],
-        "arrayminus": [interval.value - interval.low if known else None],
-        "thickness": 1,
-        "width": 4,
-        "color": "var(--faint)",
-    }

@@ -173,15 +173,26 @@ def power_figure(
 
 
 def energy_figure(
-    rows: Sequence[EnergyRow], order: Sequence[tuple[str, str]], devices: Mapping[str, Device]
+    rows: Sequence[EnergyRow],
+    order: Sequence[tuple[str, str]],
+    devices: Mapping[str, Device],
+    *,
+    name: str = "energy-figure",
 ) -> Figure | None:
-    """Return joules per token by policy and scenario, a bar a device; the idle part in a lighter tone."""
+    """Return joules per token by policy and scenario, a bar a device; the idle part in a lighter tone.
+
+    Args:
+        rows: What :func:`energy_rows` gave.
+        order: The policies and scenarios that are drawn, in order.
+        devices: The look of each device.
+        name: The figure's id in the page.
+    """
     shown = [key for key in order if any((row.policy, row.scenario) == key for row in rows)]
     if not shown:
         return None
     figure = go.Figure()
-    for name, device in devices.items():
-        own = {(row.policy, row.scenario): row for row in rows if row.device == name}
+    for device_name, device in devices.items():
+        own = {(row.policy, row.scenario): row for row in rows if row.device == device_name}
         chosen = [own[key] for key in shown if key in own]
         labels = [combination(row.policy, row.scenario) for row in chosen]
         totals = [row.joules_per_token for row in chosen]
@@ -195,28 +206,28 @@ def energy_figure(
             "width": 3,
             "color": "var(--ink)",
         }
-        common = {"orientation": "h", "y": labels, "offsetgroup": name, "legendgroup": name}
+        common = {"orientation": "h", "y": labels, "offsetgroup": device_name, "legendgroup": device_name}
         figure.add_bar(
             **common,
             x=idle,
-            name=f"{escape(name)}, idle",
+            name=f"{escape(device_name)}, idle",
             showlegend=False,
             marker={"color": device.colour, "opacity": 0.35, "pattern": {"shape": device.pattern}},
-            hovertemplate="idle: %{x:.3g} J a token<extra>" + escape(name) + "</extra>",
+            hovertemplate="idle: %{x:.3g} J a token<extra>" + escape(device_name) + "</extra>",
         )
         figure.add_bar(
             **common,
             base=idle,
             x=[(finite(t.value) or 0.0) - part for t, part in zip(totals, idle, strict=True)],
             error_x=spread,
-            name=escape(name),
+            name=escape(device_name),
             marker={"color": device.colour, "pattern": {"shape": device.pattern}},
             text=["" if t.n else " <b>no energy</b>" for t in totals],
             textposition="outside",
             textfont={"color": "var(--bad)"},
             customdata=[[*with_interval(t, "J"), t.n] for t in totals],
             hovertemplate="%{customdata[0]} a token (%{customdata[1]}, n = %{customdata[2]})"
-            "<extra>" + escape(name) + "</extra>",
+            "<extra>" + escape(device_name) + "</extra>",
         )
     figure.update_layout(
         barmode="group",
@@ -229,7 +240,7 @@ def energy_figure(
     )
     labels = [combination(*key) for key in shown]
     return figure_of(
-        "energy-figure",
+        name,
         "Energy per token",
         figure,
         alt="Bars of the energy per generated token of each device by policy and scenario, with intervals.",

@@ -64,7 +64,7 @@ def links_untouched(run: Run) -> bool:
 
 def trial_links(run: Run) -> dict[str, TrialLinks]:
     """Return what is known of each trial's links."""
-    untouched = links_untouched(run)
+    untouched = links_untouched(run) or bool(run.manifest.get("simulated"))
     first_probe_s = probes_of(run).groupby("scenario")["t_s"].min()
     found = {}
     for row in run.trials.to_dict("records"):

@@ -1,4 +1,4 @@
-"""The serving metrics of a run, its quality, and how its policies compare.
+"""The serving metrics of a run, and how its policies compare.
 
 Left out everywhere: requests marked as warm-up (the first of each trial, as many as the campaign says), and trials
 that were not completed. A mean and its interval are over trials: each repeat counts once. Median and percentiles are
@@ -7,28 +7,33 @@ over all requests or tokens of those trials.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from testbed.records.outline import outline_of
+from testbed.records.outline import Outline, outline_of
 from testbed.records.run import Run
-from testbed.report.stats import LEVEL, Interval, bootstrap_mean, bootstrap_ratio, paired_change, percentiles
+from testbed.report.stats import LEVEL, Interval, bootstrap_mean, paired_change, percentiles
 
 __all__ = [
     "METRICS",
     "Comparison",
-    "Quality",
     "Row",
     "compare",
+    "contrast",
+    "level_for",
+    "means_over_all",
     "measured_requests",
     "measured_tokens",
+    "ordered",
+    "paired_means",
+    "planned",
+    "planned_trials",
     "policies_of",
-    "quality_of",
     "scenarios_of",
     "serving_rows",
     "trial_means",
@@ -68,23 +73,6 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Quality:
-    """The perplexity of one policy on the held-out text.
-
-    Attributes:
-        policy: The policy's name.
-        perplexity: With an interval over the windows of text.
-        tokens: Tokens that were predicted.
-        change: The relative change against the reference, paired by window; None for the reference itself.
-    """
-
-    policy: str
-    perplexity: Interval
-    tokens: int
-    change: Interval | None
-
-
-@dataclass(frozen=True)
 class Comparison:
     """How one policy's mean token latency (itl) differs from the reference's.
 
@@ -105,14 +93,32 @@ class Comparison:
     change: Interval
 
 
+def planned(run: Run) -> Outline:
+    """Return the plan behind a run; the page asks for it again and again, and its file is read once."""
+    return _outline(str(run.manifest.get("campaign") or ""))
+
+
+def planned_trials(run: Run) -> int | None:
+    """Return how many trials the run was to have; a simulation may have been asked for other repeats."""
+    outline, simulation = planned(run), run.manifest.get("simulation")
+    repeats = simulation.get("repeats") if isinstance(simulation, dict) else None
+    return replace(outline, repeats=repeats).trials if isinstance(repeats, int) else outline.trials
+
+
+@lru_cache(maxsize=4)
+def _outline(campaign: str) -> Outline:
+    return outline_of({"campaign": campaign})
+
+
 def policies_of(run: Run) -> list[str]:
     """Return the policies in the campaign's order; the first is the reference."""
-    return _ordered(outline_of(run.manifest).policies, [*run.trials["policy"], *run.quality["policy"]])
+    seen = [*run.trials["policy"], *run.quality["policy"], *run.choices["policy"]]
+    return ordered(planned(run).policies, seen)
 
 
 def scenarios_of(run: Run) -> list[str]:
     """Return the scenarios in the campaign's order."""
-    return _ordered(outline_of(run.manifest).scenarios, run.trials["scenario"])
+    return ordered(planned(run).scenarios, run.trials["scenario"])
 
 
 def measured_requests(run: Run) -> pd.DataFrame:
@@ -167,52 +173,65 @@ def compare(run: Run) -> list[Comparison]:
     policies, scenarios = policies_of(run), scenarios_of(run)
     if len(policies) < 2:
         return []
-    level = 1 - (1 - LEVEL) / (len(policies) - 1)
+    level = level_for(len(policies))
     means = trial_means(run)
+    return [
+        entry for policy in policies[1:] for entry in contrast(means, scenarios, policies[0], policy, level)
+    ]
+
+
+def contrast(
+    means: pd.DataFrame, scenarios: Sequence[str], reference: str, policy: str, level: float = LEVEL
+) -> list[Comparison]:
+    """Return how one policy differs from another: over all scenarios first, where there are several, then one by one.
+
+    Args:
+        means: What :func:`trial_means` gave.
+        scenarios: The scenarios.
+        reference: The policy that is compared with.
+        policy: The policy.
+        level: The share of intervals that hold the truth.
+    """
+    pairs = {scenario: paired_means(means, reference, policy, scenario) for scenario in scenarios}
     comparisons = []
-    for policy in policies[1:]:
-        together = [_paired(means, policies[0], policy, scenario) for scenario in scenarios]
-        together = [pairs for pairs in together if not pairs.empty]
-        if len(together) > 1 and len(together) == len(scenarios):
-            over_all = pd.concat(together, keys=range(len(together))).groupby("repeat")
-            complete = over_all.mean()[over_all.size() == len(scenarios)]
-            comparisons += _comparison(complete, policies[0], policy, None, level)
-        for scenario in scenarios:
-            pairs = _paired(means, policies[0], policy, scenario)
-            comparisons += _comparison(pairs, policies[0], policy, scenario, level)
+    if len(pairs) > 1 and not any(own.empty for own in pairs.values()):
+        over_all = pd.concat(pairs.values(), keys=range(len(pairs))).groupby("repeat")
+        complete = over_all.mean()[over_all.size() == len(pairs)]
+        comparisons += _comparison(complete, reference, policy, None, level)
+    for scenario, own in pairs.items():
+        comparisons += _comparison(own, reference, policy, scenario, level)
     return comparisons
 
 
-def quality_of(run: Run) -> list[Quality]:
-    """Return each policy's perplexity; the intervals are over windows of text, paired between policies."""
-    policies = [policy for policy in policies_of(run) if policy in set(run.quality["policy"])]
-    if not policies:
-        return []
-    windows = {
-        policy: run.quality[run.quality["policy"] == policy].set_index(["text", "window"])
-        for policy in policies
-    }
-    reference = windows.get(policies_of(run)[0])
-    rated = []
-    for policy, own in windows.items():
-        perplexity = _exp(bootstrap_ratio(own["nll_sum"], own["tokens"]))
-        change = None
-        if reference is not None and own is not reference:
-            both = own.merge(reference, on=["text", "window"], suffixes=("", "_reference"))
-            gain = bootstrap_ratio(both["nll_sum"] - both["nll_sum_reference"], both["tokens"])
-            ratio = _exp(gain)
-            change = Interval(ratio.value - 1, ratio.low - 1, ratio.high - 1, ratio.n)
-        rated.append(Quality(policy, perplexity, int(own["tokens"].sum()), change))
-    return rated
+def means_over_all(
+    means: pd.DataFrame, policies: Sequence[str], scenarios: Sequence[str]
+) -> dict[str, Interval]:
+    """Return each policy's mean token latency over all scenarios, each with equal weight, in ms.
+
+    Args:
+        means: What :func:`trial_means` gave.
+        policies: The policies.
+        scenarios: The scenarios.
+
+    Returns:
+        Only policies that completed at least one repeat in every scenario; the unit of the intervals is the repeat.
+    """
+    found = {}
+    for policy in policies:
+        own = means[(means["policy"] == policy) & means["scenario"].isin(list(scenarios))]
+        grouped = own.dropna(subset=["itl_ms"]).groupby("repeat")["itl_ms"]
+        complete = grouped.mean()[grouped.size() == len(scenarios)]
+        if len(complete):
+            found[policy] = bootstrap_mean(complete)
+    return found
 
 
-def _exp(interval: Interval) -> Interval:
-    return Interval(
-        math.exp(interval.value), math.exp(interval.low), math.exp(interval.high), interval.n, interval.level
-    )
+def level_for(policies: int) -> float:
+    """Return the level of each interval such that those of all policies but the reference hold together."""
+    return 1 - (1 - LEVEL) / max(1, policies - 1)
 
 
-def _paired(means: pd.DataFrame, reference: str, policy: str, scenario: str) -> pd.DataFrame:
+def paired_means(means: pd.DataFrame, reference: str, policy: str, scenario: str) -> pd.DataFrame:
     """Return pairs of trial means, one row a repeat: columns ``reference`` and ``policy``."""
     ours = _pick(means, policy, scenario).set_index("repeat")["itl_ms"].rename("policy")
     base = _pick(means, reference, scenario).set_index("repeat")["itl_ms"].rename("reference")
@@ -233,7 +252,7 @@ def _pick(frame: pd.DataFrame, policy: str, scenario: str) -> pd.DataFrame:
     return frame[(frame["policy"] == policy) & (frame["scenario"] == scenario)]
 
 
-def _ordered(first: Sequence[str], seen: Any) -> list[str]:
+def ordered(first: Sequence[str], seen: Any) -> list[str]:
     """Return the names that were seen: those of the campaign file in its order, then any others by name."""
     names = {str(name) for name in seen}
     return [name for name in first if name in names] + sorted(names - set(first))

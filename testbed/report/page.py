@@ -5,8 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -16,64 +15,29 @@ from plotly.offline import get_plotlyjs
 
 from testbed import __version__
 from testbed.records.run import Run, load_run
-from testbed.report.checks import checks_of
-from testbed.report.figures import latency_quality_figure
+from testbed.report.ablation import policy_settings
+from testbed.report.bounds import bounds_of
+from testbed.report.checks import checks_of, quality_only
+from testbed.report.decisions import mass_dropped
+from testbed.report.figures_quality import latency_quality, measures_of
+from testbed.report.forest import forest_of
 from testbed.report.metrics import (
     Comparison,
-    Quality,
     compare,
+    means_over_all,
     policies_of,
-    quality_of,
     scenarios_of,
     serving_rows,
     trial_means,
 )
-from testbed.report.numbers import change, number
-from testbed.report.sections import sections_of
-from testbed.report.sentence import headline
-from testbed.report.stats import bootstrap_mean
+from testbed.report.prediction import PredictedRun, predicted_trials
+from testbed.report.quality import Quality, accuracy_of, quality_of
+from testbed.report.sections import Found, sections_of
+from testbed.report.sentence import best_of, headline, quality_headline, second_line
+from testbed.report.stats import Interval, bootstrap_mean
 from testbed.report.style import Figure
 
-__all__ = ["ForestRow", "render_report", "write_report"]
-
-FOREST_ROWS = 6
-
-
-@dataclass(frozen=True)
-class ForestRow:
-    """One comparison on the first screen, with the places of its marks in percent of the drawing's width.
-
-    Attributes:
-        policy: The policy.
-        reference: The policy that it is compared with.
-        scenario: The scenario; "all scenarios" where they are taken together.
-        reference_ms: The reference's mean token latency.
-        policy_ms: The policy's.
-        change: The change as text.
-        interval: Its interval as text; empty where there is none.
-        verdict: faster, slower or open.
-        zero: Where no change is.
-        dot: Where the change is.
-        low: Where the interval begins.
-        width: How long it is.
-        whole: Whether this is the row of all scenarios together.
-        n: The pairs of repeats behind it.
-    """
-
-    policy: str
-    reference: str
-    scenario: str
-    reference_ms: str
-    policy_ms: str
-    change: str
-    interval: str
-    verdict: str
-    zero: float
-    dot: float
-    low: float
-    width: float
-    whole: bool
-    n: int
+__all__ = ["render_report", "write_report"]
 
 
 def write_report(run: Run | Path | str, out: Path | None = None) -> Path:
@@ -99,16 +63,21 @@ def render_report(run: Run) -> str:
         run: The run, finished or not.
     """
     energy = run.energy()
-    comparisons, quality, rows = compare(run), quality_of(run), serving_rows(run)
-    means = trial_means(run)
-    policies = policies_of(run)
+    predicted = predicted_trials(run)
+    rated_in = run if len(run.quality) or len(run.choices) else _same_policies(run, predicted)
+    borrowed = rated_in.name if rated_in is not run else ""
+    comparisons, quality, rows = compare(run), quality_of(rated_in), serving_rows(run)
+    means, accuracy, dropped = trial_means(run), accuracy_of(rated_in), mass_dropped(run)
+    policies, scenarios = policies_of(run), scenarios_of(run)
     alone = (policies[0], bootstrap_mean(means["itl_ms"])) if len(policies) == 1 and len(means) else None
-    checks = checks_of(run, energy)
-    forest = forest_rows(comparisons)
-    # With many rows the first screen keeps those of all scenarios together.
-    long = len(forest) > FOREST_ROWS and any(row.whole for row in forest)
-    shown = [row for row in forest if row.whole or not long]
-    folded = [row for row in forest if long and not row.whole]
+    checks = checks_of(run, energy, predicted)
+    over_all = means_over_all(means, policies, scenarios)
+    best = best_of(comparisons, quality) if comparisons else None
+    winner = best.policy if best is not None and best.change.excludes_zero and best.change.value < 0 else None
+    measures = measures_of(quality, accuracy, dropped)
+    pareto = latency_quality(
+        rows, over_all, measures, policies, scenarios, bounds=bounds_of(run), best=winner
+    )
     environment = jinja2.Environment(
         loader=jinja2.DictLoader({"report.jinja": _resource("report.jinja")}),
         autoescape=True,
@@ -123,17 +92,20 @@ def render_report(run: Run) -> str:
         name=run.name,
         campaign=str(run.manifest.get("campaign_name") or ""),
         started=_date(float(run.manifest["started_unix"])),
-        sentence=headline(comparisons, quality, alone=alone, where=_where(run)),
+        sentence=_sentence(run, comparisons, quality, alone, dropped),
+        second=second_line(comparisons, quality),
         banner=_banner(run),
+        simulated=_simulated(run),
         checks=checks,
         wrong=[check for check in checks if check.state == "bad"],
-        forest_shown=shown,
-        forest_folded=folded,
+        forest=forest_of(comparisons, quality, dropped, over_all, policies, winner),
         reference=policies[0] if policies else "",
         comparisons=comparisons,
-        pareto=latency_quality_figure(rows, quality, scenarios_of(run)),
-        quality=[_quality_line(entry) for entry in quality],
-        sections=sections_of(run, energy),
+        pareto=pareto,
+        measured=bool(measures),
+        borrowed=borrowed,
+        quality_only=quality_only(run),
+        sections=sections_of(run, Found(energy, means, quality, accuracy, predicted, borrowed)),
         version=__version__,
         # These three are ours or plotly's, not the run's.
         css=Markup(_resource("report.css")),
@@ -142,64 +114,36 @@ def render_report(run: Run) -> str:
     )
 
 
-def forest_rows(comparisons: Sequence[Comparison]) -> list[ForestRow]:
-    """Return the comparisons with the places of their marks on one common scale around zero.
-
-    Args:
-        comparisons: What :func:`testbed.report.metrics.compare` gave.
-    """
-    ends = [0.0]
-    for entry in comparisons:
-        ends.append(entry.change.value)
-        # A huge interval must not flatten the others: it is cut at the edge, and its text says how long it is.
-        ends += [
-            max(-1.0, min(1.0, end)) for end in (entry.change.low, entry.change.high) if entry.change.known
-        ]
-    low, high = min(ends), max(ends)
-    room = (high - low or 1.0) * 0.06
-    low, high = low - room, high + room
-
-    def place(value: float) -> float:
-        return round(100 * min(1.0, max(0.0, (value - low) / (high - low))), 2)
-
-    rows = []
-    for entry in comparisons:
-        value, interval = change(entry.change)
-        known = entry.change.known
-        begin = place(entry.change.low) if known else place(entry.change.value)
-        end = place(entry.change.high) if known else begin
-        decided = entry.change.excludes_zero
-        verdict = ("faster" if entry.change.value < 0 else "slower") if decided else "open"
-        rows.append(
-            ForestRow(
-                entry.policy,
-                entry.reference,
-                entry.scenario or "all scenarios",
-                number(entry.reference_ms),
-                number(entry.policy_ms),
-                value,
-                interval,
-                verdict,
-                place(0.0),
-                place(entry.change.value),
-                begin,
-                round(end - begin, 2),
-                entry.scenario is None,
-                entry.change.n,
-            )
-        )
-    return rows
+def _sentence(
+    run: Run,
+    comparisons: Sequence[Comparison],
+    quality: Sequence[Quality],
+    alone: tuple[str, Interval] | None,
+    dropped: Mapping[tuple[str, str | None], Interval],
+) -> str:
+    """Return the sentence of a run; of one without trials, that of its quality."""
+    where = _where(run)
+    if quality and quality_only(run):
+        return quality_headline(quality, where)
+    kept = {policy: 1 - share.value for (policy, scenario), share in dropped.items() if scenario is None}
+    return headline(comparisons, quality, alone=alone, where=where, kept=kept)
 
 
-def _quality_line(quality: Quality) -> dict[str, str]:
-    """Return one policy's perplexity for the first screen."""
-    value, interval = change(quality.change) if quality.change else ("", "")
-    return {
-        "policy": quality.policy,
-        "perplexity": number(quality.perplexity.value),
-        "change": value,
-        "interval": interval,
-    }
+def _same_policies(run: Run, predicted: PredictedRun | None) -> Run:
+    """Return the run whose quality holds for a simulated one: that which it predicts, if its policies are the same."""
+    other = predicted.run if predicted is not None else None
+    if other is None or policy_settings(other.manifest) != policy_settings(run.manifest):
+        return run
+    return other
+
+
+def _simulated(run: Run) -> str:
+    """Return what a simulated run is; empty for one that was measured."""
+    if not run.manifest.get("simulated"):
+        return ""
+    predicts = run.manifest.get("predicts")
+    of = f" It predicts the run {predicts}." if predicts else ""
+    return f"A model made these figures; nothing was measured.{of}"
 
 
 def _where(run: Run) -> str:

@@ -74,7 +74,8 @@
   }
 
   const boxes = [...document.querySelectorAll(".plot")];
-  const drawAll = (printing) => boxes.forEach((box) => draw(box, printing));
+  // What is hidden is drawn when it is picked.
+  const drawAll = (printing) => boxes.forEach((box) => box.closest("[hidden]") || draw(box, printing));
   drawAll(false);
   root.dataset.drawn = String(drawn.size);
 
@@ -84,6 +85,23 @@
       if (fold.open) fold.querySelectorAll(".plot").forEach((box) => drawn.has(box) || draw(box, false));
     });
   }
+  // Of a pick, one pane is seen: that of the options chosen.
+  for (const pick of document.querySelectorAll(".pick")) {
+    const panes = [...pick.querySelectorAll(":scope > .pane")];
+    const chosen = panes[0].dataset.key.split("-").map(() => "0");
+    for (const axis of pick.querySelectorAll("fieldset")) {
+      axis.addEventListener("change", (event) => {
+        chosen[Number(axis.dataset.axis)] = event.target.value;
+        for (const pane of panes) {
+          pane.hidden = pane.dataset.key !== chosen.join("-");
+          if (!pane.hidden) {
+            pane.querySelectorAll(".plot").forEach((box) => drawn.get(box) === box.clientWidth || draw(box, false));
+          }
+        }
+      });
+    }
+  }
+
   let waiting = 0;
   window.addEventListener("resize", () => {
     cancelAnimationFrame(waiting);
@@ -91,7 +109,10 @@
       for (const box of boxes) if (drawn.get(box) !== box.clientWidth) draw(box, false);
     });
   });
-  window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawAll(false));
+  window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+    drawn.clear();  // what is out of sight has the old colours
+    drawAll(false);
+  });
 
   let opened = [];
   window.addEventListener("beforeprint", () => {

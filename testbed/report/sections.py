@@ -4,64 +4,114 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from testbed.records.energy import idle_power_mw, total_power
-from testbed.records.outline import outline_of
 from testbed.records.run import Run
-from testbed.report.blocks import Alert, Block, Code, Facts, Grid, Missing, Note, Plot, Section, Sheet
+from testbed.report.blocks import (
+    SHOWN_AT_ONCE,
+    Alert,
+    Axis,
+    Block,
+    Code,
+    Facts,
+    Missing,
+    Note,
+    Pane,
+    Pick,
+    Plot,
+    Section,
+    Sheet,
+    by_group,
+)
 from testbed.report.breakdown import bottlenecks, mean_parts, timeline, token_parts
-from testbed.report.checks import clock_errors, energy_problems
+from testbed.report.checks import clock_errors, energy_problems, quality_only
 from testbed.report.figures import bottleneck_figure, parts_figure, timeline_figure
-from testbed.report.figures_power import energy_figure, energy_rows, power_figure
+from testbed.report.figures_power import EnergyRow, energy_figure, energy_rows, power_figure
 from testbed.report.linkfacts import backend_entries, trial_links
-from testbed.report.metrics import policies_of, quality_of, scenarios_of, serving_rows, trial_means
+from testbed.report.metrics import planned_trials, policies_of, scenarios_of, serving_rows
 from testbed.report.numbers import number
+from testbed.report.prediction import PredictedRun
+from testbed.report.quality import Accuracy, Quality
+from testbed.report.sections_decisions import policies_section, prediction_section, quality_section
 from testbed.report.sections_links import links_section
-from testbed.report.style import PART_LEGEND, Device, device_styles
+from testbed.report.style import PART_LEGEND, Device, Figure, device_styles
 from testbed.report.tables import (
     clock_table,
     energy_table,
     fleet_table,
-    quality_table,
     serving_table,
     trials_table,
 )
 
-__all__ = ["sections_of"]
+__all__ = ["Found", "sections_of"]
+
+UNFOLDED = 60
+"""Tables of more rows are folded away."""
 
 
-def sections_of(run: Run, energy: pd.DataFrame) -> list[Section]:
+@dataclass(frozen=True)
+class Found:
+    """What was found in a run once, and is used in several places of the page.
+
+    Attributes:
+        energy: What ``run.energy()`` gave.
+        means: What :func:`testbed.report.metrics.trial_means` gave.
+        quality: What :func:`testbed.report.quality.quality_of` gave.
+        accuracy: What :func:`testbed.report.quality.accuracy_of` gave.
+        predicted: What :func:`testbed.report.prediction.predicted_trials` gave.
+        borrowed: The run that the quality was measured in, where it was not this one.
+    """
+
+    energy: pd.DataFrame
+    means: pd.DataFrame
+    quality: list[Quality]
+    accuracy: list[Accuracy]
+    predicted: PredictedRun | None
+    borrowed: str = ""
+
+
+def sections_of(run: Run, found: Found) -> list[Section]:
     """Return the sections of a run's report.
 
     Args:
         run: The run.
-        energy: What ``run.energy()`` gave.
+        found: What was found in it.
     """
     devices = device_styles(run.devices)
     pairs = set(zip(run.completed["policy"], run.completed["scenario"], strict=True))
     # Bars of one scenario stand together, since a policy is chosen and a scenario is not.
     order = [(p, s) for s in scenarios_of(run) for p in policies_of(run) if (p, s) in pairs]
+    if quality_only(run):
+        provenance = Section("fleet", "Fleet and provenance", "fleet", _provenance(run, devices))
+        return [quality_section(found.quality, found.accuracy), provenance]
+    parts = token_parts(run)
     return [
-        Section("time", "Where a token’s time goes", "time", _time(run, order, devices)),
-        Section("timeline", "One token’s timeline", "timeline", _timeline(run, order, devices)),
-        Section("energy", "Power and energy", "energy", _energy(run, energy, order, devices)),
+        policies_section(run, found.means, found.quality, devices),
+        Section("time", "Where a token’s time goes", "time", _time(run, parts, order, devices)),
+        Section("timeline", "One token’s timeline", "timeline", _timeline(run, parts, order, devices)),
+        quality_section(found.quality, found.accuracy, found.borrowed),
+        prediction_section(run, found.predicted, devices),
+        Section("energy", "Power and energy", "energy", _energy(run, found.energy, order, devices)),
         links_section(run, devices),
         Section("metrics", "Serving metrics", "metrics", _metrics(run)),
-        Section("trials", "Trials", "trials", _trials(run)),
+        Section("trials", "Trials", "trials", _trials(run, found.means)),
         Section("fleet", "Fleet and provenance", "fleet", _provenance(run, devices)),
     ]
 
 
-def _time(run: Run, order: Sequence[tuple[str, str]], devices: Mapping[str, Device]) -> list[Block]:
-    parts = token_parts(run)
-    later = parts_figure(mean_parts(parts, first=False), order, first=False)
-    first = parts_figure(mean_parts(parts, first=True), order, first=True)
+def _time(
+    run: Run, parts: pd.DataFrame, order: Sequence[tuple[str, str]], devices: Mapping[str, Device]
+) -> list[Block]:
     blocks: list[Block] = []
-    if later is None:
-        blocks.append(Missing("No token has the time stamps that the parts of its time follow from."))
+    picked = _parts(run, parts)
+    if picked is None:
+        blocks.append(
+            Missing(f"No token has the time stamps that the parts of its time follow from.{_omitted(run)}")
+        )
     else:
         blocks.append(
             Note(
@@ -70,16 +120,20 @@ def _time(run: Run, order: Sequence[tuple[str, str]], devices: Mapping[str, Devi
                 "station has what is left. The five parts sum to the token’s time. Means are over trials."
             )
         )
-        blocks.append(Plot(later))
-    if first is not None:
-        blocks.append(Plot(first))
+        blocks.append(picked)
     shares = bottlenecks(run)
     most = 10.0 * math.ceil(float(shares["share"].max()) * 10) if len(shares) else 100.0
-    maps = [bottleneck_figure(shares, *key, devices, place, most) for place, key in enumerate(order)]
-    found = [figure for figure in maps if figure is not None]
-    if found:
+    maps: dict[str, list[Figure]] = {}
+    for place, key in enumerate(order):
+        figure = bottleneck_figure(shares, *key, devices, place, most)
+        if figure is not None:
+            maps.setdefault(key[1], []).append(figure)
+    if maps:
         note = "Share of tokens, in percent, for which a device was the last of a layer to answer. A row sums to 100."
-        blocks.append(Grid("Bottleneck device per layer", note, found, scale=f"{most:.0f}"))
+        title = "Bottleneck device per layer"
+        blocks.append(by_group("bottlenecks", title, note, "scenario", maps, columns=3, scale=f"{most:.0f}"))
+    if run.manifest.get("simulated"):
+        return blocks
     colours = {name: device.colour for name, device in devices.items()}
     errors = clock_errors(run)
     if errors:
@@ -96,24 +150,60 @@ def _time(run: Run, order: Sequence[tuple[str, str]], devices: Mapping[str, Devi
     return blocks
 
 
-def _timeline(run: Run, order: Sequence[tuple[str, str]], devices: Mapping[str, Device]) -> list[Block]:
-    parts = token_parts(run)
+def _omitted(run: Run) -> str:
+    """Return what a simulated run left out of its records, as a sentence; empty where nothing was."""
+    simulation = run.manifest.get("simulation")
+    omitted = simulation.get("omitted") if isinstance(simulation, dict) else None
+    return f" The simulation left out: {'; '.join(map(str, omitted))}." if omitted else ""
+
+
+def _parts(run: Run, parts: pd.DataFrame) -> Pick | None:
+    """Return the parts of a token's time, of later and of first tokens, in milliseconds and as shares."""
+    policies, scenarios = policies_of(run), scenarios_of(run)
+    panes = []
+    for place, first in enumerate((False, True)):
+        means = mean_parts(parts, first=first)
+        for scale, relative in enumerate((False, True)):
+            figure = parts_figure(means, policies, scenarios, first=first, relative=relative)
+            if figure is None:
+                return None
+            panes.append(Pane((place, scale), [figure]))
+    axes = [
+        Axis("token", ["after the first", "the first, prompt included"]),
+        Axis("scale", ["ms", "share of its time"]),
+    ]
+    return Pick("causes", "Share of each cause", "", axes, panes, legend=PART_LEGEND)
+
+
+def _timeline(
+    run: Run, parts: pd.DataFrame, order: Sequence[tuple[str, str]], devices: Mapping[str, Device]
+) -> list[Block]:
     lines = [timeline(run, parts, *key) for key in order]
     found = [line for line in lines if line is not None]
-    longest = max((line.duration_ms for line in found), default=0.0)
-    figures = [timeline_figure(line, devices, place, longest) for place, line in enumerate(found)]
-    if not figures:
-        return [Missing("No token has the time stamps that a timeline needs.")]
+    if not found:
+        return [Missing(f"No token has the time stamps that a timeline needs.{_omitted(run)}")]
+    # Scenarios may differ tenfold, and with many policies only one scenario is seen at once.
+    longest: dict[str, float] = {}
+    for line in found:
+        longest[line.scenario] = max(longest.get(line.scenario, 0.0), line.duration_ms)
+    together = max(longest.values())
+    few = len(found) <= SHOWN_AT_ONCE
+    groups: dict[str, list[Figure]] = {}
+    for place, line in enumerate(found):
+        until_ms = together if few else longest[line.scenario]
+        groups.setdefault(line.scenario, []).append(timeline_figure(line, devices, place, until_ms))
     note = (
-        "The token of median duration of each policy and scenario, dispatch by dispatch, all on one scale; dotted "
+        "The token of median duration of each policy and scenario, dispatch by dispatch, on one scale; dotted "
         "lines begin a layer. `testbed report --trace` gives every token to a trace viewer."
     )
-    return [Grid("", note, figures, legend=PART_LEGEND)]
+    return [by_group("timelines", "", note, "scenario", groups, legend=PART_LEGEND)]
 
 
 def _energy(
     run: Run, energy: pd.DataFrame, order: Sequence[tuple[str, str]], devices: Mapping[str, Device]
 ) -> list[Block]:
+    if run.manifest.get("simulated"):
+        return [Missing("A simulated run has no power: its latency model knows nothing of it.")]
     blocks: list[Block] = []
     problems = energy_problems(energy)
     for place, row in enumerate(problems.to_dict("records")):
@@ -131,19 +221,36 @@ def _energy(
     if any(power.error is None for power in powers.values()):
         blocks.append(Plot(power_figure(powers, idle, run.trials, policies_of(run), devices)))
     rows = energy_rows(energy, order, list(devices))
-    figure = energy_figure(rows, order, devices)
-    if figure is None:
+    drawn = _joules(rows, order, devices)
+    if drawn is None:
         blocks.append(Missing("No trial was completed, so there is no energy per token."))
         return blocks
     colours = {name: device.colour for name, device in devices.items()}
-    return [*blocks, Plot(figure), Sheet(energy_table(rows, colours))]
+    return [*blocks, drawn, Sheet(energy_table(rows, colours), folded=len(rows) > UNFOLDED)]
+
+
+def _joules(
+    rows: Sequence[EnergyRow], order: Sequence[tuple[str, str]], devices: Mapping[str, Device]
+) -> Plot | Pick | None:
+    """Return the energy per token, one scenario at a time where there are many bars."""
+    figure = energy_figure(rows, order, devices)
+    scenarios = list(dict.fromkeys(scenario for _, scenario in order))
+    if figure is None or len(order) <= SHOWN_AT_ONCE or len(scenarios) < 2:
+        return Plot(figure) if figure is not None else None
+    panes = []
+    for place, scenario in enumerate(scenarios):
+        own = [key for key in order if key[1] == scenario]
+        name = f"energy-figure-{place}" if place else "energy-figure"
+        one = energy_figure(rows, own, devices, name=name)
+        panes.append(Pane((place,), [one] if one else [], "" if one else "No trial of it was completed."))
+    return Pick("energies", "Energy per token", "", [Axis("scenario", scenarios)], panes)
 
 
 def _metrics(run: Run) -> list[Block]:
     rows = serving_rows(run)
     blocks: list[Block] = []
     if rows:
-        blocks.append(Sheet(serving_table(rows)))
+        blocks.append(Sheet(serving_table(rows), folded=len(rows) > 2 * UNFOLDED))
         blocks.append(
             Note(
                 "ttft: time to first token. tpot: (e2el − ttft) / (tokens − 1) of a request. itl: between one token "
@@ -153,11 +260,6 @@ def _metrics(run: Run) -> list[Block]:
         )
     else:
         blocks.append(Missing("No request of a completed trial was recorded."))
-    quality = quality_of(run)
-    if quality:
-        blocks.append(Sheet(quality_table(quality)))
-    else:
-        blocks.append(Missing("No perplexity was measured."))
     left_out = int(run.requests["warmup"].sum())
     blocks.append(
         Note(
@@ -170,9 +272,9 @@ def _metrics(run: Run) -> list[Block]:
     return blocks
 
 
-def _trials(run: Run) -> list[Block]:
+def _trials(run: Run, means: pd.DataFrame) -> list[Block]:
     blocks: list[Block] = []
-    planned, done = outline_of(run.manifest).trials, len(run.completed)
+    planned, done = planned_trials(run), len(run.completed)
     failed = run.trials[run.trials["state"] == "failed"]
     for row in failed.to_dict("records"):
         error = row["error"] if pd.notna(row["error"]) else "no reason was recorded"
@@ -193,7 +295,7 @@ def _trials(run: Run) -> list[Block]:
         )
     if run.trials.empty:
         return [*blocks, Missing("No trial was recorded.")]
-    return [*blocks, Sheet(trials_table(run, trial_means(run)), folded=len(run.trials) > 12)]
+    return [*blocks, Sheet(trials_table(run, means), folded=len(run.trials) > 12)]
 
 
 def _provenance(run: Run, devices: Mapping[str, Device]) -> list[Block]:
@@ -227,6 +329,7 @@ def _provenance(run: Run, devices: Mapping[str, Device]) -> list[Block]:
 
 
 _PROVENANCE = {
+    "simulation": "Simulation",
     "model": "Model",
     "versions": "Versions",
     "machine": "Base station and controller",

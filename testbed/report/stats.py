@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -29,6 +30,7 @@ __all__ = [
     "paired_change",
     "percentiles",
     "student_quantile",
+    "wilson",
 ]
 
 LEVEL = 0.95
@@ -138,6 +140,24 @@ def bootstrap_ratio(
     return _interval(float(top.sum() / bottom.sum()), ratios, top.size, level, positive=False)
 
 
+def wilson(right: float, n: int, *, level: float = LEVEL) -> Interval:
+    """Return a share of independent yes-or-no answers with Wilson's interval, which holds for all right or none.
+
+    Args:
+        right: How many were yes; a fraction where one answer is the mean of several.
+        n: How many there were.
+        level: The share of intervals that hold the truth.
+
+    Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference", JASA 22(158).
+    """
+    if n == 0:
+        return Interval(math.nan, math.nan, math.nan, 0, level)
+    z, share = NormalDist().inv_cdf((1 + level) / 2), right / n
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return Interval(share, max(0.0, middle - half), min(1.0, middle + half), n, level)
+
+
 def percentiles(values: ArrayLike, at: Sequence[float] = (50, 95, 99)) -> tuple[float, ...]:
     """Return percentiles of values, with linear interpolation; NaN where there are none."""
     data = np.asarray(values, dtype=float)
@@ -147,9 +167,17 @@ def percentiles(values: ArrayLike, at: Sequence[float] = (50, 95, 99)) -> tuple[
     return tuple(float(value) for value in np.percentile(data, list(at)))
 
 
-def _resamples(n: int, seed: int) -> NDArray[np.int64]:
+def _resamples(n: int, seed: int) -> NDArray[np.int32]:
     """Return the indices of the resamples, shape (RESAMPLES, n)."""
-    return np.random.default_rng(seed).integers(0, n, size=(RESAMPLES, n))
+    return _drawn(n, seed, RESAMPLES)
+
+
+@lru_cache(maxsize=2)
+def _drawn(n: int, seed: int, resamples: int) -> NDArray[np.int32]:
+    """Draw the resamples; a report asks for the same ones again and again."""
+    drawn = np.random.default_rng(seed).integers(0, n, size=(resamples, n)).astype(np.int32)
+    drawn.flags.writeable = False
+    return drawn
 
 
 def _interval(

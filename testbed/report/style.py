@@ -13,6 +13,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from testbed.report.breakdown import PARTS
+from testbed.report.stats import Interval
 
 __all__ = [
     "PANEL_GAP",
@@ -23,11 +24,15 @@ __all__ = [
     "Key",
     "combination",
     "device_styles",
+    "error_bars",
     "escape",
     "figure_of",
     "finite",
+    "heat_figure",
+    "letter_of",
     "name_panel",
     "pair_name",
+    "scenario_colour",
     "trial_keys",
     "trial_shapes",
 ]
@@ -36,6 +41,9 @@ PANEL_GAP = 0.04
 """The share of a figure's height that is left for a panel's title."""
 HUES = 8
 SHADES = 4
+SCENARIO_COLOURS = 4
+CELLS_WITH_TEXT = 160
+NARROW_LETTERS = 40
 _DASHES = ("solid", "dash", "dot")
 _PATTERNS = ("", "/", ".")
 
@@ -47,12 +55,14 @@ class Key:
     Attributes:
         title: What it stands for.
         colour: Its colour.
-        mark: A class of report.css for another mark than a square: line, thin, dashed, dot, diamond.
+        mark: A class of report.css for another mark than a square: line, thin, dashed, dot, diamond, letter.
+        text: What stands in the mark.
     """
 
     title: str
     colour: str
     mark: str = ""
+    text: str = ""
 
 
 PART_COLOURS: Mapping[str, str] = {part: f"var(--{part.removesuffix('_ms')})" for part in PARTS}
@@ -145,12 +155,104 @@ def combination(policy: str, scenario: str) -> str:
     return escape(pair_name(policy, scenario))
 
 
+def letter_of(place: int) -> str:
+    """Return the letter of a policy by its place in the campaign: A to Z, then AA and so on."""
+    return (letter_of(place // 26 - 1) if place >= 26 else "") + chr(ord("A") + place % 26)
+
+
+def scenario_colour(place: int) -> str:
+    """Return the colour of a scenario by its place in the campaign."""
+    return f"var(--s{place % SCENARIO_COLOURS + 1})"
+
+
+def error_bars(interval: Interval) -> dict[str, Any]:
+    """Return an interval as the error bars of a point."""
+    known = interval.known
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [interval.high - interval.value if known else None],
+        "arrayminus": [interval.value - interval.low if known else None],
+        "thickness": 1,
+        "width": 4,
+        "color": "var(--faint)",
+    }
+
+
+def heat_figure(
+    name: str,
+    title: str,
+    grid: pd.DataFrame,
+    *,
+    most: float,
+    labels: Sequence[str],
+    rows: str,
+    hover: str,
+    alt: str,
+    note: str = "",
+) -> Figure:
+    """Return a heat map of shares, with the same look in every section.
+
+    Args:
+        name: Its id in the page.
+        title: Its title.
+        grid: Percent; NaN leaves a cell empty. Its index names the rows from the top.
+        most: The share that has the strongest colour.
+        labels: The columns' names, as plotly.js shows them.
+        rows: What the rows are: the title of that axis; none where empty.
+        hover: What is said of a cell: ``%{x}``, ``%{y}`` and ``%{z:.1f}`` stand for its place and value.
+        alt: What it shows, in a sentence.
+        note: How to read it.
+    """
+    row_px = 30 if len(grid) <= 16 else 15
+    height = 70 + row_px * len(grid) + (30 if rows else 0)
+    # Beside long names of rows, the names of the columns have little room on a phone.
+    tight = sum(map(len, grid.columns)) + max(map(len, map(str, grid.index)), default=0) > NARROW_LETTERS
+    narrow = {"height": height + 40, "xaxis": {"tickangle": -60}} if tight else {}
+    values = grid.to_numpy(dtype=float)
+    # Plain data for plotly.js: there may be a hundred of these, and plotly's own objects check every value.
+    heat = {
+        "type": "heatmap",
+        "z": [[finite(round(float(value), 1)) for value in row] for row in values],
+        "text": [[_cell(value) for value in row] for row in values],
+        "x": list(labels),
+        "y": [escape(row) for row in grid.index],
+        "zmin": 0,
+        "zmax": most,
+        "colorscale": [[0, "var(--heat-0)"], [0.5, "var(--heat-1)"], [1, "var(--heat-2)"]],
+        "showscale": False,
+        "hoverongaps": False,
+        "xgap": 2,
+        "ygap": 2,
+        "hovertemplate": f"{hover}<extra></extra>",
+    }
+    if grid.size <= CELLS_WITH_TEXT:
+        heat["texttemplate"] = "%{text}"
+    xaxis = {"showgrid": False, "ticks": "", "side": "top", "tickangle": 0 if len(labels) <= 4 else -60}
+    yaxis = {
+        "autorange": "reversed",
+        "showgrid": False,
+        "ticks": "",
+        "type": "category",
+        "title": {"text": rows},
+    }
+    spec = {"data": [heat], "layout": {"height": height, "xaxis": xaxis, "yaxis": yaxis}}
+    return Figure(name, title, spec, alt, note, narrow)
+
+
+def _cell(percent: float) -> str:
+    """Return what stands in a cell of a heat map: nothing for none at all."""
+    if not math.isfinite(percent) or percent == 0:
+        return ""
+    return f"{percent:.0f}" if percent >= 0.5 else "<1"
+
+
 def trial_shapes(trials: pd.DataFrame, policies: Sequence[str]) -> list[dict[str, Any]]:
     """Return the shapes that shade the trials over the full height of a figure, in a tone for each policy."""
     frame = {"type": "rect", "xref": "x", "yref": "paper", "y0": 0, "y1": 1, "layer": "below"}
     shapes: list[dict[str, Any]] = []
     for place, policy in enumerate(policies):
-        look = {"fillcolor": _shade(place), "line": {"width": 0}}
+        look = {"fillcolor": _shade(place, len(policies)), "line": {"width": 0}}
         own = trials[trials["policy"] == policy]
         for start, end in zip(own["t_start_s"], own["t_end_s"], strict=True):
             shapes.append(frame | look | {"x0": float(start), "x1": float(end)})
@@ -160,11 +262,14 @@ def trial_shapes(trials: pd.DataFrame, policies: Sequence[str]) -> list[dict[str
 def trial_keys(trials: pd.DataFrame, policies: Sequence[str]) -> list[Key]:
     """Return the legend of :func:`trial_shapes`: the policies that ran."""
     ran = set(trials["policy"])
+    if len(policies) > SHADES:
+        return [Key("any policy", _shade(0, len(policies)))] if ran else []
     return [Key(policy, _shade(place)) for place, policy in enumerate(policies) if policy in ran]
 
 
-def _shade(place: int) -> str:
-    return f"var(--shade-{place % SHADES + 1})"
+def _shade(place: int, policies: int = 0) -> str:
+    """Return the tone of a policy's trials; one for all where there are more policies than tones."""
+    return f"var(--shade-{place + 1 if policies <= SHADES else 1})"
 
 
 def name_panel(figure: go.Figure, top: float, title: str) -> None:

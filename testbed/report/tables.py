@@ -13,8 +13,8 @@ from testbed.records.run import Run
 from testbed.report.checks import ClockError
 from testbed.report.figures_power import EnergyRow
 from testbed.report.linkfacts import TrialLinks, trial_links
-from testbed.report.metrics import METRICS, Quality, Row
-from testbed.report.numbers import NO_VALUE, change, number, with_interval
+from testbed.report.metrics import METRICS, Row
+from testbed.report.numbers import NO_VALUE, number, with_interval
 from testbed.report.stats import Interval
 
 __all__ = [
@@ -25,8 +25,8 @@ __all__ = [
     "count_cell",
     "energy_table",
     "fleet_table",
+    "interval_cell",
     "ms_cell",
-    "quality_table",
     "serving_table",
     "trials_table",
 ]
@@ -129,44 +129,13 @@ def serving_table(rows: Sequence[Row]) -> DataTable:
                 count_cell(row.n),
                 count_cell(row.mean.n),
                 Cell(value, row.mean.value, "strong"),
-                _interval_cell(row.mean, interval),
+                interval_cell(row.mean, interval),
                 ms_cell(row.median),
                 _tail(row.p95, row.n, LEAST_FOR_P95),
                 _tail(row.p99, row.n, LEAST_FOR_P99),
             ]
         )
     return DataTable("serving", "Latency by policy and scenario", headers, body, grouped=True)
-
-
-def quality_table(quality: Sequence[Quality]) -> DataTable:
-    """Return the perplexity of each policy."""
-    headers = [
-        Header("policy"),
-        Header("perplexity", True),
-        Header("95 % interval", True, "over windows of text"),
-        Header("change", True, "against the reference, paired by window"),
-        Header("95 % interval of the change", True),
-        Header("tokens", True),
-        Header("windows", True),
-    ]
-    body = []
-    for entry in quality:
-        value, interval = with_interval(entry.perplexity)
-        difference = change(entry.change) if entry.change else ("reference", "")
-        body.append(
-            [
-                Cell(entry.policy),
-                Cell(value, entry.perplexity.value, "strong"),
-                _interval_cell(entry.perplexity, interval),
-                Cell(difference[0], entry.change.value if entry.change else None),
-                _interval_cell(entry.change, difference[1])
-                if entry.change
-                else Cell(NO_VALUE, style="interval"),
-                count_cell(entry.tokens),
-                count_cell(entry.perplexity.n),
-            ]
-        )
-    return DataTable("quality", "Perplexity on held-out text", headers, body)
 
 
 def energy_table(rows: Sequence[EnergyRow], colours: Mapping[str, str]) -> DataTable:
@@ -197,7 +166,7 @@ def energy_table(rows: Sequence[EnergyRow], colours: Mapping[str, str]) -> DataT
                 Cell("missing", math.nan, "bad")
                 if missing
                 else Cell(value, row.joules_per_token.value, "strong"),
-                _interval_cell(row.joules_per_token, interval),
+                interval_cell(row.joules_per_token, interval),
                 ms_cell(row.idle_joules_per_token),
                 ms_cell(above),
                 Cell(f"{row.joules_per_token.n} of {row.trials}", float(row.joules_per_token.n)),
@@ -338,7 +307,8 @@ def _tail(value: float, n: int, least: int) -> Cell:
     return ms_cell(value)
 
 
-def _interval_cell(interval: Interval, text: str) -> Cell:
+def interval_cell(interval: Interval, text: str) -> Cell:
+    """Return an interval's text, with its half width for sorting and its ends for CSV."""
     if not text:
         return Cell(NO_VALUE, style="interval", title="a single repeat gives no interval")
     return Cell(text, interval.half_width, "interval", csv=f"{interval.low:.6g} to {interval.high:.6g}")

@@ -7,7 +7,8 @@ import pytest
 
 from testbed.records import load_run
 from testbed.report.checks import checks_of
-from testbed.report.metrics import compare, measured_tokens, quality_of, serving_rows, trial_means
+from testbed.report.metrics import compare, measured_tokens, serving_rows, trial_means
+from testbed.report.quality import quality_of
 
 Maker = Callable[..., Path]
 

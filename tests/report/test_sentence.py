@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from testbed.report.metrics import Comparison, Quality
+from testbed.report.metrics import Comparison
+from testbed.report.quality import Quality
 from testbed.report.sentence import headline
 from testbed.report.stats import Interval
 
