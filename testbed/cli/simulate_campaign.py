@@ -1,0 +1,93 @@
+"""`testbed simulate`: a campaign with no hosts, on the latency model."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from testbed.cli.common import DryRunOption, JsonOption, print_json, say
+
+__all__ = ["simulate"]
+
+
+def simulate(
+    campaign: Annotated[Path, typer.Argument(help="The campaign file.", show_default=False, dir_okay=False)],
+    inventory: Annotated[
+        Path | None,
+        typer.Option(
+            "--inventory",
+            "-i",
+            envvar="TESTBED_INVENTORY",
+            help="Another lab than the one that the campaign names.",
+        ),
+    ] = None,
+    run: Annotated[
+        str | None,
+        typer.Option(
+            "--run", metavar="RUN", help="A run of the campaign, to be predicted and compared with."
+        ),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration", help="What `testbed calibrate` made, in place of the campaign's.", dir_okay=False
+        ),
+    ] = None,
+    repeats: Annotated[
+        int | None, typer.Option("--repeats", min=1, help="Other repeats, each with links of its own.")
+    ] = None,
+    batch_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-tokens", min=1, help="How many tokens the prompts of a model without weights have."
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=1, help="How many processes work; one a processor by default.")
+    ] = None,
+    results: Annotated[
+        Path,
+        typer.Option("--results", help="The folder of the runs.", envvar="TESTBED_RESULTS", file_okay=False),
+    ] = Path("results"),
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Simulate a campaign: the same trials, policies, links and tables as a run, and no hosts.
+
+    The routing is recorded from the model, which runs here on the campaign's prompts; for a model without weights it
+    is drawn.
+    """
+    from testbed.simulate.session import dry_run as planned
+    from testbed.simulate.session import execute, target
+
+    wanted = target(
+        campaign,
+        results,
+        inventory_file=inventory,
+        run=run,
+        calibration=calibration,
+        repeats=repeats,
+        batch_tokens=batch_tokens,
+        command=shlex.join(["testbed", *sys.argv[1:]]),
+    )
+    if dry_run:
+        plan = planned(wanted)
+        print_json(plan) if as_json else typer.echo(
+            "\n".join(f"{key}: {value}" for key, value in plan.items())
+        )
+        return
+    tell = say if sys.stderr.isatty() else _quiet
+    done = execute(wanted, jobs=jobs or len(os.sched_getaffinity(0)), say=tell)
+    if as_json:
+        print_json(done.as_json())
+    else:
+        typer.echo(done.as_text())
+
+
+def _quiet(_text: str) -> None:
+    """Say nothing: nobody looks."""
