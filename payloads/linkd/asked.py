@@ -5,12 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
-from payloads.linkd.channel import Channel, ChannelError, Rates, changed_shares, equal_shares
+from payloads.linkd.channel import Channel, ChannelError, Rates, Rule, changed_shares, equal_shares
 from payloads.linkd.errors import LinksError
 from payloads.linkd.links import Link, parse_rates, with_rates
 from payloads.linkd.model import MAX_RATE_MBIT, MIN_RATE_MBIT
 
 __all__ = ["Asked", "ask"]
+
+#: States by device: downlink, uplink; None where the direction is left alone and nobody knows.
+States = Dict[str, Tuple[Optional[float], Optional[float]]]
+
+_LINEAR = Rule("linear", min_mbit=MIN_RATE_MBIT, max_mbit=MAX_RATE_MBIT)
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,41 @@ class Asked:
     def at_block(self, block: int) -> Asked:
         """Return the same with a block of the channel in force."""
         return replace(self, base=None, block=block)._in_force()
+
+    @property
+    def rule(self) -> Rule:
+        """What makes the rates in force of :meth:`states` and the shares."""
+        return (
+            _LINEAR
+            if self.channel is None or self.base is not None or self.block is None
+            else self.channel.rule
+        )
+
+    def states(self) -> States:
+        """Return the state of each link, from which :attr:`rule` makes the rates for whatever shares.
+
+        The means of a channel that does not play yet are no state of it: there it is what a linear rule needs.
+        """
+        if self.channel is not None and self.base is None and self.block is not None:
+            column = {name: number for number, name in enumerate(self.channel.devices)}
+            down, up = self.channel.downlink[self.block], self.channel.uplink[self.block]
+            return {link.device: (down[column[link.device]], up[column[link.device]]) for link in self.links}
+        if self.base is not None:
+            count = len(self.shares)
+            return {
+                link.device: (
+                    None if link.downlink_mbit is None else self.base[link.device][0] * count,
+                    None if link.uplink_mbit is None else self.base[link.device][1] * count,
+                )
+                for link in self.links
+            }
+        return {
+            link.device: (
+                _whole_band(link.downlink_mbit, self.shares[link.device][0]),
+                _whole_band(link.uplink_mbit, self.shares[link.device][1]),
+            )
+            for link in self.links
+        }
 
     @property
     def varies(self) -> bool:
@@ -120,6 +160,11 @@ def ask(links: Sequence[Link], channel: Optional[Channel] = None) -> Asked:
     if missing:
         raise LinksError(f"channel: it has no {missing[0]}; there are: {', '.join(channel.devices)}")
     return Asked(tuple(links), None, channel.shares(), channel)._in_force()
+
+
+def _whole_band(rate_mbit: Optional[float], share: float) -> Optional[float]:
+    """Return what a link would have with the whole band, as a linear rule has it."""
+    return rate_mbit / share if rate_mbit is not None and share > 0 else rate_mbit
 
 
 def _shared(base: Rates, shares: Mapping[str, Tuple[float, float]]) -> Rates:

@@ -16,6 +16,7 @@ from payloads.linkd.history import History
 from payloads.linkd.links import parse_links
 from payloads.linkd.pacing import Pacer
 from payloads.linkd.player import Player
+from payloads.linkd.rule import Rule
 from payloads.linkd.shaper import Shaper
 
 __all__ = ["DEFAULT_SAMPLE_HZ", "MAX_SAMPLE_HZ", "Reply", "Session"]
@@ -66,6 +67,7 @@ class Session:
         self._asked: Optional[Asked] = None
         self._player: Optional[Player] = None
         self._history = History(())
+        self._rule_told: Optional[Rule] = None
         self._next_block_s: Optional[float] = None
         self._next_sample_s: Optional[float] = None
         self._next_look_s: Optional[float] = None
@@ -244,7 +246,17 @@ class Session:
             self.publish(self._event(unix_s, cause, why))
 
     def _event(self, unix_s: float, cause: str, why: Optional[str]) -> Dict[str, Any]:
-        return {"event": "rates", "unix_s": unix_s, "cause": cause, "why": why, "rates": self._rates()}
+        event = {"event": "rates", "unix_s": unix_s, "cause": cause, "why": why, "rates": self._rates()}
+        asked = self._asked
+        if asked is not None:
+            event["states"] = asked.states()
+            event["shares"] = {link.device: asked.shares[link.device] for link in asked.links}
+            # A table is long, and what hardly ever changes need not be said with each block.
+            if asked.rule is not self._rule_told or cause == "watch":
+                event["rule"] = asked.rule.as_json()
+            # Whoever has just come knows this rule, but perhaps not the one that others were told before.
+            self._rule_told = None if cause == "watch" else asked.rule
+        return event
 
     def _rates(self) -> Dict[str, Dict[str, Optional[float]]]:
         links = self._asked.links if self._asked is not None else ()
@@ -256,9 +268,14 @@ class Session:
     def _about(self, answer: Dict[str, Any]) -> Dict[str, Any]:
         asked = self._asked
         if asked is not None:
+            states = asked.states()
             for row in answer["links"]:
-                down, up = asked.shares[row["device"]]
-                row["shares"] = {"downlink": down, "uplink": up}
+                for key, (down, up) in (
+                    ("shares", asked.shares[row["device"]]),
+                    ("states", states[row["device"]]),
+                ):
+                    row[key] = {"downlink": down, "uplink": up}
+            answer = {**answer, "rule": asked.rule.as_json()}
         channel = None if asked is None or asked.channel is None else asked.channel
         about = {"blocks": len(channel.t_s), "duration_s": channel.duration_s} if channel else None
         return {**answer, "channel": about, "playing": self._player is not None, **self._line()}

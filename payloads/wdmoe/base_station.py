@@ -106,7 +106,14 @@ def _do(station: Station, job: Job) -> Dict[str, Any]:
     spec = read_spec(Path(str(request.get("spec"))).expanduser())
     if request["do"] == "trial":
         return station.trial(spec, str(request.get("trial")), job.progress, job.check)
-    return station.quality(spec, str(request.get("policy")), job.progress, job.check)
+    scenario = request.get("scenario")
+    return station.quality(
+        spec,
+        str(request.get("policy")),
+        None if scenario is None else str(scenario),
+        job.progress,
+        job.check,
+    )
 
 
 def _say(text: str) -> None:

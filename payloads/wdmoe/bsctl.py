@@ -1,7 +1,7 @@
 """Ask the base station for work and print what it says.
 
     python -m payloads.wdmoe.bsctl trial --spec ~/.testbed/runs/RUN/spec.json --trial t003
-    python -m payloads.wdmoe.bsctl quality --spec ~/.testbed/runs/RUN/spec.json --policy top-1
+    python -m payloads.wdmoe.bsctl quality --spec ~/.testbed/runs/RUN/spec.json --policy top-1 [--scenario even]
     python -m payloads.wdmoe.bsctl status
     python -m payloads.wdmoe.bsctl ping
 
@@ -27,7 +27,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Ask and print; return the exit status."""
     options = _parse(arguments)
     request: Dict[str, Any] = {"do": options.do}
-    for key in ("spec", "trial", "policy"):
+    for key in ("spec", "trial", "policy", "scenario"):
         if getattr(options, key, None) is not None:
             request[key] = str(getattr(options, key))
     try:
@@ -90,6 +90,7 @@ def _parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     quality = verbs.add_parser("quality", help="measure the quality of a policy")
     quality.add_argument("--spec", type=_path, required=True)
     quality.add_argument("--policy", required=True)
+    quality.add_argument("--scenario", help="the scenario whose links the policy's selection follows")
     verbs.add_parser("status", help="what the base station does")
     verbs.add_parser("ping", help="connect all devices and read their clocks")
     return parser.parse_args(arguments)

@@ -46,7 +46,9 @@ class Job:
     @property
     def title(self) -> str:
         """A few words for people."""
-        return " ".join(str(self.request[key]) for key in ("do", "trial", "policy") if key in self.request)
+        return " ".join(
+            str(self.request[key]) for key in ("do", "trial", "policy", "scenario") if key in self.request
+        )
 
     def check(self) -> None:
         """Raise if the client has gone.

@@ -1,4 +1,4 @@
-"""Greedy decoding with per-token timing, and the likelihood of given text. No devices are known here."""
+"""Greedy decoding with per-token timing. No devices are known here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from payloads.wdmoe.remote import Dispatcher
 
-__all__ = ["AbandonedError", "Generation", "Token", "generate", "text_nll", "windows_of"]
+__all__ = ["AbandonedError", "Generation", "Token", "generate"]
 
 
 class AbandonedError(Exception):
@@ -98,28 +98,6 @@ def generate(
         result.append(Token(token, done_ns, duration_ns / 1e6, (duration_ns - wall_ns) / 1e6, nll))
         last_ns = done_ns
     return Generation(start_ns, len(prompt), result)
-
-
-def text_nll(model: Any, tokens: Sequence[int]) -> float:
-    """Return the summed negative log-likelihood of all tokens but the first, each given those before it."""
-    with torch.inference_mode():
-        ids = torch.tensor([tokens])
-        logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
-        return float(_nll(logits, ids[0, 1:]))
-
-
-def windows_of(tokens: Sequence[int], size: int, count: int) -> List[Sequence[int]]:
-    """Return up to ``count`` windows of ``size`` tokens, spread evenly over a text, without overlap.
-
-    Raises:
-        ValueError: The text is shorter than one window.
-    """
-    there = len(tokens) // size
-    if there == 0:
-        raise ValueError(f"a text of {len(tokens)} tokens is shorter than one window of {size}")
-    taken = min(count, there)
-    starts = [size * (number * there // taken) for number in range(taken)]
-    return [tokens[start : start + size] for start in starts]
 
 
 @contextmanager

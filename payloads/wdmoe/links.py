@@ -1,7 +1,8 @@
 """The base station's hand on the links: it shares the bandwidth among the devices while a trial runs.
 
 The shares go to linkd, which makes rates of them with the channel that it plays, and keeps each change with its
-reason in the history of the links. Nothing of this runs for a policy that leaves the links alone.
+reason in the history of the links. What the shares are to be is the policy's matter
+(:mod:`payloads.wdmoe.decision`); nothing of this runs for one that leaves the links alone.
 """
 
 from __future__ import annotations
@@ -10,56 +11,59 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Type
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence, Type
 
 import numpy as np
 
 from payloads.linkd.client import Client
 from payloads.linkd.errors import LinkdError
-from payloads.wdmoe.bandwidth import allocate, changed, period_of
+from payloads.wdmoe.link_feed import LinkControlError, LinkFeed
+from payloads.wdmoe.link_state import LinkState
 
-__all__ = ["LinkControl", "LinkControlError"]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from payloads.wdmoe.decision import Decider
+
+    Array = NDArray[np.float64]
+
+__all__ = ["LinkControl", "LinkControlError", "ask_links"]
 
 DIRECTIONS = ("downlink", "uplink")
 
 
-class LinkControlError(Exception):
-    """The links do not do what the trial's policy asks for."""
-
-
 class LinkControl:
-    """Allocates the bandwidth for one trial; a context manager that puts the scenario's shares back.
+    """Gives the devices shares of the band for one trial; a context manager that puts the scenario's back.
 
     Args:
         path: linkd's socket.
-        settings: The allocation, as :func:`payloads.wdmoe.bandwidth.check_bandwidth` accepts it; not ``scenario``.
+        feed: What linkd says.
+        kind: The kind of the allocation, for the summary.
         trial: The trial's name, for the history of the links.
-        devices: The devices of the model.
+        devices: The devices of the model, in the order of the columns.
 
     Raises:
         LinkControlError: linkd does not run, or does not shape every link in both directions.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], trial: str, devices: Sequence[str]) -> None:
-        self._settings = settings
+    def __init__(self, path: Path, feed: LinkFeed, kind: str, trial: str, devices: Sequence[str]) -> None:
+        self._feed = feed
+        self._kind = kind
         self._trial = trial
-        self._period = period_of(settings)
-        self._request: Optional[str] = None
+        self._devices = tuple(devices)
         self._count, self._seconds = 0, 0.0
         try:
             self._client = Client(path)
         except LinkdError as error:
             raise LinkControlError(f"the policy allocates bandwidth, and {error}") from error
         try:
-            self._devices, self._scenario = _shares_in_force(self._ask_show(), devices)
+            self._scenario = _shares_in_force(ask_links(self._client), self._devices)
         except LinkControlError:
             self._client.close()
             raise
         self._in_force = self._scenario
-        self._loads = np.zeros_like(self._scenario)
 
     def __enter__(self) -> LinkControl:
-        self.begin()
         return self
 
     def __exit__(
@@ -70,7 +74,7 @@ class LinkControl:
     ) -> None:
         try:
             if not np.array_equal(self._in_force, self._scenario):
-                self._give(self._scenario, f"end of {self._trial}")
+                self.give(self._scenario, f"end of {self._trial}")
         except LinkControlError as failure:
             if error is None:
                 raise
@@ -79,76 +83,41 @@ class LinkControl:
         finally:
             self._client.close()
 
-    def begin(self) -> None:
-        """Make an allocation that depends on nothing that the trial brings.
+    def begin(self, decider: Decider) -> None:
+        """Put the shares in force that a policy begins with.
 
         Raises:
-            LinkControlError: It could not be made.
+            LinkControlError: They could not be put in force.
         """
-        if self._period is None:
-            self._allocate(f"start of {self._trial}")
+        shares = decider.begin(self.links())
+        if shares is not None:
+            self.give(shares, f"start of {self._trial}")
 
-    def before_token(self, request: str, step: int) -> None:
-        """Share by what the token step before this one sent, or once by what the first request sent.
+    def links(self) -> LinkState:
+        """Return the links as they are: the states that linkd told last, and the shares that it was given last.
+
+        Raises:
+            LinkControlError: The links are no longer shaped.
+        """
+        links = self._feed.links(self._devices)
+        if links is None:
+            raise LinkControlError("the policy allocates bandwidth, and the links are no longer shaped")
+        # Nobody else allocates: an event of a block may still have the shares of before.
+        return links.with_shares(self._in_force)
+
+    def give(self, shares: Array, why: str) -> None:
+        """Put shares in force.
 
         Args:
-            request: The request.
-            step: Its token step, 0 for the prompt.
+            shares: (2, D), of the whole band.
+            why: A few words for the history of the links.
 
         Raises:
-            LinkControlError: The shares could not be put in force.
+            LinkControlError: They could not be put in force.
         """
-        another = self._request is not None and request != self._request
-        self._request = request
-        if not self._loads.any():
-            return
-        if self._period == "token":
-            self._allocate(f"step {step} of {request}")
-        elif self._period == "trial" and another:
-            self._allocate(f"before {request}")
-            self._period = None  # once is enough
-
-    def before_layer(self, layer: int, step: int, loads: Mapping[str, Tuple[int, int]]) -> None:
-        """Share by what this layer is about to send.
-
-        Args:
-            layer: The layer.
-            step: The token step, 0 for the prompt.
-            loads: Bytes to and from each device that takes part.
-
-        Raises:
-            LinkControlError: The shares could not be put in force.
-        """
-        if self._period is None:
-            return
-        for device, load in loads.items():
-            self._loads[:, self._devices[device]] += load
-        if self._period == "layer":
-            self._allocate(f"layer {layer} step {step}")
-
-    def summary(self) -> Dict[str, Any]:
-        """Return the kind, how many times shares were put in force, and the time that took in ms."""
-        return {
-            "kind": self._settings["kind"],
-            "allocations": self._count,
-            "ms": round(1e3 * self._seconds, 3),
-        }
-
-    def _allocate(self, why: str) -> None:
-        """Share by the loads so far, and forget them."""
-        # A scenario may keep a part of the band to itself: what it gave to all of them is shared anew.
-        bands = self._scenario.sum(axis=1)
-        shares = np.stack([band * allocate(self._settings, loads) for band, loads in zip(bands, self._loads)])
-        self._loads[:] = 0
-        if changed(self._in_force, shares):
-            self._give(shares, why)
-
-    def _give(self, shares: np.ndarray[Any, np.dtype[np.float64]], why: str) -> None:
         begun_s = time.monotonic()
-        named = {
-            device: {direction: float(shares[row, column]) for row, direction in enumerate(DIRECTIONS)}
-            for device, column in self._devices.items()
-        }
+        down, up = shares.tolist()
+        named = {device: dict(zip(DIRECTIONS, pair)) for device, pair in zip(self._devices, zip(down, up))}
         try:
             self._client.allocate(named, why)
         except LinkdError as error:
@@ -157,18 +126,30 @@ class LinkControl:
         self._count += 1
         self._seconds += time.monotonic() - begun_s
 
-    def _ask_show(self) -> List[Mapping[str, Any]]:
-        try:
-            links: List[Mapping[str, Any]] = self._client.show()["links"]
-        except (LinkdError, KeyError) as error:
-            raise LinkControlError(f"the links' shares are not known: {error}") from error
-        return links
+    def summary(self) -> Dict[str, Any]:
+        """Return the kind, how many times shares were put in force, and the time that took in ms."""
+        return {
+            "kind": self._kind,
+            "allocations": self._count,
+            "ms": round(1e3 * self._seconds, 3),
+        }
 
 
-def _shares_in_force(
-    links: Sequence[Mapping[str, Any]], devices: Sequence[str]
-) -> Tuple[Dict[str, int], np.ndarray[Any, np.dtype[np.float64]]]:
-    """Return each device's column, and the shares (2, D) of both directions.
+def ask_links(client: Client) -> List[Mapping[str, Any]]:
+    """Return what linkd tells of each link.
+
+    Raises:
+        LinkControlError: It does not.
+    """
+    try:
+        links: List[Mapping[str, Any]] = client.show()["links"]
+    except (LinkdError, KeyError) as error:
+        raise LinkControlError(f"the links' shares are not known: {error}") from error
+    return links
+
+
+def _shares_in_force(links: Sequence[Mapping[str, Any]], devices: Sequence[str]) -> Array:
+    """Return the shares (2, D) of both directions.
 
     Raises:
         LinkControlError: A device has no link, or a direction of it is not shaped here.
@@ -181,6 +162,4 @@ def _shares_in_force(
             if found[device].get(f"{direction}_mbit") is None:
                 text = f"the policy allocates bandwidth, and linkd here does not shape the {direction} of {device}"
                 raise LinkControlError(f"{text}; shape both directions at the base station")
-    columns = {device: number for number, device in enumerate(devices)}
-    shares = [[float(found[device]["shares"][direction]) for device in devices] for direction in DIRECTIONS]
-    return columns, np.array(shares)
+    return np.array([[float(found[device]["shares"][side]) for device in devices] for side in DIRECTIONS])

@@ -7,14 +7,16 @@ import shutil
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Sequence
 
+from payloads.wdmoe.bounds import WaitBounds
+from payloads.wdmoe.dispatch import DispatchRow
 from payloads.wdmoe.generate import Generation
-from payloads.wdmoe.remote import DispatchRow
+from payloads.wdmoe.tally import Tally
 from payloads.wire.clock import BSClock, Offset, OffsetTrack
 
 __all__ = ["TABLES", "Records"]
 
 #: The files of a trial's folder; each is there, if empty.
-TABLES = ("requests", "tokens", "dispatches", "clocks", "quality")
+TABLES = ("requests", "tokens", "dispatches", "selection", "clocks", "quality", "choices")
 
 
 class Records:
@@ -55,16 +57,21 @@ class Records:
                 "t_s": self._clock.unix_s(token.done_ns),
                 "duration_ms": token.duration_ms,
                 "bs_ms": token.bs_ms,
+                "bound_ms": None,
                 "nll": token.nll,
             }
             for position, token in enumerate(generation.tokens)
         ]
 
-    def add_quality(self, policy: str, text: str, window: int, tokens: int, nll_sum: float) -> None:
-        """Add one window of text whose likelihood was measured."""
-        self.tables["quality"].append(
-            {"policy": policy, "text": text, "window": window, "tokens": tokens, "nll_sum": nll_sum}
-        )
+    def add_bounds(self, bounds: WaitBounds) -> None:
+        """Say what each token so far could have taken at best: the base station's part and the least waiting."""
+        waits_s = bounds.waits_s()
+        for row in self.tables["tokens"]:
+            row["bound_ms"] = row["bs_ms"] + 1e3 * waits_s[row["request"], row["position"]]
+
+    def add_selection(self, tally: Tally) -> None:
+        """Add what the policy made of the router's choices."""
+        self.tables["selection"] += [{"trial": self.trial, **row} for row in tally.rows()]
 
     def add_clocks(self, offsets: Mapping[str, Offset]) -> None:
         """Add the estimated clock offsets of all devices."""
@@ -122,5 +129,5 @@ class Records:
             "t_computed_s": computed,
             "t_replied_s": replied,
             "compute_ms": (row.computed_ns - row.started_ns) / 1e6,
-            "predicted_ms": None,
+            "predicted_ms": row.predicted_ms(),
         }

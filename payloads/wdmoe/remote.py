@@ -1,26 +1,26 @@
-"""The base station's side of a layer of experts: select, send out, wait for all, weigh, sum.
+"""The base station's side of a layer of experts: decide, send out, wait for all, weigh, sum.
 
-:class:`RemoteExperts` takes the place of a model's experts class; it has no parameters. The answers are
-weighed and summed exactly as transformers' ``grouped_mm`` does, so that the result has the same bits.
+The answers are weighed and summed exactly as transformers' ``grouped_mm`` does, so that the result has the same bits.
 """
 
 from __future__ import annotations
 
-import re
 import time
-from collections import Counter
-from pathlib import Path
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
+from functools import partial
+from typing import TYPE_CHECKING, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 import numpy as np
 import torch
-from torch import nn
 
-from payloads.wdmoe.families import Family
+from payloads.wdmoe.decision import Decision
+from payloads.wdmoe.dispatch import Decided, Decides, DispatchRow
 from payloads.wdmoe.fleet import FleetSpec
-from payloads.wdmoe.gating import select
+from payloads.wdmoe.holders import Several, first_holders, serving_devices
+from payloads.wdmoe.link_feed import LinkFeed
+from payloads.wdmoe.link_state import LinkState
 from payloads.wdmoe.links import LinkControl
 from payloads.wdmoe.pacing import LinkPacing
+from payloads.wdmoe.routing import Routing
 from payloads.wire.client import (
     Answer,
     Channel,
@@ -29,69 +29,22 @@ from payloads.wire.client import (
     Exchange,
     Request,
 )
-from payloads.wire.frames import (
-    DTYPE_BYTES,
-    HEADER_BYTES,
-    RESULT_HEAD_BYTES,
-    FrameError,
-    Kind,
-    pack_dispatch,
-    pack_lists,
-    unpack_result,
-)
+from payloads.wire.frames import FrameError, Kind, pack_dispatch, pack_lists, unpack_result
 
-__all__ = ["DispatchRow", "Dispatcher", "RemoteExperts", "load_model"]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
-_LAYER = re.compile(r"\.layers\.(\d+)\.")
+__all__ = ["Beside", "Dispatcher", "served_by"]
 
-
-class DispatchRow(NamedTuple):
-    """What was seen of one dispatch. The first three stamps are the base station's, the others the device's.
-
-    Attributes:
-        request: The request it belongs to.
-        step: The token step, 0 for the prompt.
-        layer: The layer.
-        device: The device.
-        tokens: Token rows sent.
-        assignments: (token, expert) pairs asked for.
-        dropped: Pairs of this device that the policy dropped in this layer and step.
-        bytes_out: Size of the dispatch's frame.
-        bytes_back: Size of the answer's frame.
-        sent_ns: It was given to the kernel.
-        first_ns: The answer began to arrive.
-        done_ns: The answer was complete.
-        received_ns: The device had all of it.
-        started_ns: The device began to compute.
-        computed_ns: The device had computed, and waited for its pace.
-        replied_ns: The device gave its answer to the kernel.
-        late: Whether the real computation took longer than the pace asked for.
-    """
-
-    request: str
-    step: int
-    layer: int
-    device: str
-    tokens: int
-    assignments: int
-    dropped: int
-    bytes_out: int
-    bytes_back: int
-    sent_ns: int
-    first_ns: int
-    done_ns: int
-    received_ns: int
-    started_ns: int
-    computed_ns: int
-    replied_ns: int
-    late: bool
+#: Given which experts answer (N, E), ``None`` for all of them, what is added (N, H).
+Beside = Callable[[Optional[torch.Tensor]], torch.Tensor]
 
 
 class _Part(NamedTuple):
-    """One device's share of a layer: which of the router's pairs, and the request that asks for them."""
+    """One device's share of a layer: which of the pairs, and the request that asks for them."""
 
-    channel: Channel
-    places: np.ndarray[Any, np.dtype[np.int64]]
+    device: int
+    places: NDArray[np.int64]
     tokens: int
     request: Request
 
@@ -100,36 +53,40 @@ class Dispatcher:
     """Sends out layers and keeps a record of every dispatch.
 
     Attributes:
-        policy: Settings of the expert selection.
+        decider: Decides what is sent; ``None`` sends all that the router asks for.
         request: Name of the request that runs, for the records.
         step: Its token step, for the records.
         wall_ns: Time spent waiting for devices so far.
         rows: One entry for each dispatch so far.
-        control: Allocates bandwidth between layers and tokens; ``None`` where the policy leaves the links alone.
+        decided: One entry for each decision since somebody took them; ``None`` where nobody will.
+        feed: Tells the links' rates; ``None`` where nothing shapes them.
+        control: Puts shares of the band in force; ``None`` where the policy leaves the links alone.
         pacing: Keeps the devices' sockets at the links' rates; ``None`` where something else shapes them.
+        devices: The devices that hold an expert, by name; their order is that of all arrays over devices.
+        device_of: (L, E), the device that serves each expert; the first of those that hold it.
     """
 
     def __init__(self, exchange: Exchange) -> None:
-        self.policy: Mapping[str, Any] = {"kind": "top_k", "k": 1 << 30}
+        self.decider: Optional[Decides] = None
         self.request = ""
         self.step = 0
         self.wall_ns = 0
         self.rows: List[DispatchRow] = []
+        self.decided: Optional[List[Decided]] = None
+        self.feed: Optional[LinkFeed] = None
         self.control: Optional[LinkControl] = None
         self.pacing: Optional[LinkPacing] = None
+        self.devices: Tuple[str, ...] = ()
+        self.device_of: NDArray[np.int64] = np.zeros((0, 0), dtype=np.int64)
         self._exchange = exchange
-        self._holders: List[List[Tuple[Channel, ...]]] = []
+        self._channels: List[Channel] = []
+        self._several: Several = {}
 
     def place(self, fleet: FleetSpec, channels: Mapping[str, Channel]) -> None:
         """Take over a placement."""
-        self._holders = [
-            [tuple(channels[name] for name in holders) for holders in layer] for layer in fleet.placement
-        ]
-
-    @property
-    def devices(self) -> List[str]:
-        """The devices that hold an expert, by name."""
-        return sorted({channel.name for layer in self._holders for holders in layer for channel in holders})
+        self.devices = tuple(sorted({name for layer in fleet.placement for names in layer for name in names}))
+        self._channels = [channels[name] for name in self.devices]
+        self.device_of, self._several = first_holders(fleet.placement, self.devices)
 
     def begin_step(self, step: int) -> None:
         """Begin a token step of the request.
@@ -138,11 +95,20 @@ class Dispatcher:
             LinkControlError: The bandwidth could not be allocated.
         """
         self.step = step
-        if self.control is not None:
-            self.control.before_token(self.request, step)
+        if self.decider is None:
+            return
+        shares = self.decider.before_token(self.request, step, self.links())
+        if shares is not None and self.control is not None:
+            self.control.give(shares, f"step {step} of {self.request}" if step else f"before {self.request}")
 
     def layer(
-        self, layer: int, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
+        self,
+        layer: int,
+        hidden: torch.Tensor,
+        index: torch.Tensor,
+        weights: torch.Tensor,
+        scores: Optional[torch.Tensor] = None,
+        beside: Optional[Beside] = None,
     ) -> torch.Tensor:
         """Compute one layer of experts on the devices.
 
@@ -151,81 +117,144 @@ class Dispatcher:
             hidden: (N, H), the tokens.
             index: (N, k), the router's choice of experts.
             weights: (N, k), their weights.
+            scores: (N, E), what the router thinks of every expert; a decider needs it.
+            beside: What the base station adds of its own (N, H), given which experts answer (N, E), ``None`` for
+                all of them; worked out while the devices compute.
 
         Returns:
-            (N, H), the weighted sum of the experts' answers.
+            (N, H), the weighted sum of the experts' answers, and what is added.
 
         Raises:
             DeviceError: A device was lost or refused.
             LinkControlError: The bandwidth could not be allocated, or the links' rates not followed.
         """
         tokens, chosen = index.shape
-        selection = select(self.policy, index.numpy(), weights.float().numpy())
+        device_of = self._serving(layer, index)
+        decided: Optional[Decided] = None
+        keep: Optional[NDArray[np.bool_]] = None
+        dropped: Mapping[int, int] = {}
+        if self.decider is not None and scores is not None:
+            routing = Routing(index.numpy(), weights.float().numpy(), scores.numpy())
+            decided = self._decide(layer, routing, device_of)
+            selection = decided.decision.selection
+            keep = None if selection.keep.all() else selection.keep
+            replaced = selection.index is not routing.index
+            if keep is not None or replaced:
+                lost = ~selection.keep | (selection.index != routing.index)
+                dropped = dict(
+                    enumerate(
+                        np.bincount(device_of[routing.index[lost]], minlength=len(self.devices)).tolist()
+                    )
+                )
+            if replaced:
+                index = torch.from_numpy(selection.index)
+            # What loses and replaces nothing keeps its weights to the bit.
+            if selection.weights is not routing.weights:
+                weights = torch.from_numpy(selection.weights).to(weights.dtype)
         # The same call as in transformers: this sort is not stable, and the order of the rows is its.
         sorted_experts, sorted_places = torch.sort(index.reshape(-1))
         experts, places = sorted_experts.numpy(), sorted_places.numpy()
-        whole = bool(selection.keep.all())
-        dropped: Mapping[str, int] = {}
-        if not whole:
-            kept = selection.keep.reshape(-1)[places]
-            dropped = Counter(self._holders[layer][expert][0].name for expert in experts[~kept].tolist())
+        if keep is not None:
+            kept = keep.reshape(-1)[places]
             experts, places = experts[kept], places[kept]
-            weights = torch.from_numpy(selection.weights).to(weights.dtype)
-        parts = self._split(layer, hidden, experts, places, chosen)
-        if self.control is not None:
-            self.control.before_layer(layer, self.step, _loads(parts, hidden.shape[1], hidden.dtype))
+        parts = self._split(layer, hidden, experts, places, chosen, device_of)
         if self.pacing is not None:
             self.pacing.follow()
+        added: List[torch.Tensor] = []
+        meanwhile: Optional[Callable[[], None]] = None
+        if beside is not None:
+            whole = keep is None and chosen == len(device_of)
+            served = None if whole else served_by(index, keep, len(device_of))
+            meanwhile = partial(_keep_result, beside, served, added)
         begun_ns = time.monotonic_ns()
-        answers = self._ask(layer, parts)
+        answers = self._ask(layer, parts, meanwhile)
         self.wall_ns += time.monotonic_ns() - begun_ns
-        answered = (torch.empty if whole else torch.zeros)(
+        answered = (torch.empty if keep is None else torch.zeros)(
             tokens * chosen, hidden.shape[1], dtype=hidden.dtype
         )
         target = _bytes_of(answered)
         for part, answer in zip(parts, answers):
-            self._take(layer, part, answer, target, dropped.get(part.channel.name, 0))
+            self._take(layer, part, answer, target, dropped.get(part.device, 0), decided)
+        if decided is not None:
+            decided.sent_ns = begun_ns
+            self._observe(layer, parts, answers, decided.decision)
         weighted = answered * weights.reshape(-1, 1)
-        return weighted.view(tokens, chosen, -1).sum(dim=1).to(hidden.dtype)
+        total = weighted.view(tokens, chosen, -1).sum(dim=1).to(hidden.dtype)
+        return total + added[0] if added else total
+
+    def links(self) -> Optional[LinkState]:
+        """Return the links as they are now; ``None`` where nothing shapes them.
+
+        Raises:
+            LinkControlError: Nobody knows.
+        """
+        if self.feed is None:
+            return None
+        self.feed.follow()
+        return self.feed.links(self.devices) if self.control is None else self.control.links()
+
+    def _decide(self, layer: int, routing: Routing, device_of: NDArray[np.int64]) -> Decided:
+        assert self.decider is not None
+        links = self.links()
+        decision = self.decider.decide(layer, self.step, routing, links, device_of)
+        if decision.shares is not None and self.control is not None:
+            self.control.give(decision.shares, f"layer {layer} step {self.step}")
+        decided = Decided(layer, self.step, routing, device_of, links, decision)
+        if self.decided is not None:
+            self.decided.append(decided)
+        return decided
+
+    def _observe(self, layer: int, parts: List[_Part], answers: List[Answer], decision: Decision) -> None:
+        assert self.decider is not None
+        seconds = np.full(len(self.devices), np.nan)
+        for part, answer in zip(parts, answers):
+            seconds[part.device] = (answer.done_ns - answer.sent_ns) / 1e9
+        self.decider.observe(layer, self.step, decision.loads, seconds)
+
+    def _serving(self, layer: int, index: torch.Tensor) -> NDArray[np.int64]:
+        """Return the device (E,) that serves each expert."""
+        several = self._several.get(layer)
+        if several is None:
+            first: NDArray[np.int64] = self.device_of[layer]
+            return first
+        return serving_devices(self.device_of[layer], several, index.numpy())
 
     def _split(
         self,
         layer: int,
         hidden: torch.Tensor,
-        experts: np.ndarray[Any, np.dtype[np.int64]],
-        places: np.ndarray[Any, np.dtype[np.int64]],
+        experts: NDArray[np.int64],
+        places: NDArray[np.int64],
         chosen: int,
+        device_of: NDArray[np.int64],
     ) -> List[_Part]:
         """Build each device's request from the pairs, sorted by expert."""
         ends = [*(np.flatnonzero(experts[1:] != experts[:-1]) + 1).tolist(), len(experts)]
-        shares: Dict[Channel, List[Tuple[int, int, int]]] = {}
-        load: Dict[Channel, int] = {}
+        shares: Dict[int, List[Tuple[int, int, int]]] = {}
         start = 0
         for end in ends:
             expert = int(experts[start])
-            # An expert's tokens stay together: with several holders the least loaded one gets them all.
-            channel = min(self._holders[layer][expert], key=lambda holder: load.get(holder, 0))
-            shares.setdefault(channel, []).append((expert, start, end))
-            load[channel] = load.get(channel, 0) + end - start
+            shares.setdefault(int(device_of[expert]), []).append((expert, start, end))
             start = end
         rows = _bytes_of(hidden.contiguous())
         dtype = str(hidden.dtype).replace("torch.", "")
         return [
-            self._part(layer, channel, share, places, rows, chosen, dtype, hidden.shape[1])
-            for channel, share in shares.items()
+            self._part(layer, device, share, places, rows, chosen, dtype, hidden.shape[1])
+            for device, share in shares.items()
         ]
 
     def _part(
         self,
         layer: int,
-        channel: Channel,
+        device: int,
         share: List[Tuple[int, int, int]],
-        places: np.ndarray[Any, np.dtype[np.int64]],
-        rows: np.ndarray[Any, np.dtype[np.uint8]],
+        places: NDArray[np.int64],
+        rows: NDArray[np.uint8],
         chosen: int,
         dtype: str,
         width: int,
     ) -> _Part:
+        channel = self._channels[device]
         if len(share) == 1:
             mine = places[share[0][1] : share[0][2]]
         else:
@@ -241,13 +270,12 @@ class Dispatcher:
         lists = pack_lists(experts, counts, numbers)
         sequence = channel.next_sequence()
         frame = pack_dispatch(layer, dtype, self.step, len(data), width, len(share), len(mine), sequence)
-        return _Part(
-            channel, mine, len(data), Request(channel, sequence, [frame, data.reshape(-1).data, lists])
-        )
+        request = Request(channel, sequence, [frame, data.reshape(-1).data, lists])
+        return _Part(device, mine, len(data), request)
 
-    def _ask(self, layer: int, parts: List[_Part]) -> List[Answer]:
+    def _ask(self, layer: int, parts: List[_Part], meanwhile: Optional[Callable[[], None]]) -> List[Answer]:
         try:
-            return self._exchange.ask([part.request for part in parts], Kind.RESULT)
+            return self._exchange.ask([part.request for part in parts], Kind.RESULT, meanwhile)
         except DeviceLostError as error:
             raise DeviceLostError(error.device, f"{error.reason} during layer {layer}") from error
 
@@ -256,10 +284,11 @@ class Dispatcher:
         layer: int,
         part: _Part,
         answer: Answer,
-        target: np.ndarray[Any, np.dtype[np.uint8]],
+        target: NDArray[np.uint8],
         dropped: int,
+        decided: Optional[Decided],
     ) -> None:
-        name = part.channel.name
+        name = part.request.channel.name
         try:
             result = unpack_result(answer.payload)
         except FrameError as error:
@@ -288,74 +317,33 @@ class Dispatcher:
                 computed_ns=result.computed_ns,
                 replied_ns=result.replied_ns,
                 late=result.late,
+                decided=decided,
+                column=part.device,
             )
         )
 
 
-class RemoteExperts(nn.Module):
-    """Takes the place of a model's experts: no parameters, every call goes to the devices.
-
-    Attributes:
-        number: The layer's number; known once the model is built.
-        dispatcher: What sends it out.
-    """
-
-    def __init__(self, config: object) -> None:
-        super().__init__()
-        self.number = -1
-        self.dispatcher: Optional[Dispatcher] = None
-
-    def forward(
-        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
-    ) -> torch.Tensor:
-        """Return the weighted sum of the experts' answers; shapes as in :meth:`Dispatcher.layer`."""
-        if self.dispatcher is None:
-            raise RuntimeError("the layer was not attached to a dispatcher")
-        return self.dispatcher.layer(self.number, hidden_states, top_k_index, top_k_weights)
-
-
-def load_model(folder: Path, family: Family, dtype: str, dispatcher: Dispatcher) -> Any:
-    """Load a model without its experts from a folder in transformers' layout.
-
-    No expert parameter is ever created: the class that would own them is replaced while the model is built.
-
-    Returns:
-        The model, in evaluation mode, its layers of experts attached to ``dispatcher``.
-    """
-    from transformers import AutoModelForCausalLM
-    from transformers.monkey_patching import register_patch_mapping, unregister_patch_mapping
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()  # type: ignore[no-untyped-call]
-    register_patch_mapping({family.experts_class: RemoteExperts})
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=getattr(torch, dtype), local_files_only=True
-        )
-    finally:
-        unregister_patch_mapping([family.experts_class])
-    model.eval().requires_grad_(False)
-    for name, module in model.named_modules():
-        if isinstance(module, RemoteExperts):
-            match = _LAYER.search(f".{name}.")
-            if match is None:
-                raise RuntimeError(f"cannot tell the layer of the module {name}")
-            module.number = int(match[1])
-            module.dispatcher = dispatcher
-    return model
-
-
-def _loads(parts: List[_Part], width: int, dtype: torch.dtype) -> Dict[str, Tuple[int, int]]:
-    """Return the bytes that a layer sends to each device and that its answer will have."""
-    row_bytes = width * DTYPE_BYTES[str(dtype).replace("torch.", "")]
-    head_bytes = HEADER_BYTES + RESULT_HEAD_BYTES
-    return {
-        part.channel.name: (sum(map(len, part.request.buffers)), head_bytes + len(part.places) * row_bytes)
-        for part in parts
-    }
-
-
-def _bytes_of(tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _bytes_of(tensor: torch.Tensor) -> NDArray[np.uint8]:
     """Return a tensor's memory as a matrix of bytes: NumPy has no bfloat16."""
-    view: np.ndarray[Any, np.dtype[np.uint8]] = tensor.view(torch.uint8).numpy()
+    view: NDArray[np.uint8] = tensor.view(torch.uint8).numpy()
     return view
+
+
+def served_by(index: torch.Tensor, keep: Optional[NDArray[np.bool_]], experts: int) -> torch.Tensor:
+    """Return which experts (N, E) answer each token.
+
+    Args:
+        index: (N, k), the experts chosen.
+        keep: (N, k), which of them are asked; ``None`` for all.
+        experts: E.
+    """
+    served = torch.zeros(index.shape[0], experts, dtype=torch.bool)
+    if keep is None:
+        return served.scatter_(1, index, True)
+    rows, places = torch.from_numpy(keep).nonzero(as_tuple=True)
+    served[rows, index[rows, places]] = True
+    return served
+
+
+def _keep_result(beside: Beside, served: Optional[torch.Tensor], results: List[torch.Tensor]) -> None:
+    results.append(beside(served))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple
 
 from payloads.wdmoe.bandwidth import LEAVE_ALONE, check_bandwidth
 from payloads.wdmoe.gating import check_selection
+from payloads.wdmoe.heldout import WAYS
+from payloads.wdmoe.latency import LatencyError, LatencyModel
 
-__all__ = ["Prompt", "QualitySpec", "Spec", "SpecError", "read_spec"]
+__all__ = ["Prompt", "QualitySpec", "ScenarioSpec", "Spec", "SpecError", "quality_name", "read_spec"]
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
 
@@ -38,11 +40,29 @@ class QualitySpec(NamedTuple):
         window_tokens: Length of a window.
         windows: The most windows of a text.
         texts: Name and file of each text.
+        way: How a policy sees a text, of :data:`payloads.wdmoe.heldout.WAYS`.
+        choices: Name and file of each set of questions.
+        choice_count: How many of each set are asked; ``None`` for all.
     """
 
     window_tokens: int
     windows: int
     texts: Tuple[Tuple[str, Path], ...]
+    way: str = WAYS[0]
+    choices: Tuple[Tuple[str, Path], ...] = ()
+    choice_count: Optional[int] = None
+
+
+class ScenarioSpec(NamedTuple):
+    """A scenario's links, for those who only imagine them.
+
+    Attributes:
+        channel: The file of the channel; ``None`` where nothing shapes the links.
+        delay_ms: The one-way delay that each link has beside its rate, by device.
+    """
+
+    channel: Optional[Path]
+    delay_ms: Mapping[str, float]
 
 
 class Spec(NamedTuple):
@@ -59,6 +79,8 @@ class Spec(NamedTuple):
         trials: The policy of each trial, by the trial's name.
         bandwidth: Settings of the bandwidth allocation, by the policy's name; a policy that is not there leaves
             the links alone.
+        latency: What dispatches are expected to take.
+        scenarios: The links of each scenario that a quality pass follows.
     """
 
     folder: Path
@@ -70,6 +92,8 @@ class Spec(NamedTuple):
     quality: Optional[QualitySpec]
     trials: Dict[str, str]
     bandwidth: Dict[str, Mapping[str, Any]]
+    latency: LatencyModel
+    scenarios: Dict[str, ScenarioSpec]
 
     def policy(self, name: str) -> Mapping[str, Any]:
         """Return a policy's settings.
@@ -115,11 +139,15 @@ def read_spec(path: Path) -> Spec:
             quality=_quality(value.get("quality")),
             trials={_name(trial["trial"]): str(trial["policy"]) for trial in value.get("trials", [])},
             bandwidth={_name(name): dict(settings) for name, settings in value.get("bandwidth", {}).items()},
+            latency=LatencyModel.from_json(value["latency"]),
+            scenarios={_name(name): _scenario(one) for name, one in value.get("scenarios", {}).items()},
         )
     except OSError as error:
         raise SpecError(f"cannot read {path}: {error.strerror}") from error
     except KeyError as error:
         raise SpecError(f"{path}: {error.args[0]} is missing") from error
+    except LatencyError as error:
+        raise SpecError(f"{path}: latency: {error}") from error
     except (ValueError, TypeError, AttributeError) as error:
         raise SpecError(f"{path} is wrong: {error}") from error
     if not spec.prompts:
@@ -127,11 +155,42 @@ def read_spec(path: Path) -> Spec:
     return spec
 
 
+def quality_name(policy: str, scenario: Optional[str]) -> str:
+    """Return the name that a quality pass has beside those of trials.
+
+    Names of policies and scenarios have no capitals, so that no two passes share one.
+
+    Args:
+        policy: The policy's name.
+        scenario: The scenario whose links its selection follows; ``None`` where it does not look at them.
+    """
+    return f"quality-{policy}" if scenario is None else f"quality-{policy}-IN-{scenario}"
+
+
 def _quality(value: Any) -> Optional[QualitySpec]:
     if value is None:
         return None
-    texts: List[Tuple[str, Path]] = [(str(t["name"]), Path(t["path"]).expanduser()) for t in value["texts"]]
-    return QualitySpec(_count(value, "window_tokens", 2), _count(value, "windows", 1), tuple(texts))
+    way = value.get("way", WAYS[0])
+    if way not in WAYS:
+        raise ValueError(f"way: expected one of {', '.join(WAYS)}, got {way!r}")
+    return QualitySpec(
+        _count(value, "window_tokens", 2),
+        _count(value, "windows", 1),
+        _files(value["texts"]),
+        way,
+        _files(value.get("choices", [])),
+        None if value.get("choice_count") is None else _count(value, "choice_count", 1),
+    )
+
+
+def _files(value: Any) -> Tuple[Tuple[str, Path], ...]:
+    return tuple((str(entry["name"]), Path(entry["path"]).expanduser()) for entry in value)
+
+
+def _scenario(value: Any) -> ScenarioSpec:
+    channel = value["channel"]
+    delays = {str(name): float(delay_ms) for name, delay_ms in value.get("delay_ms", {}).items()}
+    return ScenarioSpec(None if channel is None else Path(channel).expanduser(), delays)
 
 
 def _count(value: Mapping[str, Any], key: str, least: int) -> int:

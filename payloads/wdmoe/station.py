@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional
 
+from payloads.linkd.channel import ChannelError, read_channel
 from payloads.wdmoe.bandwidth import LEAVE_ALONE
+from payloads.wdmoe.decision import Decider, decider_of
+from payloads.wdmoe.dispatch import Decided
 from payloads.wdmoe.families import FAMILIES
 from payloads.wdmoe.fleet import Devices, read_fleet
-from payloads.wdmoe.generate import generate, text_nll, windows_of
+from payloads.wdmoe.generate import generate
+from payloads.wdmoe.heldout import QualityError
+from payloads.wdmoe.judge import Judge
+from payloads.wdmoe.latency import LatencyError
+from payloads.wdmoe.link_facts import UNSHAPED, LinkFacts, link_facts, refined
+from payloads.wdmoe.link_feed import LinkFeed
+from payloads.wdmoe.link_state import VirtualLinks
 from payloads.wdmoe.links import LinkControl, LinkControlError
+from payloads.wdmoe.model_folder import ModelFolder, StationError, lay_out_model
 from payloads.wdmoe.pacing import LinkPacing
+from payloads.wdmoe.quality import QualityPass, References, measure, read_items, read_windows
 from payloads.wdmoe.records import Records
-from payloads.wdmoe.remote import Dispatcher, load_model
-from payloads.wdmoe.spec import Prompt, QualitySpec, Spec, SpecError
+from payloads.wdmoe.remote import Dispatcher
+from payloads.wdmoe.remote_model import load_model
+from payloads.wdmoe.spec import Prompt, ScenarioSpec, Spec, SpecError, quality_name
+from payloads.wdmoe.user_policy import is_user_kind
 from payloads.wire.client import Exchange
 from payloads.wire.clock import BSClock, Offset, OffsetTrack
 
@@ -25,56 +36,6 @@ __all__ = ["Station", "StationError", "lay_out_model"]
 
 #: Called with what is done, of how many, and what comes now.
 Progress = Callable[[int, int, str], None]
-
-
-class StationError(Exception):
-    """The model, a prompt or a text cannot be used."""
-
-
-class ModelFolder(NamedTuple):
-    """The base station's part of a model, as transformers reads it.
-
-    Attributes:
-        path: The folder.
-        manifest: The manifest.
-        digest: The manifest's sha256.
-    """
-
-    path: Path
-    manifest: Mapping[str, Any]
-    digest: str
-
-
-def lay_out_model(manifest_path: Path) -> ModelFolder:
-    """Make a folder of links to the objects of the base station's part, beside the manifest.
-
-    Raises:
-        StationError: The manifest cannot be read, or an object is missing.
-    """
-    try:
-        data = manifest_path.read_bytes()
-        manifest = json.loads(data.decode())
-        entries = [(str(e["name"]), str(e["object"]), int(e["bytes"])) for e in manifest["base_station"]]
-        family = str(manifest["family"])
-    except OSError as error:
-        raise StationError(f"cannot read the manifest {manifest_path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise StationError(f"the manifest {manifest_path} is damaged: {error!r}") from error
-    if family not in FAMILIES:
-        raise StationError(f"the family {family} is not known; known: {', '.join(FAMILIES)}")
-    digest = hashlib.sha256(data).hexdigest()
-    home = manifest_path.resolve().parent
-    folder = home / "models" / digest[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, sha256, size in entries:
-        target = home / "objects" / sha256
-        if not target.is_file() or target.stat().st_size != size:
-            raise StationError(f"the object of {name} is missing or not whole: {target}; deploy again")
-        link = folder / Path(name).name
-        if not (link.is_symlink() and link.resolve() == target):
-            link.unlink(missing_ok=True)
-            link.symlink_to(target)
-    return ModelFolder(folder, manifest, digest)
 
 
 class Station:
@@ -90,7 +51,7 @@ class Station:
         devices_file: Devices and placement; read at each trial.
         key_file: The data plane's key.
         dtype: The run's element type.
-        links: linkd's socket, for policies that allocate bandwidth and for pacing.
+        links: linkd's socket, where it shapes the links.
         pacing: Whether the devices' sockets are to be kept at the rates that linkd tells.
     """
 
@@ -114,8 +75,9 @@ class Station:
         self._exchange = Exchange()
         self._dispatcher = Dispatcher(self._exchange)
         self._devices = Devices(self._exchange, key_file)
-        family = FAMILIES[folder.manifest["family"]]
-        self.model = load_model(folder.path, family, dtype, self._dispatcher)
+        self._references = References()
+        self._family = FAMILIES[folder.manifest["family"]]
+        self.model = load_model(folder.path, self._family, dtype, self._dispatcher)
         self._tokenizer: Any = AutoTokenizer.from_pretrained(str(folder.path), local_files_only=True)
         self._end_tokens = _end_tokens(self.model)
 
@@ -164,12 +126,18 @@ class Station:
         if trial not in spec.trials:
             raise SpecError(f"the run has no trial {trial!r}")
         policy = spec.trials[trial]
-        settings, bandwidth = spec.policy(policy), spec.bandwidth_of(policy)
-        work = _Work(self, trial, settings, spec.folder / trial)
+        bandwidth = spec.bandwidth_of(policy)
+        spec.policy(policy)  # wrong settings are said before anything is asked of the devices
+        work = _Work(self, trial, spec.folder / trial)
         warmups = [spec.prompts[number % len(spec.prompts)] for number in range(spec.warmup_prompts)]
         prompts = [(Prompt(f"warmup-{i}-{p.id}", p.text), True) for i, p in enumerate(warmups)]
         prompts += [(prompt, False) for prompt in spec.prompts]
-        with self._shaped(trial, bandwidth) as control:
+        with self._following(self._links), self._allocating(trial, bandwidth) as control:
+            decider = self._decider(spec, policy, work)
+            work.judge = Judge(decider, spec.policy(policy), self._dispatcher.devices)
+            self._dispatcher.decider = decider
+            if control is not None:
+                control.begin(decider)
             for done, (prompt, warmup) in enumerate(prompts):
                 progress(done, len(prompts), f"prompt {prompt.id}")
                 self._answer(work, prompt, warmup, spec.max_new_tokens, check)
@@ -178,28 +146,104 @@ class Station:
         return {"trial": trial, "policy": policy, **work.finish(), "bandwidth": allocated}
 
     def quality(
-        self, spec: Spec, policy: str, progress: Progress, check: Callable[[], None]
+        self,
+        spec: Spec,
+        policy: str,
+        scenario: Optional[str],
+        progress: Progress,
+        check: Callable[[], None],
     ) -> Dict[str, Any]:
-        """Measure the likelihood of held-out text under a policy and write the records.
+        """Measure the quality of a policy and write the records.
 
-        Args and result are as for :meth:`trial`.
+        Args:
+            spec: The run's specification.
+            policy: The policy's name.
+            scenario: The scenario whose links the policy sees; ``None`` where it does not look at them.
+            progress: Told what is done.
+            check: Called before every text; raises to stop.
+
+        Returns:
+            As for :meth:`trial`.
         """
-        if spec.quality is None or not spec.quality.texts:
+        quality = spec.quality
+        if quality is None or not (quality.texts or quality.choices):
             raise SpecError("the run asks for no quality pass")
-        settings = spec.policy(policy)
-        windows = self._windows(spec.quality)
-        trial = f"quality-{policy}"
-        work = _Work(self, trial, settings, spec.folder / trial)
-        # Likelihoods do not depend on the links: no bandwidth is allocated for them.
-        with self._shaped(trial, LEAVE_ALONE):
-            for done, (name, number, tokens) in enumerate(windows):
-                progress(done, len(windows), f"text {name}, window {number}")
-                check()
-                self._dispatcher.request, self._dispatcher.step = f"{name}-{number}", 0
-                nll_sum = text_nll(self.model, tokens)
-                work.records.add_quality(policy, name, number, len(tokens) - 1, nll_sum)
-        progress(len(windows), len(windows), "records")
-        return {"trial": trial, "policy": policy, **work.finish()}
+        spec.policy(policy)
+        if scenario is not None and scenario not in spec.scenarios:
+            raise SpecError(
+                f"the run has no links of a scenario {scenario!r}; it has {', '.join(spec.scenarios)}"
+            )
+        try:
+            windows = read_windows(quality.texts, self._encode, quality.window_tokens, quality.windows)
+            items = read_items(quality.choices, quality.choice_count)
+            trial = quality_name(policy, scenario)
+            work = _Work(self, trial, spec.folder / trial)
+            virtual = None if scenario is None else self._virtual(spec.scenarios[scenario])
+            decider = self._decider(spec, policy, work, spec.scenarios.get(scenario or ""), virtual)
+            asked = QualityPass(policy, scenario, decider, virtual, quality.way)
+            # Likelihoods do not depend on the real links: no bandwidth is allocated for them.
+            with self._following(self._pacing):
+                measure(
+                    self.model,
+                    self._encode,
+                    self._dispatcher,
+                    asked,
+                    windows,
+                    items,
+                    self._references,
+                    work.records.tables,
+                    progress,
+                    check,
+                )
+        except QualityError as error:
+            raise StationError(str(error)) from error
+        progress(1, 1, "records")
+        return {"trial": trial, "policy": policy, "scenario": scenario, **work.finish()}
+
+    def _encode(self, text: str) -> List[int]:
+        tokens: List[int] = self._tokenizer(text, verbose=False, add_special_tokens=False)["input_ids"]
+        return tokens
+
+    def _virtual(self, scenario: ScenarioSpec) -> Optional[VirtualLinks]:
+        """Return a scenario's links on a clock of tokens; ``None`` where nothing shapes them."""
+        if scenario.channel is None:
+            return None
+        try:
+            return VirtualLinks(read_channel(scenario.channel), self._dispatcher.devices)
+        except ChannelError as error:
+            raise StationError(str(error)) from error
+
+    def _decider(
+        self,
+        spec: Spec,
+        policy: str,
+        work: _Work,
+        scenario: Optional[ScenarioSpec] = None,
+        virtual: Optional[VirtualLinks] = None,
+    ) -> Decider:
+        """Return a policy at work, on the links as they are, or on those of a scenario that are imagined."""
+        dispatcher = self._dispatcher
+        facts, links = UNSHAPED, None if virtual is None else virtual.at_block(0)
+        rates = {}
+        if dispatcher.feed is not None and scenario is None:
+            assert self._links is not None
+            facts, rates, links = link_facts(self._links), dispatcher.feed.rates, dispatcher.links()
+        try:
+            model = refined(spec.latency, dispatcher.devices, work.offsets, rates, facts)
+        except LatencyError as error:
+            raise SpecError(str(error)) from error
+        delays = facts if scenario is None else LinkFacts(scenario.delay_ms, None)
+        selection = spec.policy(policy)
+        if not is_user_kind(selection["kind"]):
+            selection = {"renormalise": self._family.renormalise, **selection}
+        return decider_of(
+            selection,
+            spec.bandwidth_of(policy),
+            model,
+            dispatcher.device_of,
+            links,
+            delay_ms=delays.delays_ms(dispatcher.devices),
+        )
 
     def _connect(self) -> Dict[str, Offset]:
         manifest = self.folder.manifest
@@ -209,24 +253,37 @@ class Station:
         return self._devices.offsets()
 
     @contextmanager
-    def _shaped(self, trial: str, bandwidth: Mapping[str, Any]) -> Iterator[Optional[LinkControl]]:
-        """Let the sockets follow the links, and the links the policy, until the end; then all is as before."""
+    def _following(self, links: Optional[Path]) -> Iterator[None]:
+        """Follow the links, and let the sockets follow them too, until the end; then all is as before."""
         dispatcher = self._dispatcher
         with ExitStack() as stack:
             stack.callback(self._leave_links)
-            if self._pacing is not None:
-                pacing = LinkPacing(self._pacing, self._exchange, self._devices.channels)
-                dispatcher.pacing = stack.enter_context(pacing)
-            if bandwidth["kind"] != LEAVE_ALONE["kind"]:
-                if self._links is None:
-                    text = "the policy allocates bandwidth, and this base station was started without --links"
-                    raise LinkControlError(f"{text}; only links that linkd shapes can be allocated")
-                control = LinkControl(self._links, bandwidth, trial, dispatcher.devices)
-                dispatcher.control = stack.enter_context(control)
-            yield dispatcher.control
+            if links is not None:
+                dispatcher.feed = stack.enter_context(LinkFeed(links))
+                if self._pacing is not None:
+                    pacing = LinkPacing(dispatcher.feed, self._exchange, self._devices.channels)
+                    dispatcher.pacing = stack.enter_context(pacing)
+            yield
+
+    @contextmanager
+    def _allocating(self, trial: str, bandwidth: Mapping[str, Any]) -> Iterator[Optional[LinkControl]]:
+        """Let the links follow the policy until the end, where it has a wish."""
+        if bandwidth["kind"] == LEAVE_ALONE["kind"]:
+            yield None
+            return
+        dispatcher = self._dispatcher
+        if self._links is None or dispatcher.feed is None:
+            text = "the policy allocates bandwidth, and this base station was started without --links"
+            raise LinkControlError(f"{text}; only links that linkd shapes can be allocated")
+        control = LinkControl(self._links, dispatcher.feed, str(bandwidth["kind"]), trial, dispatcher.devices)
+        with control:
+            dispatcher.control = control
+            yield control
 
     def _leave_links(self) -> None:
-        self._dispatcher.control = self._dispatcher.pacing = None
+        dispatcher = self._dispatcher
+        dispatcher.decider = dispatcher.decided = None
+        dispatcher.control = dispatcher.pacing = dispatcher.feed = None
 
     def _answer(
         self, work: _Work, prompt: Prompt, warmup: bool, max_new_tokens: int, check: Callable[[], None]
@@ -241,39 +298,29 @@ class Station:
             return tokens
 
         self._dispatcher.request = prompt.id
+        decided: List[Decided] = []
+        self._dispatcher.decided = decided
         generation = generate(self.model, encode, self._dispatcher, max_new_tokens, self._end_tokens, check)
+        assert work.judge is not None
+        for one in decided:
+            work.judge.add(prompt.id, one, warmup)
         text = self._tokenizer.decode([token.token for token in generation.tokens], skip_special_tokens=True)
         work.records.add_generation(prompt.id, warmup, text, generation)
-
-    def _windows(self, quality: QualitySpec) -> List[Tuple[str, int, List[int]]]:
-        result = []
-        for name, path in quality.texts:
-            try:
-                text = path.read_text()
-            except OSError as error:
-                raise StationError(f"cannot read the text {path}: {error.strerror}") from error
-            tokens = self._tokenizer(text, verbose=False)["input_ids"]
-            try:
-                windows = windows_of(tokens, quality.window_tokens, quality.windows)
-            except ValueError as error:
-                raise StationError(f"text {name}: {error}") from error
-            result += [(name, number, list(window)) for number, window in enumerate(windows)]
-        return result
 
 
 class _Work:
     """One trial or quality pass: connects and reads the clocks first, finishes with clocks and records."""
 
-    def __init__(self, station: Station, trial: str, settings: Mapping[str, Any], folder: Path) -> None:
+    def __init__(self, station: Station, trial: str, folder: Path) -> None:
         self.records = Records(trial, station.clock)
         self._station = station
         self._folder = folder
         self._traffic = station._devices.traffic()
         self._resent = station._devices.resent()
-        self._before = station._connect()
+        self.offsets = station._connect()
         self._dispatcher = station._dispatcher
-        self._dispatcher.policy = settings
         self._dispatcher.rows = []
+        self.judge: Optional[Judge] = None
         self._start_ns = time.monotonic_ns()
 
     def finish(self) -> Dict[str, Any]:
@@ -281,10 +328,14 @@ class _Work:
         end_ns = time.monotonic_ns()
         station, rows = self._station, self._dispatcher.rows
         after = station._devices.offsets()
-        tracks = {name: OffsetTrack(self._before[name], after[name]) for name in after}
-        self.records.add_clocks(self._before)
+        tracks = {name: OffsetTrack(self.offsets[name], after[name]) for name in after}
+        self.records.add_clocks(self.offsets)
         self.records.add_clocks(after)
         self.records.add_dispatches(rows, tracks)
+        if self.judge is not None:
+            self.records.add_selection(self.judge.tally)
+            if self.judge.bounds is not None:
+                self.records.add_bounds(self.judge.bounds)
         self.records.write(self._folder)
         control = {}
         for channel, (out, back) in station._devices.traffic().items():

@@ -46,6 +46,10 @@ def describe_run(inputs: RunInputs, probed: Probed, command: str, started_unix: 
         "emulated": inputs.inventory.emulation is not None,
         "model": _model(inputs),
         "placement": placement_json(inputs.placement),
+        "latency": {
+            "calibration": campaign.latency.calibration and str(campaign.latency.calibration),
+            "model": inputs.latency.as_json(),
+        },
         # What shapes each link is added when it is first set: it may depend on the host's kernel.
         "links": {"shaping": network.shaping, "leaf": network.leaf, "backends": {}},
         "power_total": {},

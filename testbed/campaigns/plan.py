@@ -9,15 +9,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 from payloads.linkd.channel import Channel
+from payloads.wdmoe.latency import LatencyModel
 from testbed.artifacts.manifest import Manifest
 from testbed.artifacts.placement import Placement, placement_json, wanted_list
+from testbed.campaigns.imagined import Imagined, imagined_links
 from testbed.campaigns.lab_steps import LabSteps, json_bytes
+from testbed.campaigns.passes import Pass
 from testbed.campaigns.phases import Kind, Phase
-from testbed.campaigns.spec import run_spec
+from testbed.campaigns.spec import imagined_file, policy_files, run_spec
 from testbed.campaigns.trials import Trial
 from testbed.config.campaign import Campaign
 from testbed.config.inventory import Inventory
@@ -29,6 +32,7 @@ from testbed.links.scenario import ShapingPlan, shaping_plan
 __all__ = ["RunInputs", "plan_run"]
 
 TRIAL_TIMEOUT_S = 3600.0
+QUALITY_TIMEOUT_S = 6 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,8 @@ class RunInputs:
         placement: Which devices hold which expert.
         trials: The trials still to be run, in order.
         all_trials: All trials of the campaign, in order.
-        policies_to_rate: The policies whose quality is still to be measured.
+        passes: The quality passes still to be made, in order.
+        latency: What dispatches are expected to take.
         provision: The steps that make the hosts ready.
         objects_at_bs: The digests that the base station holds already.
         key: The data plane's key of this deploy, in hexadecimal.
@@ -59,7 +64,8 @@ class RunInputs:
     placement: Placement
     trials: Sequence[Trial]
     all_trials: Sequence[Trial]
-    policies_to_rate: Sequence[str]
+    passes: Sequence[Pass]
+    latency: LatencyModel
     provision: Sequence[Step]
     objects_at_bs: frozenset[str]
     key: str
@@ -79,8 +85,8 @@ def plan_run(inputs: RunInputs) -> list[Phase]:
         Phase("read the power rails", tuple(planner.rails()), Kind.RAILS),
         Phase("start the base station", tuple(planner.base_station_services())),
     ]
-    for policy in inputs.policies_to_rate:
-        phases += planner.quality(policy)
+    for one in inputs.passes:
+        phases += planner.quality(one)
     verified: tuple[str, Channel | None] | None = None
     for trial in inputs.trials:
         links = trial.scenario, planner.channel(trial.scenario, trial.repeat)
@@ -130,12 +136,39 @@ class _Planner:
             self.bs.name, (self.inputs.shards / "manifest.json"), "~/.testbed/manifest.json", "manifest"
         )
         yield Put(self.bs.name, json_bytes(devices), "~/.testbed/devices.json", "devices")
-        quality = self.campaign.quality
-        for text in quality.texts if quality else ():
-            yield Put(self.bs.name, text, f"{self.remote}/texts/{text.name}", "held-out text")
-        spec = run_spec(self.campaign, self.inputs.run, self.remote, self.inputs.all_trials)
+        yield from self.quality_files()
+        for target, path in policy_files(self.campaign, self.remote).items():
+            yield Put(self.bs.name, path, target, "policy")
+        spec = run_spec(
+            self.campaign,
+            self.inputs.run,
+            self.remote,
+            self.inputs.all_trials,
+            self.inputs.latency,
+            self.imagined,
+        )
         yield Put(self.bs.name, json_bytes(spec), f"{self.remote}/spec.json", "trials")
         yield from self.channel_files()
+
+    @cached_property
+    def imagined(self) -> Sequence[Imagined]:
+        """The links of the scenarios that a quality pass follows."""
+        names = dict.fromkeys(one.scenario for one in self.inputs.passes if one.scenario is not None)
+        return [imagined_links(self.campaign, self.inventory, name) for name in names]
+
+    def quality_files(self) -> Iterator[Step]:
+        """Yield what quality passes read: texts, questions, and the links that they imagine."""
+        quality = self.campaign.quality
+        if quality is None or not self.inputs.passes:
+            return
+        for text in quality.texts:
+            yield Put(self.bs.name, text, f"{self.remote}/texts/{text.name}", "held-out text")
+        for file in quality.choices:
+            yield Put(self.bs.name, file, f"{self.remote}/choices/{file.name}", "questions")
+        for links in self.imagined:
+            if links.channel is not None:
+                content = channel_bytes(links.channel)
+                yield Put(self.bs.name, content, imagined_file(self.remote, links), "imagined links")
 
     def channel_files(self) -> Iterator[Step]:
         """Yield the channel of each scenario and repeat that is still to be run, for every host that plays it."""
@@ -206,14 +239,15 @@ class _Planner:
             self.bs.name, f"{self.remote}/{trial}", self.inputs.folder / "fetched" / trial, "records"
         )
 
-    def quality(self, policy: str) -> list[Phase]:
-        name = f"quality-{policy}"
-        args = ["quality", "--spec", f"{self.remote}/spec.json", "--policy", policy]
+    def quality(self, one: Pass) -> list[Phase]:
+        args = ["quality", "--spec", f"{self.remote}/spec.json", "--policy", one.policy]
+        if one.scenario is not None:
+            args += ["--scenario", one.scenario]
         steps = (
-            self.lab.payload(self.bs, "wdmoe.bsctl", *args, title=name, timeout_s=TRIAL_TIMEOUT_S),
-            self.fetch(name),
+            self.lab.payload(self.bs, "wdmoe.bsctl", *args, title=one.name, timeout_s=QUALITY_TIMEOUT_S),
+            self.fetch(one.name),
         )
-        return [Phase(name, steps, Kind.QUALITY)]
+        return [Phase(one.name, steps, Kind.QUALITY)]
 
     def trial(self, trial: Trial, *, verify: bool) -> list[Phase]:
         phases: list[Phase] = []

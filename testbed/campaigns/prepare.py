@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from payloads.wdmoe.spec import quality_name
 from testbed.artifacts.manifest import Manifest
 from testbed.artifacts.placement import DeviceCapacity, Placement, place_auto, place_explicit
 from testbed.artifacts.shard import Sharded, shard_model
 from testbed.campaigns.journal import Journal
+from testbed.campaigns.passes import Pass
 from testbed.campaigns.phases import Phase
 from testbed.campaigns.plan import RunInputs
 from testbed.campaigns.trials import Trial
 from testbed.config.boards import memory_bandwidth_bytes_per_s
 from testbed.config.campaign import Campaign
+from testbed.config.folders import cache_folder
 from testbed.config.inventory import Host, Inventory
 from testbed.errors import HostError, HostKeyError, TestbedError
 from testbed.hosts.facts import Facts, assume_facts, facts_command, gather_facts
@@ -26,6 +28,7 @@ from testbed.hosts.fleet import Fleet
 from testbed.hosts.steps import Command
 from testbed.hosts.transport import Transport
 from testbed.provision.plan import plan_fleet
+from testbed.simulate.assumed import latency_model
 
 __all__ = ["Probed", "cache_folder", "capacities", "gather", "probe_hosts", "probe_phase"]
 
@@ -139,11 +142,6 @@ def _together(errors: Sequence[TestbedError | OSError]) -> TestbedError | OSErro
     return together
 
 
-def cache_folder() -> Path:
-    """Return the folder of what can be made again, ``$XDG_CACHE_HOME/testbed``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "testbed"
-
-
 def sharded(model: Path) -> Sharded:
     """Return a model's objects, made in the cache where they are not there yet."""
     place = hashlib.sha256(str(model.resolve()).encode()).hexdigest()[:12]  # two models may have one name
@@ -180,6 +178,7 @@ def gather(
     campaign: Campaign,
     inventory: Inventory,
     all_trials: Sequence[Trial],
+    all_passes: Sequence[Pass],
     probed: Probed,
 ) -> RunInputs:
     """Return all that the plan of a run (or of what is left of it) follows from.
@@ -189,13 +188,15 @@ def gather(
         folder: Its local folder.
         campaign: The campaign.
         inventory: The fleet.
-        all_trials: All trials of the campaign.
+        all_trials: All trials of the run.
+        all_passes: All quality passes of the run.
         probed: What the hosts answered.
     """
     model = sharded(campaign.model)
-    whole = _whole_parts(folder)
+    whole = _whole_parts(
+        folder, asks_questions=campaign.quality is not None and bool(campaign.quality.choices)
+    )
     trials = [trial for trial in all_trials if trial.name not in whole]
-    policies = [policy.name for policy in campaign.policies] if campaign.quality else []
     return RunInputs(
         run=run,
         campaign=campaign,
@@ -205,7 +206,8 @@ def gather(
         placement=place(campaign, inventory, model.manifest, probed.facts),
         trials=trials,
         all_trials=all_trials,
-        policies_to_rate=[name for name in policies if f"quality-{name}" not in whole],
+        passes=[one for one in all_passes if one.name not in whole],
+        latency=latency_model(campaign, inventory, model.manifest),
         provision=plan_fleet(inventory, probed.facts),
         objects_at_bs=probed.objects_at_bs,
         key=secrets.token_hex(32),
@@ -213,12 +215,18 @@ def gather(
     )
 
 
-def _whole_parts(folder: Path) -> set[str]:
+def _whole_parts(folder: Path, *, asks_questions: bool) -> set[str]:
     """Return the trials and quality passes that are whole on disk."""
     if not (folder / "tables").is_dir():
         return set()
     from testbed.records import load_run
 
     run = load_run(folder)
-    rated = {f"quality-{policy}" for policy in run.quality["policy"].unique()}
-    return {str(name) for name in run.completed["trial"]} | rated
+    # Of a pass' tables this one is written last.
+    rated = run.choices if asks_questions else run.quality
+    passes = rated[["policy", "scenario"]].drop_duplicates()
+    names = {
+        quality_name(str(row.policy), row.scenario if isinstance(row.scenario, str) else None)
+        for row in passes.itertuples()
+    }
+    return {str(name) for name in run.completed["trial"]} | names

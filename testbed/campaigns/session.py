@@ -1,29 +1,28 @@
 """One start of a run: from the files to a plan, and from the plan to a report.
 
-``new`` and ``resumed`` say what is to be run, ``dry_run`` plans it, ``execute`` does it.
+``new``, ``evaluation`` and ``resumed`` say what is to be run, ``dry_run`` plans it, ``execute`` does it.
 """
 
 from __future__ import annotations
 
 import fcntl
-import shlex
 import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from testbed.artifacts.weights import require_weights
 from testbed.campaigns.describe import describe_run
 from testbed.campaigns.journal import Journal, read_journal
-from testbed.campaigns.phases import Phase, phase_lines, phases_json
+from testbed.campaigns.passes import passes_of
 from testbed.campaigns.plan import plan_run
-from testbed.campaigns.prepare import Probed, gather, probe_hosts, probe_phase
+from testbed.campaigns.prepare import gather, probe_hosts, probe_phase
 from testbed.campaigns.progress import Progress
 from testbed.campaigns.runner import Runner
 from testbed.campaigns.spec import load_prompts
-from testbed.campaigns.trials import Trial, interleave
+from testbed.campaigns.target import Evaluation, Finished, Plan, Target
 from testbed.config.campaign import Campaign, check_campaign, load_campaign
 from testbed.config.inventory import Inventory, load_inventory
 from testbed.errors import InputError, RefusedError, TestbedError
@@ -31,135 +30,9 @@ from testbed.hosts.fleet import Fleet
 from testbed.records import find_run, read_manifest, write_manifest
 from testbed.records.manifest import LOCK_NAME, MANIFEST_NAME
 
-__all__ = ["Finished", "Plan", "Target", "dry_run", "execute", "new", "resumed"]
+__all__ = ["Evaluation", "Finished", "Plan", "Target", "dry_run", "evaluation", "execute", "new", "resumed"]
 
 PROBE_TIMEOUT_S = 8.0
-
-
-@dataclass(frozen=True)
-class Target:
-    """What is to be run.
-
-    Attributes:
-        run: The run's name.
-        folder: Its local folder.
-        campaign_file: The campaign file.
-        inventory_file: The inventory file.
-        campaign: The campaign.
-        inventory: The fleet.
-        limit: The devices that the run is limited to; all where it is empty.
-        resumed: Whether the run was started before.
-    """
-
-    run: str
-    folder: Path
-    campaign_file: Path
-    inventory_file: Path
-    campaign: Campaign
-    inventory: Inventory
-    limit: tuple[str, ...] = ()
-    resumed: bool = False
-
-    @property
-    def trials(self) -> list[Trial]:
-        """All trials of the campaign, in order."""
-        return interleave(
-            [policy.name for policy in self.campaign.policies],
-            [scenario.name for scenario in self.campaign.scenarios],
-            self.campaign.repeats,
-            self.campaign.seed,
-        )
-
-    @property
-    def command(self) -> str:
-        """The command that makes such a run again."""
-        words = ["testbed", "run", str(self.campaign_file), "--inventory", str(self.inventory_file)]
-        for name in self.limit:
-            words += ["--limit", name]
-        return shlex.join(words)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run would do.
-
-    Attributes:
-        target: What is to be run.
-        probed: What the hosts answered, or what was assumed of them.
-        phases: The phases, the probe first.
-    """
-
-    target: Target
-    probed: Probed
-    phases: Sequence[Phase]
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the plan as plain data."""
-        return {
-            "run": self.target.run,
-            "trials": len(self.target.trials),
-            "facts": self.probed.as_json(),
-            "phases": phases_json(self.phases),
-        }
-
-    def as_text(self) -> str:
-        """Return the plan for people: the facts that it rests on, then each phase's steps."""
-        campaign = self.target.campaign
-        shape = f"{len(campaign.policies)} policies x {len(campaign.scenarios)} scenarios x {campaign.repeats} repeats"
-        lines = [
-            f"run {self.target.run}: {len(self.target.trials)} trials ({shape}), nothing is changed",
-            "",
-            "facts",
-        ]
-        lines += [f"  {line}" for line in self.probed.as_lines()]
-        lines += phase_lines(self.phases)
-        return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class Finished:
-    """How a run ended.
-
-    Attributes:
-        run: The run's name.
-        folder: Its folder.
-        report: The report's path.
-        completed: How many trials of the campaign are whole, earlier starts included.
-        planned: How many trials the campaign has.
-        failed: What each failed trial said.
-        stopped: What else went wrong, or an empty string.
-    """
-
-    run: str
-    folder: Path
-    report: Path
-    completed: int
-    planned: int
-    failed: dict[str, str]
-    stopped: str
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the outcome as plain data."""
-        return {
-            "run": self.run,
-            "folder": str(self.folder),
-            "report": str(self.report),
-            "completed": self.completed,
-            "planned": self.planned,
-            "failed": self.failed,
-            "stopped": self.stopped,
-        }
-
-    def as_text(self) -> str:
-        """Return the outcome for people."""
-        lines = [f"{self.run}: {self.completed} of {self.planned} trials completed"]
-        lines += [f"  {trial} failed: {error}" for trial, error in self.failed.items()]
-        if self.stopped:
-            lines.append(f"  {self.stopped}")
-        if self.completed < self.planned:
-            lines.append(f"  the others: testbed run --resume {self.folder}")
-        lines.append(f"report: {self.report}")
-        return "\n".join(lines)
 
 
 def new(results: Path, campaign_file: Path, inventory_file: Path | None, limit: Sequence[str]) -> Target:
@@ -171,10 +44,38 @@ def new(results: Path, campaign_file: Path, inventory_file: Path | None, limit: 
     campaign = load_campaign(campaign_file)
     inventory_file = inventory_file or campaign.inventory
     inventory = _checked(campaign, load_inventory(inventory_file), limit)
+    run = _free_name(results, campaign)
+    return Target(run, results / run, campaign_file, inventory_file, campaign, inventory, tuple(limit))
+
+
+def evaluation(
+    results: Path,
+    campaign_file: Path,
+    inventory_file: Path | None,
+    limit: Sequence[str],
+    asked: Evaluation,
+) -> Target:
+    """Return a run of quality passes only that has not been started yet.
+
+    Raises:
+        InputError: A file is wrong, they do not fit each other, the campaign measures no quality, or it has no
+            policy or scenario of a name.
+    """
+    target = replace(new(results, campaign_file, inventory_file, limit), evaluation=asked)
+    if target.campaign.quality is None:
+        raise InputError(
+            f"{campaign_file}: the campaign measures no quality",
+            hint="give it `quality` with `texts` or `choices`; docs/quality.md has the keys",
+        )
+    passes_of(target.campaign, asked.policies, asked.scenarios)  # refuses a name that is not there
+    return target
+
+
+def _free_name(results: Path, campaign: Campaign) -> str:
+    """Return the campaign's name and the next free number."""
     taken = [path.name.rpartition("-")[2] for path in results.glob(f"{campaign.campaign}-*")]
     number = max((int(tail) for tail in taken if tail.isdigit()), default=0) + 1
-    run = f"{campaign.campaign}-{number:04d}"
-    return Target(run, results / run, campaign_file, inventory_file, campaign, inventory, tuple(limit))
+    return f"{campaign.campaign}-{number:04d}"
 
 
 def resumed(results: Path, run: str, limit: Sequence[str]) -> Target:
@@ -212,9 +113,17 @@ def resumed(results: Path, run: str, limit: Sequence[str]) -> Target:
             f"{inventory_file}: the lab has changed since {folder.name} was started",
             hint=f"put it back as it is in {folder / MANIFEST_NAME}, or start a new run",
         )
-    name = str(manifest["run"])
+    asked = files.get("evaluation")
     return Target(
-        name, folder, campaign_file, inventory_file, campaign, inventory, tuple(limit), resumed=True
+        str(manifest["run"]),
+        folder,
+        campaign_file,
+        inventory_file,
+        campaign,
+        inventory,
+        limit,
+        resumed=True,
+        evaluation=asked and Evaluation(tuple(asked["policies"]), tuple(asked["scenarios"])),
     )
 
 
@@ -222,7 +131,15 @@ def dry_run(target: Target) -> Plan:
     """Return what a run would do; a host that does not answer gets assumed facts."""
     with Fleet(target.inventory, connect_timeout_s=PROBE_TIMEOUT_S) as fleet:
         probed = probe_hosts(fleet, assume=True)
-    inputs = gather(target.run, target.folder, target.campaign, target.inventory, target.trials, probed)
+    inputs = gather(
+        target.run,
+        target.folder,
+        target.campaign,
+        target.inventory,
+        target.trials,
+        target.passes,
+        probed,
+    )
     return Plan(target, probed, [probe_phase(target.inventory), *plan_run(inputs)])
 
 
@@ -251,7 +168,15 @@ def _execute(target: Target, journal: Journal) -> Finished:
     probing = probe_phase(target.inventory)
     with Fleet(target.inventory, connect_timeout_s=PROBE_TIMEOUT_S) as fleet:
         probed = probe_hosts(fleet, assume=False, journal=journal)
-    inputs = gather(target.run, target.folder, target.campaign, target.inventory, target.trials, probed)
+    inputs = gather(
+        target.run,
+        target.folder,
+        target.campaign,
+        target.inventory,
+        target.trials,
+        target.passes,
+        probed,
+    )
     offsets = {name: facts.clock_offset_s or 0.0 for name, facts in probed.facts.items()}
     if target.resumed:
         manifest = read_manifest(target.folder)
@@ -268,6 +193,7 @@ def _execute(target: Target, journal: Journal) -> Finished:
             "campaign": str(target.campaign_file.resolve()),
             "inventory": str(target.inventory_file.resolve()),
             "limit": list(target.limit),
+            "evaluation": target.evaluation and target.evaluation.as_json(),
         }
         write_manifest(target.folder, manifest)
     from testbed.campaigns.finish import finish, update_manifest
@@ -301,7 +227,14 @@ def _execute(target: Target, journal: Journal) -> Finished:
                 progress.note(f"what was measured so far: {report}")
     whole = len(target.trials) - len(inputs.trials) + len(outcome.completed)
     return Finished(
-        target.run, target.folder, report, whole, len(target.trials), outcome.failed, outcome.stopped
+        target.run,
+        target.folder,
+        report,
+        whole,
+        len(target.trials),
+        outcome.failed,
+        outcome.stopped,
+        None if target.evaluation is None else len(target.passes),
     )
 
 
@@ -310,6 +243,7 @@ def _checked(campaign: Campaign, lab: Inventory, limit: Sequence[str]) -> Invent
     inventory = lab.limited(limit)
     check_campaign(campaign, lab)  # a scenario may speak of a device that is left out
     load_prompts(campaign)
+    require_weights(campaign.model)
     return inventory
 
 

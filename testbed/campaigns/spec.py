@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from payloads.wdmoe.latency import LatencyModel
+from payloads.wdmoe.user_policy import is_user_kind, read_user_policy, split_kind
+from testbed.campaigns.imagined import Imagined
 from testbed.campaigns.trials import Trial
-from testbed.config.campaign import Campaign
+from testbed.config.campaign import Campaign, Policy
 from testbed.errors import InputError
 
-__all__ = ["load_prompts", "run_spec"]
+__all__ = ["imagined_file", "load_prompts", "policy_files", "run_spec"]
 
 
 def load_prompts(campaign: Campaign) -> list[dict[str, str]]:
@@ -51,7 +55,14 @@ def load_prompts(campaign: Campaign) -> list[dict[str, str]]:
     return prompts[:count]
 
 
-def run_spec(campaign: Campaign, run: str, remote: str, trials: Sequence[Trial]) -> dict[str, Any]:
+def run_spec(
+    campaign: Campaign,
+    run: str,
+    remote: str,
+    trials: Sequence[Trial],
+    latency: LatencyModel,
+    imagined: Sequence[Imagined],
+) -> dict[str, Any]:
     """Return the run's specification for the base station.
 
     Args:
@@ -59,27 +70,72 @@ def run_spec(campaign: Campaign, run: str, remote: str, trials: Sequence[Trial])
         run: The run's name.
         remote: The run's folder on the base station.
         trials: All trials, in order.
+        latency: What dispatches are expected to take.
+        imagined: The links of the scenarios that quality passes follow.
     """
-    quality = campaign.quality
     return {
         "run": run,
         "model": campaign.model_name,
         "max_new_tokens": campaign.prompts.max_new_tokens,
         "warmup_prompts": campaign.prompts.warmup,
         "prompts": load_prompts(campaign),
-        "policies": {
-            policy.name: policy.selection.model_dump(exclude_none=True) for policy in campaign.policies
-        },
+        "policies": {policy.name: _selection(policy, remote) for policy in campaign.policies},
         "bandwidth": {
             policy.name: policy.bandwidth.settings() for policy in campaign.policies if policy.bandwidth
         },
-        "quality": quality
-        and {
-            "window_tokens": quality.window_tokens,
-            "windows": quality.windows,
-            "texts": [{"name": t.stem, "path": f"{remote}/texts/{t.name}"} for t in quality.texts],
+        "latency": latency.as_json(),
+        "quality": _quality(campaign, remote),
+        "scenarios": {
+            links.scenario: {
+                "channel": None if links.channel is None else imagined_file(remote, links),
+                "delay_ms": dict(links.delay_ms),
+            }
+            for links in imagined
         },
         "trials": [
             {"trial": t.name, "policy": t.policy, "scenario": t.scenario, "repeat": t.repeat} for t in trials
         ],
+    }
+
+
+def imagined_file(remote: str, links: Imagined) -> str:
+    """Return where the base station finds the links of a scenario that it imagines."""
+    return f"{remote}/channels/{links.scenario}-imagined.json"
+
+
+def policy_files(campaign: Campaign, remote: str) -> Mapping[str, Path]:
+    """Return the files of the policies of the user's own, by the place that they get on the base station."""
+    files: dict[str, Path] = {}
+    for policy in campaign.policies:
+        if is_user_kind(policy.selection.kind):
+            path, name = split_kind(policy.selection.kind)
+            files[_policy_file(remote, read_user_policy(path, name).sha256, path)] = path
+    return files
+
+
+def _policy_file(remote: str, sha256: str, path: Path) -> str:
+    return f"{remote}/policies/{sha256[:16]}/{path.name}"
+
+
+def _selection(policy: Policy, remote: str) -> dict[str, Any]:
+    """Return the settings of a policy's selection; a class of the user's own is where its file is staged."""
+    settings = policy.selection.settings()
+    if not is_user_kind(settings["kind"]):
+        return settings
+    path, name = split_kind(settings["kind"])
+    sha256 = read_user_policy(path, name).sha256
+    return {**settings, "kind": f"{_policy_file(remote, sha256, path)}:{name}", "sha256": sha256}
+
+
+def _quality(campaign: Campaign, remote: str) -> dict[str, Any] | None:
+    quality = campaign.quality
+    if quality is None:
+        return None
+    return {
+        "window_tokens": quality.window_tokens,
+        "windows": quality.windows,
+        "texts": [{"name": t.stem, "path": f"{remote}/texts/{t.name}"} for t in quality.texts],
+        "way": quality.way,
+        "choices": [{"name": f.stem, "path": f"{remote}/choices/{f.name}"} for f in quality.choices],
+        "choice_count": quality.choice_count,
     }

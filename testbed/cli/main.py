@@ -17,7 +17,22 @@ from typing import Annotated
 import typer
 
 from testbed import __version__
-from testbed.cli import emulate, inventory, model, provision, results, run_campaign, services, shape, trust
+from testbed.cli import (
+    emulate,
+    evaluate,
+    inventory,
+    model,
+    policy,
+    provision,
+    results,
+    run_campaign,
+    services,
+    shape,
+    simulate,
+    simulate_campaign,
+    sweep,
+    trust,
+)
 from testbed.cli.common import print_error
 from testbed.errors import TestbedError
 
@@ -32,11 +47,18 @@ app.add_typer(inventory.app, name="inventory")
 app.add_typer(emulate.app, name="emulate")
 app.add_typer(services.app, name="services")
 app.add_typer(shape.app, name="shape")
+app.add_typer(policy.app, name="policy")
 app.command("trust", short_help="Record the hosts' keys once you have seen them.")(trust.trust)
 app.command("provision", short_help="Make the hosts ready; right ones are left alone.")(provision.provision)
 app.command("shard", short_help="Split a model: base station's part and experts.")(model.shard)
 app.command("place", short_help="Show which device would hold which expert.")(model.place)
 app.command("run", short_help="Run a campaign, from its file to its report.")(run_campaign.run)
+app.command("simulate", short_help="Simulate a campaign: the same tables, no hosts.")(
+    simulate_campaign.simulate
+)
+app.command("evaluate", short_help="Measure the quality of a campaign's policies.")(evaluate.evaluate)
+app.command("sweep", short_help="Simulate a campaign at many values.")(sweep.sweep)
+app.command("calibrate", short_help="Fit the latency model to a run.")(simulate.calibrate)
 app.command("runs")(results.runs)
 app.command("report")(results.report)
 app.command("export")(results.export)

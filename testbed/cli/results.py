@@ -34,6 +34,7 @@ def runs(results: Results = Path("results"), as_json: AsJson = False) -> None:
                 "completed": entry.completed,
                 "planned": entry.planned,
                 "emulated": entry.emulated,
+                "simulated": entry.simulated,
                 "problem": entry.problem,
             }
             for entry in found
@@ -50,7 +51,7 @@ def runs(results: Results = Path("results"), as_json: AsJson = False) -> None:
             continue
         started = f"{dt.datetime.fromtimestamp(entry.started_unix):%Y-%m-%d %H:%M}"
         trials = f"{entry.completed} of {entry.planned}" if entry.planned else str(entry.completed)
-        boards = "emulated" if entry.emulated else "hardware"
+        boards = "simulated" if entry.simulated else "emulated" if entry.emulated else "hardware"
         lines.append((entry.run, started, entry.state, trials, boards, entry.campaign))
     widths = [max(len(line[place]) for line in lines) for place in range(5)]
     for line in lines:

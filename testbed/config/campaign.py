@@ -6,12 +6,14 @@ import difflib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, PrivateAttr, ValidationInfo, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, ValidationInfo, model_validator
 
+from testbed.config.folders import built_models_folder
 from testbed.config.inventory import Inventory, no_device
-from testbed.config.model import Count, FilePath, Model, Name, Problem, problems_error, validate
+from testbed.config.model import Count, FilePath, Model, Name, Problem, ReadableFile, problems_error, validate
+from testbed.config.policy import Bandwidth, Latency, Policy, Selection, policy_kinds
 from testbed.config.scenario import LinkRates, Scenario
 from testbed.config.shaping import shaping_problems
 from testbed.config.yaml import Document, read_yaml
@@ -20,6 +22,7 @@ from testbed.errors import InputError
 __all__ = [
     "Bandwidth",
     "Campaign",
+    "Latency",
     "LinkRates",
     "Policy",
     "Prompts",
@@ -35,6 +38,10 @@ __all__ = [
 ]
 
 
+#: Models that are too large to come with testbed, and what builds them.
+BUILT_MODELS = {"smollm2-moe": "scripts/build_smollm2_moe.py"}
+
+
 def models_folder() -> Path:
     """Return the folder of the models that come with testbed."""
     import payloads
@@ -42,33 +49,17 @@ def models_folder() -> Path:
     return Path(payloads.__path__[0]) / "models"
 
 
-def policy_kinds() -> tuple[str, ...]:
-    """Return the kinds of expert selection that the base station knows."""
-    from payloads.wdmoe.gating import POLICY_KINDS
-
-    return tuple(POLICY_KINDS)
-
-
-def _readable(path: Path) -> Path:
-    try:
-        with path.open("rb"):
-            return path
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-
-
-ReadableFile = Annotated[FilePath, AfterValidator(_readable)]
-
-
 def _known_model(name: str, info: ValidationInfo) -> Path:
     """Return the folder of a model given by its name or by a path."""
-    shipped = models_folder()
+    shipped, built = models_folder(), built_models_folder()
     base = (info.context or {}).get("base") or Path()
-    for folder in (shipped / name, base / Path(name).expanduser()):
+    for folder in (shipped / name, built / name, base / Path(name).expanduser()):
         if (folder / "config.json").is_file():
             _check_config(folder / "config.json")
             return folder.resolve()
-    names = sorted(path.parent.name for path in shipped.glob("*/config.json"))
+    if name in BUILT_MODELS:
+        raise ValueError(f"{name} is not built yet; build it with {BUILT_MODELS[name]} (into {built / name})")
+    names = sorted({path.parent.name for root in (shipped, built) for path in root.glob("*/config.json")})
     close = difflib.get_close_matches(name, names, n=1)
     there = f"did you mean {close[0]}?" if close else f"there are: {', '.join(names) or 'none'}"
     raise ValueError(f"no model of this name or path (a folder with config.json): {name!r}; {there}")
@@ -85,13 +76,6 @@ def _check_config(path: Path) -> None:
         raise ValueError(f"{path}: a JSON object was expected")
 
 
-def _known_kind(kind: str) -> str:
-    kinds = policy_kinds()
-    if kind not in kinds:
-        raise ValueError(f"unknown policy kind {kind!r}; there are: {', '.join(kinds)}")
-    return kind
-
-
 class Prompts(Model):
     """What is asked, and how much is answered."""
 
@@ -106,55 +90,44 @@ class Prompts(Model):
 
 
 class Quality(Model):
-    """How the quality of a policy is measured: its perplexity on held-out text."""
+    """How the quality of a policy is measured: by held-out text, and by questions with answers to choose from."""
 
-    texts: Annotated[tuple[ReadableFile, ...], Field(min_length=1)]
+    texts: tuple[ReadableFile, ...] = ()
     """Text files that the model was not trained on."""
     windows: Count = 16
     """How many windows of each text are rated."""
     window_tokens: Annotated[int, Field(strict=True, ge=2)] = 256
     """How many tokens a window has."""
+    way: Annotated[Literal["decode", "prompt"], Field(alias="as")] = "decode"
+    """How a policy sees a text: `decode` (each token on its own, as those of an answer) or `prompt` (all at once)."""
+    choices: tuple[ReadableFile, ...] = ()
+    """Files of lines such as `{"id": "q1", "question": "...", "choices": ["...", "..."], "answer": 0}`."""
+    choice_count: Count | None = None
+    """How many questions of each file are asked, spread evenly over it; all where it is left out."""
 
+    @model_validator(mode="after")
+    def _readable_questions(self) -> Self:
+        from payloads.wdmoe.heldout import QualityError, read_items
 
-class Selection(Model):
-    """How the experts of a token are chosen: the kind, and the settings of that kind."""
-
-    model_config = ConfigDict(extra="allow")
-
-    kind: Annotated[str, AfterValidator(_known_kind)]
-    """The kind of selection, such as `top_k`."""
-    k: Any = None
-    """How many experts each token keeps (kind `top_k`)."""
-
-    def settings(self) -> dict[str, Any]:
-        """Return the kind and its settings, as the base station is told them."""
-        return self.model_dump(exclude_none=True)
-
-
-class Bandwidth(Model):
-    """How the band is shared among the devices while a trial runs."""
-
-    kind: Any
-    """`scenario` (the links are left as the scenario has them), `uniform`, or `proportional` (to the bytes sent)."""
-    per: Any = None
-    """How often it is shared anew: `layer`, `token` or `trial` (kind `proportional`; default `layer`)."""
-    floor: Any = None
-    """The share that every device keeps (kind `proportional`; default 0.01)."""
-
-    def settings(self) -> dict[str, Any]:
-        """Return the kind and its settings, as the base station is told them."""
-        return self.model_dump(exclude_none=True)
-
-
-class Policy(Model):
-    """One policy that the campaign compares."""
-
-    name: Name
-    """The policy's name in the records."""
-    selection: Selection
-    """How the experts of a token are chosen."""
-    bandwidth: Bandwidth | None = None
-    """How the band is shared among the devices; as the scenario has it where this is left out."""
+        problems = []
+        if not self.texts and not self.choices:
+            problems.append(
+                Problem(("quality",), "`texts` or `choices` was expected, with at least one file")
+            )
+        names = [file.stem for file in self.choices]
+        for number, file in enumerate(self.choices):
+            place = ("quality", "choices", number)
+            if names.index(file.stem) < number:
+                same = f"a second file called {file.stem}; give one of them another name"
+                problems.append(Problem(place, same, see=("quality", "choices", names.index(file.stem))))
+                continue
+            try:
+                read_items([(file.stem, file)], self.choice_count)
+            except QualityError as error:
+                problems.append(Problem(place, str(error)))
+        if problems:
+            raise problems_error(problems)
+        return self
 
 
 class Telemetry(Model):
@@ -188,7 +161,7 @@ class Campaign(Model):
     inventory: FilePath
     """The inventory of the lab, from the folder of this file."""
     model: Annotated[Path, AfterValidator(lambda path, info: _known_model(str(path), info))]
-    """The name of a model that comes with testbed, or the path of a model's folder."""
+    """The name of a model that comes with testbed or was built by its scripts, or the path of a model's folder."""
     dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
     """The number format that the model runs in."""
     seed: Annotated[int, Field(strict=True, ge=0)] = 0
@@ -205,6 +178,8 @@ class Campaign(Model):
     """The policies that are compared."""
     scenarios: Annotated[tuple[Scenario, ...], Field(min_length=1)]
     """The link scenarios that they are compared in."""
+    latency: Latency = Latency()
+    """The latency model that policies decide by and that `predicted_ms` comes from."""
     telemetry: Telemetry = Telemetry()
     """How often each device is asked about itself."""
     verify: Verify = Verify()

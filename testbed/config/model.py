@@ -23,6 +23,7 @@ __all__ = [
     "Port",
     "Problem",
     "Rate",
+    "ReadableFile",
     "load_model",
     "problems_error",
     "validate",
@@ -45,6 +46,19 @@ def _from_base(path: Path, info: ValidationInfo) -> Path:
 
 FilePath = Annotated[Path, AfterValidator(_from_base)]
 """A path; a relative one starts at the folder of the file that holds it."""
+
+
+def _readable(path: Path) -> Path:
+    try:
+        with path.open("rb"):
+            return path
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+
+
+ReadableFile = Annotated[FilePath, AfterValidator(_readable)]
+"""A file that can be read."""
+
 
 Name = Annotated[
     str,

@@ -28,6 +28,7 @@ class RunSummary:
         planned: How many trials there should be; None where the campaign file does not say.
         emulated: Whether its boards were emulated.
         problem: Why it is unreadable, or an empty string.
+        simulated: Whether a model made it.
     """
 
     run: str
@@ -39,6 +40,7 @@ class RunSummary:
     planned: int | None
     emulated: bool
     problem: str = ""
+    simulated: bool = False
 
 
 def list_runs(results: Path) -> list[RunSummary]:
@@ -91,6 +93,7 @@ def _summary(folder: Path) -> RunSummary:
         completed=completed,
         planned=outline_of(manifest).trials,
         emulated=bool(manifest.get("emulated", False)),
+        simulated=bool(manifest.get("simulated", False)),
     )
 
 

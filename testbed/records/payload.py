@@ -18,8 +18,10 @@ PAYLOAD_FILES: Mapping[str, str] = MappingProxyType(
         "requests.jsonl": "requests",
         "tokens.jsonl": "tokens",
         "dispatches.jsonl": "dispatches",
+        "selection.jsonl": "selection",
         "clocks.jsonl": "clocks",
         "quality.jsonl": "quality",
+        "choices.jsonl": "choices",
     }
 )
 """The files of a trial's folder and the tables that they belong to."""

@@ -30,9 +30,11 @@ class Run:
         trials: One row a trial.
         requests: One row a request.
         tokens: One row a generated token.
-        dispatches: One row a dispatch, those of quality passes included (their trial is ``quality-POLICY``).
+        dispatches: One row a dispatch, those of quality passes included (their trial begins with ``quality-``).
+        selection: One row a trial, stage, layer and device: what was sent and what the policy dropped.
         clocks: One row an estimate of a device's clock.
-        quality: One row a window of held-out text and policy.
+        quality: One row a window of held-out text and policy, and scenario where the policy looks at the links.
+        choices: One row a multiple-choice question and policy, and scenario as in ``quality``.
         links: One row a rate that came into force on a link, or a probe of it.
         traffic: One row a trial, device and direction: the kernel's count of bytes beside the records'.
         throughput: One row a look at the counters of a link.
@@ -47,8 +49,10 @@ class Run:
     requests: pd.DataFrame = field(repr=False)
     tokens: pd.DataFrame = field(repr=False)
     dispatches: pd.DataFrame = field(repr=False)
+    selection: pd.DataFrame = field(repr=False)
     clocks: pd.DataFrame = field(repr=False)
     quality: pd.DataFrame = field(repr=False)
+    choices: pd.DataFrame = field(repr=False)
     links: pd.DataFrame = field(repr=False)
     traffic: pd.DataFrame = field(repr=False)
     throughput: pd.DataFrame = field(repr=False)

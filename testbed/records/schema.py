@@ -6,92 +6,21 @@ Every time column is named ``t_*_s`` and holds seconds since the start of the ru
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
+
+from testbed.records.columns import Column, Table, count, flag, number, text
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = ["SCHEMA_VERSION", "TABLES", "Column", "Table", "arrow_schema", "markdown"]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
-Kind = Literal["string", "int64", "float64", "bool"]
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column of a table.
-
-    Attributes:
-        name: The column's name, with its unit at the end where it has one.
-        kind: The type of its values.
-        unit: The unit for people: ``s``, ``ms``, ``bytes``; empty for a plain number or a name.
-        meaning: One line for people.
-        nullable: Whether a value may be missing.
-    """
-
-    name: str
-    kind: Kind
-    unit: str
-    meaning: str
-    nullable: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """One table.
-
-    Attributes:
-        name: The table's name, and that of its folder under ``tables/``.
-        meaning: What one row stands for.
-        columns: The columns, in order.
-    """
-
-    name: str
-    meaning: str
-    columns: tuple[Column, ...]
-
-    def column(self, name: str) -> Column:
-        """Return one column; a KeyError names the table."""
-        for column in self.columns:
-            if column.name == name:
-                return column
-        raise KeyError(f"table {self.name} has no column {name}")
-
-
-def _text(name: str, meaning: str, *, nullable: bool = False) -> Column:
-    return Column(name, "string", "", meaning, nullable)
-
-
-def _count(name: str, meaning: str, unit: str = "", *, nullable: bool = False) -> Column:
-    return Column(name, "int64", unit, meaning, nullable)
-
-
-def _flag(name: str, meaning: str, *, nullable: bool = False) -> Column:
-    return Column(name, "bool", "", meaning, nullable)
-
-
-def _number(name: str, meaning: str, unit: str = "", *, nullable: bool = False) -> Column:
-    if not unit:
-        unit = next((u for end, u in _UNITS.items() if name.endswith(end)), "")
-    return Column(name, "float64", unit, meaning, nullable)
-
-
-_UNITS = {
-    "_mbit": "Mbit/s",
-    "_ms": "ms",
-    "_mw": "mW",
-    "_s": "s",
-    "mw": "mW",
-    "_dbm": "dBm",
-    "_mhz": "MHz",
-}
-
-_TRIAL = _text("trial", "the trial: t001 and so on, in the order of running")
-_REQUEST = _text("request", "the prompt that was answered")
-_DEVICE = _text("device", "the device's name in the inventory")
+_TRIAL = text("trial", "the trial: t001 and so on, in the order of running")
+_REQUEST = text("request", "the prompt that was answered")
+_DEVICE = text("device", "the device's name in the inventory")
 
 _ALL = (
     Table(
@@ -99,22 +28,20 @@ _ALL = (
         "one policy in one scenario with one repeat; the row is written last, so a trial is whole or not there",
         (
             _TRIAL,
-            _count("order", "place in the interleaved order of running"),
-            _text("policy", "the policy's name"),
-            _text("scenario", "the link scenario's name"),
-            _count("repeat", "the repeat, from 0: equal repeats of two policies are compared as a pair"),
-            _text("state", "completed or failed"),
-            _number("t_start_s", "when the trial began"),
-            _number("t_end_s", "when the trial ended"),
-            _flag(
-                "links_ok", "whether every link was within its tolerance when last verified", nullable=True
-            ),
-            _text(
+            count("order", "place in the interleaved order of running"),
+            text("policy", "the policy's name"),
+            text("scenario", "the link scenario's name"),
+            count("repeat", "the repeat, from 0: equal repeats of two policies are compared as a pair"),
+            text("state", "completed or failed"),
+            number("t_start_s", "when the trial began"),
+            number("t_end_s", "when the trial ended"),
+            flag("links_ok", "whether every link was within its tolerance when last verified", nullable=True),
+            text(
                 "links_error",
                 "what else was wrong with its links: a line whose process ended, a change that came to nothing",
                 nullable=True,
             ),
-            _text("error", "why it failed", nullable=True),
+            text("error", "why it failed", nullable=True),
         ),
     ),
     Table(
@@ -123,13 +50,13 @@ _ALL = (
         (
             _TRIAL,
             _REQUEST,
-            _flag("warmup", "a warm-up request: recorded, and left out of every figure of the report"),
-            _count("prompt_tokens", "tokens of the prompt", "tokens"),
-            _count("output_tokens", "tokens that were generated", "tokens"),
-            _number("t_start_s", "when the base station began with it"),
-            _number("ttft_ms", "time to the first token"),
-            _number("e2el_ms", "time to the last token"),
-            _text("text", "the text that was generated", nullable=True),
+            flag("warmup", "a warm-up request: recorded, and left out of every figure of the report"),
+            count("prompt_tokens", "tokens of the prompt", "tokens"),
+            count("output_tokens", "tokens that were generated", "tokens"),
+            number("t_start_s", "when the base station began with it"),
+            number("ttft_ms", "time to the first token"),
+            number("e2el_ms", "time to the last token"),
+            text("text", "the text that was generated", nullable=True),
         ),
     ),
     Table(
@@ -138,132 +65,182 @@ _ALL = (
         (
             _TRIAL,
             _REQUEST,
-            _count("position", "place in the answer, from 0; position 0 includes the reading of the prompt"),
-            _count("token", "the token's number in the vocabulary"),
-            _number("t_s", "when the token was there"),
-            _number("duration_ms", "position 0: ttft; else the time since the token before (itl)"),
-            _number("bs_ms", "the part of it that the base station itself computed", nullable=True),
-            _number("nll", "negative log-likelihood of the token", "nat", nullable=True),
+            count("position", "place in the answer, from 0; position 0 includes the reading of the prompt"),
+            count("token", "the token's number in the vocabulary"),
+            number("t_s", "when the token was there"),
+            number("duration_ms", "position 0: ttft; else the time since the token before (itl)"),
+            number("bs_ms", "the part of it that the base station itself computed", nullable=True),
+            number(
+                "bound_ms",
+                "what no expert selection within the policy's budget could have gone below, by its latency model",
+                nullable=True,
+            ),
+            number("nll", "negative log-likelihood of the token", "nat", nullable=True),
         ),
     ),
     Table(
         "dispatches",
-        "one layer's tokens sent to one device, and their answer; quality passes have the trial quality-POLICY",
+        "one layer's tokens sent to one device, and their answer; a quality pass has a trial such as quality-POLICY",
         (
             _TRIAL,
             _REQUEST,
-            _count("step", "the position of the token that was being made"),
-            _count("layer", "the MoE layer, from 0"),
+            count("step", "the position of the token that was being made"),
+            count("layer", "the MoE layer, from 0"),
             _DEVICE,
-            _count("tokens", "rows of hidden state that were sent", "tokens"),
-            _count("assignments", "pairs of a token and an expert that the device computed"),
-            _count(
+            count("tokens", "rows of hidden state that were sent", "tokens"),
+            count("assignments", "pairs of a token and an expert that the device computed"),
+            count(
                 "dropped",
                 "pairs of token and expert that the policy left out here; a device left with none has no row",
             ),
-            _count("bytes_out", "whole frames to the device, header and payload", "bytes"),
-            _count("bytes_back", "whole frames from the device, header and payload", "bytes"),
-            _number("t_send_s", "base station: before the first byte is sent"),
-            _number("t_first_s", "base station: the first byte of the answer is there", nullable=True),
-            _number("t_done_s", "base station: the last byte of the answer is there"),
-            _number("t_received_s", "device: the last byte of the tokens is there", nullable=True),
-            _number("t_started_s", "device: the computation begins", nullable=True),
-            _number("t_computed_s", "device: the computation is done", nullable=True),
-            _number("t_replied_s", "device: the answer begins to leave", nullable=True),
-            _number("compute_ms", "device: time in the experts", nullable=True),
-            _number(
+            count("bytes_out", "whole frames to the device, header and payload", "bytes"),
+            count("bytes_back", "whole frames from the device, header and payload", "bytes"),
+            number("t_send_s", "base station: before the first byte is sent"),
+            number("t_first_s", "base station: the first byte of the answer is there", nullable=True),
+            number("t_done_s", "base station: the last byte of the answer is there"),
+            number("t_received_s", "device: the last byte of the tokens is there", nullable=True),
+            number("t_started_s", "device: the computation begins", nullable=True),
+            number("t_computed_s", "device: the computation is done", nullable=True),
+            number("t_replied_s", "device: the answer begins to leave", nullable=True),
+            number("compute_ms", "device: time in the experts", nullable=True),
+            number(
                 "predicted_ms", "what the policy's latency model expected for this dispatch", nullable=True
             ),
+        ),
+    ),
+    Table(
+        "selection",
+        "what a policy made of the router's choice for one device in one layer: sums over a trial's measured requests",
+        (
+            _TRIAL,
+            text("stage", "prompt (token step 0), or decode (one token at a time)"),
+            count("layer", "the MoE layer, from 0"),
+            _DEVICE,
+            count("pairs", "pairs of a token and an expert that were sent to it"),
+            count("dropped", "pairs that the router wanted of it and that it did not get"),
+            count("moved_in", "of the pairs sent, those that took the place of one that was dropped"),
+            number("mass", "gate mass sent: each token's experts share a mass of 1, by the router's scores"),
+            number("dropped_mass", "gate mass of the pairs that it did not get"),
         ),
     ),
     Table(
         "clocks",
         "one estimate of a device's clock",
         (
-            _number("t_s", "when it was estimated"),
+            number("t_s", "when it was estimated"),
             _DEVICE,
-            _number(
+            number(
                 "offset_s",
                 "what is added to the device's monotonic clock to give the base station's unix seconds",
             ),
-            _number("rtt_ms", "round trip of the ping behind the estimate; the error is at most half of it"),
+            number("rtt_ms", "round trip of the ping behind the estimate; the error is at most half of it"),
         ),
     ),
     Table(
         "quality",
         "one window of held-out text read under one policy",
         (
-            _text("policy", "the policy's name"),
-            _text("text", "the text's name"),
-            _count("window", "the window's number within its text"),
-            _count("tokens", "tokens that were predicted", "tokens"),
-            _number("nll_sum", "sum of their negative log-likelihoods", "nat"),
+            text("policy", "the policy's name"),
+            text(
+                "scenario",
+                "the scenario whose links the selection followed; null where it does not look at links",
+                nullable=True,
+            ),
+            text("text", "the text's name"),
+            count("window", "the window's number within its text"),
+            count("tokens", "tokens that were predicted", "tokens"),
+            number("nll_sum", "sum of their negative log-likelihoods", "nat"),
+            number(
+                "kl_sum",
+                "sum over them of the Kullback-Leibler divergence of the policy's prediction from the model's own",
+                "nat",
+                nullable=True,
+            ),
+            count(
+                "agree", "how many of them have the model's own most likely token", "tokens", nullable=True
+            ),
+            number("mass_kept", "the share of the gate mass that was sent, from 0 to 1", nullable=True),
+        ),
+    ),
+    Table(
+        "choices",
+        "one multiple-choice question answered under one policy, by the likelihood of each answer",
+        (
+            text("policy", "the policy's name"),
+            text("scenario", "as in quality", nullable=True),
+            text("set", "the name of the set of questions"),
+            text("item", "the question's name within its set"),
+            count("choices", "how many answers there are to choose from"),
+            count("answer", "the right one, from 0"),
+            count("chosen", "the most likely one, from 0"),
+            number("nll_answer", "negative log-likelihood of the right one, a token", "nat"),
+            number("nll_chosen", "negative log-likelihood of the most likely one, a token", "nat"),
         ),
     ),
     Table(
         "links",
         "one probe of a link with messages of one size; a row without message_bytes is a rate that came into force",
         (
-            _number("t_s", "when it was set or measured"),
-            _text("trial", "the trial that it was set or verified for", nullable=True),
-            _text("scenario", "the scenario that was in force", nullable=True),
+            number("t_s", "when it was set or measured"),
+            text("trial", "the trial that it was set or verified for", nullable=True),
+            text("scenario", "the scenario that was in force", nullable=True),
             _DEVICE,
-            _text("direction", "downlink (to the device) or uplink"),
-            _text("backend", "what shapes the link, none where nothing does", nullable=True),
-            _text(
+            text("direction", "downlink (to the device) or uplink"),
+            text("backend", "what shapes the link, none where nothing does", nullable=True),
+            text(
                 "cause",
                 "why the rate came into force: set, block (of a channel), allocate (of a policy), rerate or hold; "
                 "null for a probe",
                 nullable=True,
             ),
-            _text("why", "what the one who asked for it said, such as the layer", nullable=True),
-            _text(
+            text("why", "what the one who asked for it said, such as the layer", nullable=True),
+            text(
                 "state",
                 "a probe: idle, or busy (all other devices at full load in both directions)",
                 nullable=True,
             ),
-            _number(
+            number(
                 "asked_mbit",
                 "the rate asked for, frames included; null where the direction was left alone",
                 nullable=True,
             ),
-            _number("delay_ms", "the one-way delay asked for", nullable=True),
-            _number("loss_percent", "how many frames are to be lost; null for probes", "%", nullable=True),
-            _count("message_bytes", "size of a message", "bytes", nullable=True),
-            _count("n", "messages behind measured_ms", nullable=True),
-            _number(
+            number("delay_ms", "the one-way delay asked for", nullable=True),
+            number("loss_percent", "how many frames are to be lost; null for probes", "%", nullable=True),
+            count("message_bytes", "size of a message", "bytes", nullable=True),
+            count("n", "messages behind measured_ms", nullable=True),
+            number(
                 "expected_ms",
                 "what the rate asked for should give, unshaped round trip excluded",
                 nullable=True,
             ),
-            _number("measured_ms", "median of the messages, unshaped round trip subtracted", nullable=True),
-            _number("p95_ms", "95th percentile of the messages", nullable=True),
-            _number(
+            number("measured_ms", "median of the messages, unshaped round trip subtracted", nullable=True),
+            number("p95_ms", "95th percentile of the messages", nullable=True),
+            number(
                 "ratio",
                 "measured over expected; null for a message of one frame where that passes at once",
                 nullable=True,
             ),
-            _flag("ok", "whether it was within the tolerance", nullable=True),
+            flag("ok", "whether it was within the tolerance", nullable=True),
         ),
     ),
     Table(
         "traffic",
         "what crossed one shaped link in one trial, counted by the kernel and added up from the records",
         (
-            _text("trial", "the trial"),
+            text("trial", "the trial"),
             _DEVICE,
-            _text("direction", "downlink (to the device) or uplink"),
-            _count(
+            text("direction", "downlink (to the device) or uplink"),
+            count(
                 "frame_bytes",
                 "what the link's class counted, Ethernet headers included; null where nothing counts",
                 "bytes",
                 nullable=True,
             ),
-            _count("frames", "the frames that it counted", nullable=True),
-            _count("drops", "the frames that it dropped", nullable=True),
-            _count("dispatch_bytes", "the sum over the trial's dispatches", "bytes"),
-            _count("control_bytes", "handshakes and pings of the data plane", "bytes"),
-            _count(
+            count("frames", "the frames that it counted", nullable=True),
+            count("drops", "the frames that it dropped", nullable=True),
+            count("dispatch_bytes", "the sum over the trial's dispatches", "bytes"),
+            count("control_bytes", "handshakes and pings of the data plane", "bytes"),
+            count(
                 "retransmitted_bytes",
                 "payload that TCP says it sent again; null where the kernel did not tell",
                 "bytes",
@@ -275,13 +252,13 @@ _ALL = (
         "throughput",
         "what one shaped link let through from one look at its counters to the next",
         (
-            _number("t_s", "when the interval ended"),
-            _text("trial", "the trial", nullable=True),
+            number("t_s", "when the interval ended"),
+            text("trial", "the trial", nullable=True),
             _DEVICE,
-            _text("direction", "downlink (to the device) or uplink"),
-            _number("interval_s", "the time since the look before"),
-            _count("frame_bytes", "what the link's class sent in it, Ethernet headers included", "bytes"),
-            _count(
+            text("direction", "downlink (to the device) or uplink"),
+            number("interval_s", "the time since the look before"),
+            count("frame_bytes", "what the link's class sent in it, Ethernet headers included", "bytes"),
+            count(
                 "backlog_bytes",
                 "what waited in the class at its end; null where nothing can tell",
                 "bytes",
@@ -293,36 +270,36 @@ _ALL = (
         "radio",
         "one reading of a device's wireless interface, as its driver tells it",
         (
-            _number("t_s", "when it was read"),
+            number("t_s", "when it was read"),
             _DEVICE,
-            _text("interface", "the interface"),
-            _number("signal_dbm", "the received signal", nullable=True),
-            _number("noise_dbm", "the noise", nullable=True),
-            _number("tx_mbit", "the physical rate from the device to the access point", nullable=True),
-            _count("tx_mcs", "its modulation and coding scheme", nullable=True),
-            _number("rx_mbit", "the physical rate from the access point to the device", nullable=True),
-            _count("rx_mcs", "its modulation and coding scheme", nullable=True),
-            _number("width_mhz", "the width of the channel", nullable=True),
+            text("interface", "the interface"),
+            number("signal_dbm", "the received signal", nullable=True),
+            number("noise_dbm", "the noise", nullable=True),
+            number("tx_mbit", "the physical rate from the device to the access point", nullable=True),
+            count("tx_mcs", "its modulation and coding scheme", nullable=True),
+            number("rx_mbit", "the physical rate from the access point to the device", nullable=True),
+            count("rx_mcs", "its modulation and coding scheme", nullable=True),
+            number("width_mhz", "the width of the channel", nullable=True),
         ),
     ),
     Table(
         "power",
         "one reading of one power rail",
         (
-            _number("t_s", "when it was read"),
+            number("t_s", "when it was read"),
             _DEVICE,
-            _text("rail", "the rail's label; which rails make the total stands in the manifest"),
-            _number("mw", "the reading"),
+            text("rail", "the rail's label; which rails make the total stands in the manifest"),
+            number("mw", "the reading"),
         ),
     ),
     Table(
         "boards",
         "one value of jtop",
         (
-            _number("t_s", "when it was read"),
+            number("t_s", "when it was read"),
             _DEVICE,
-            _text("key", "what was read, with its unit at the end: temp_cpu_c, gpu_load_percent, ..."),
-            _number("value", "the reading, in the unit that the key names", nullable=True),
+            text("key", "what was read, with its unit at the end: temp_cpu_c, gpu_load_percent, ..."),
+            number("value", "the reading, in the unit that the key names", nullable=True),
         ),
     ),
 )

@@ -25,7 +25,9 @@ def target(tmp_path, monkeypatch):
 def inputs_of(target, objects=frozenset()):
     facts = {name: assume_facts(host) for name, host in target.inventory.hosts.items()}
     probed = Probed(facts, {}, frozenset(objects))
-    return gather(target.run, target.folder, target.campaign, target.inventory, target.trials, probed)
+    return gather(
+        target.run, target.folder, target.campaign, target.inventory, target.trials, target.passes, probed
+    )
 
 
 def steps_of(phases):

@@ -27,6 +27,7 @@ PROMPT = '{"id": "p1", "text": "so it was"}\n'
 def campaign(tmp_path: Path, inventory) -> Path:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text('{"num_local_experts": 8}')
+    (tmp_path / "model" / "model.safetensors").touch()
     (tmp_path / "prompts.jsonl").write_text(PROMPT)
     (tmp_path / "first.yaml").write_text(CAMPAIGN)
     return tmp_path / "first.yaml"

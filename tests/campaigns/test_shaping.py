@@ -66,7 +66,9 @@ def target(tmp_path, monkeypatch):
 def phases_of(target):
     facts = {name: assume_facts(host) for name, host in target.inventory.hosts.items()}
     probed = Probed(facts, {}, frozenset())
-    inputs = gather(target.run, target.folder, target.campaign, target.inventory, target.trials, probed)
+    inputs = gather(
+        target.run, target.folder, target.campaign, target.inventory, target.trials, target.passes, probed
+    )
     return plan_run(inputs)
 
 

@@ -25,7 +25,8 @@ from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerF
 
 from payloads.linkd.client import Client
 from payloads.wdmoe.expert_worker import Worker
-from payloads.wdmoe.pace import Pace
+from payloads.wdmoe.latency import DeviceSpeed, LatencyModel
+from payloads.wdmoe.pace import ExpertShape, Pace
 from payloads.wdmoe.shards import read_wanted
 from payloads.wdmoe.spec import read_spec
 from payloads.wdmoe.station import Station, lay_out_model
@@ -117,6 +118,13 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return model, out
 
 
+def assumed_latency(dtype: str) -> dict[str, Any]:
+    """A latency model of the devices, with speeds that differ; the round trips are for pings to find out."""
+    shape = ExpertShape(48, 80, 4 if dtype == "float32" else 2)
+    speeds = tuple(DeviceSpeed(1e9 * speed, 1e9 * speed, None) for speed in SPEEDS.values())
+    return LatencyModel(tuple(SPEEDS), shape, speeds).as_json()
+
+
 @dataclass
 class ThreadWorker:
     """A worker in a thread of this process, behind a real socket."""
@@ -203,6 +211,7 @@ class Lab:
                 "windows": 3,
                 "texts": [{"name": "one", "path": str(folder / "text.txt")}],
             },
+            "latency": assumed_latency(self.dtype),
             "trials": [
                 {"trial": "t001", "policy": "top-2", "scenario": "even", "repeat": 0},
                 {"trial": "t002", "policy": "top-1", "scenario": "even", "repeat": 0},

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+
+from payloads.wdmoe.decision import Decider, decider_of
+from payloads.wdmoe.routing import LayerView, Routing, Selection
+from payloads.wdmoe.spec import read_spec
 
 PROMPT = list(range(5, 45))
 
@@ -21,6 +26,13 @@ def local_model(checkpoints, dtype, **settings):
 def forward(model, ids):
     with torch.inference_mode():
         return model(input_ids=torch.tensor([ids])).logits
+
+
+def decide(lab, station, selection):
+    """Let a policy decide what is sent."""
+    dispatcher = station._dispatcher
+    model = read_spec(lab.write_spec()).latency.limited(dispatcher.devices)
+    dispatcher.decider = decider_of(selection, {"kind": "scenario"}, model, dispatcher.device_of, None)
 
 
 @pytest.mark.parametrize("layout", ["published", "fused"])
@@ -44,8 +56,6 @@ def test_greedy_text_equals_the_local_model(make_lab, checkpoints, dtype):
     lab = make_lab(dtype=dtype)
     spec = lab.write_spec(warmup_prompts=0, max_new_tokens=20)
     station = lab.station()
-    from payloads.wdmoe.spec import read_spec
-
     station.trial(read_spec(spec), "t001", lambda *_: None, lambda: None)
     records = [json.loads(line) for line in (spec.parent / "t001" / "tokens.jsonl").read_text().splitlines()]
     model = local_model(checkpoints, getattr(torch, dtype))
@@ -62,12 +72,59 @@ def test_one_expert_instead_of_two_equals_the_local_model_with_one(make_lab, che
     lab = make_lab(dtype="bfloat16")
     station = lab.station()
     station.ping()
-    station._dispatcher.policy = {"kind": "top_k", "k": 1}
+    decide(lab, station, {"kind": "top_k", "k": 1})
     expected = forward(local_model(checkpoints, torch.bfloat16, num_experts_per_tok=1), PROMPT)
     assert torch.equal(forward(station.model, PROMPT), expected)
     dropped = sum(row.dropped for row in station._dispatcher.rows)
     assert sum(row.assignments for row in station._dispatcher.rows) == len(PROMPT) * 3
     assert dropped <= len(PROMPT) * 3
+
+
+class Swap:
+    """A selection that takes the place of every token's second expert, and gives away its third part of the weight."""
+
+    def select(self, view):
+        index = view.routing.index.copy()
+        index[:, 1] = (index[:, 1] + 1 + (index[:, 0] == (index[:, 1] + 1) % 8)) % 8
+        weights = view.routing.weights * [1.0, 0.5]
+        return Selection(index, np.ones(index.shape, dtype=bool), weights.astype(view.routing.weights.dtype))
+
+    def observe(self, layer, step, loads, seconds):
+        self.seconds = seconds
+        assert np.isnan(seconds).tolist() == (loads.pairs == 0).tolist()
+
+
+def test_replaced_experts_equal_a_local_model_whose_router_chose_them(make_lab, checkpoints):
+    lab = make_lab(dtype="bfloat16")
+    station = lab.station()
+    station.ping()
+    dispatcher = station._dispatcher
+    swap = Swap()
+    model = read_spec(lab.write_spec()).latency.limited(dispatcher.devices)
+    dispatcher.decider = Decider(swap, None, model, dispatcher.device_of)
+    dispatcher.decided = []
+    local = local_model(checkpoints, torch.bfloat16)
+
+    def swapped(router, given, output):
+        routing = Routing(output[2].numpy(), output[1].float().numpy(), None)
+        chosen = swap.select(LayerView(0, 0, routing, None, None))
+        return output[0], torch.from_numpy(chosen.weights).to(output[1].dtype), torch.from_numpy(chosen.index)
+
+    for layer in local.model.layers:
+        layer.mlp.gate.register_forward_hook(swapped)
+    for ids in (PROMPT, PROMPT[:1]):
+        assert torch.equal(forward(station.model, ids), forward(local, ids))
+    # The scores of the router are overheard for every layer: they are what its choice follows from.
+    for one in dispatcher.decided:
+        assert one.routing.scores.sum(axis=1) == pytest.approx(1, abs=1e-5)
+        best = np.take_along_axis(one.routing.scores, one.routing.index, axis=1)
+        assert best.sum(axis=1) == pytest.approx(np.sort(one.routing.scores, axis=1)[:, -2:].sum(axis=1))
+    # What the router wanted and did not get counts as dropped there.
+    first = [row for row in dispatcher.rows if row.decided is dispatcher.decided[0]]
+    lost = dispatcher.device_of[0][dispatcher.decided[0].routing.index[:, 1]]
+    assert {row.device: row.dropped for row in first} == {
+        name: int((lost == number).sum()) for number, name in enumerate(dispatcher.devices)
+    }
 
 
 def test_an_expert_on_two_devices_gives_the_same_result(make_lab, checkpoints):

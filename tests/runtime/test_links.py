@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
 
+from payloads.linkd.model import Framing
+from payloads.wdmoe.latency import DeviceSpeed, LatencyModel, message_bytes
 from payloads.wdmoe.links import LinkControl, LinkControlError
+from payloads.wdmoe.pace import ExpertShape
 from payloads.wdmoe.spec import SpecError, read_spec
 from testbed.campaigns.spec import run_spec
 from testbed.config.campaign import load_campaign
 
 DEVICES = ("big", "middle", "small")
 MBIT = 400.0
+FRAMING = Framing()
 
 
 def nothing(*_):
@@ -45,7 +48,7 @@ def test_each_layer_gets_its_bandwidth_before_it_leaves(lab, linkd):
     assert result["bandwidth"]["kind"] == "proportional"
     assert result["bandwidth"]["allocations"] == len(changes)
     assert result["bandwidth"]["ms"] > 0
-    # The prompt of a request loads the devices unevenly: its rates follow the bytes of just that layer.
+    # The prompt of a request loads the devices unevenly: its rates follow the frames of just that layer.
     steps = {}
     for row in dispatches:
         steps.setdefault((row["request"], row["step"], row["layer"]), []).append(row)
@@ -55,8 +58,8 @@ def test_each_layer_gets_its_bandwidth_before_it_leaves(lab, linkd):
         before = [change for change in changes if change[0] <= begun_s]
         if not before or before[-1][2] != f"layer {layer} step {step}":
             continue  # the shares were right already
-        out = {row["device"]: row["bytes_out"] for row in rows}
-        back = {row["device"]: row["bytes_back"] for row in rows}
+        out = {row["device"]: FRAMING.wire_bytes(row["bytes_out"]) for row in rows}
+        back = {row["device"]: FRAMING.wire_bytes(row["bytes_back"]) for row in rows}
         for loads, rates in ((out, before[-1][3]), (back, before[-1][4])):
             for device, mbit in zip(DEVICES, rates, strict=True):
                 share = 0.01 + 0.97 * loads.get(device, 0) / sum(loads.values())
@@ -65,27 +68,30 @@ def test_each_layer_gets_its_bandwidth_before_it_leaves(lab, linkd):
     assert checked > 10
 
 
-def test_the_order_of_bytes_is_that_of_the_dispatches(lab, linkd):
-    """What the hook is told is what the records say later."""
+def test_what_is_predicted_is_known_to_the_byte(lab, linkd):
+    """The model's messages are those that the records count later."""
     linkd.set(MBIT)
     station = lab.station(links=linkd.socket)
-    told = []
+    path = lab.write_spec(warmup_prompts=0)
+    decisions = []
 
-    class Told:
-        def before_token(self, request, step):
-            told.append((request, step))
+    def remember(done, of, what):
+        decisions.extend(station._dispatcher.decided or [])
 
-        def before_layer(self, layer, step, loads):
-            told.append((layer, step, dict(loads)))
-
-    station.ping()
-    station._dispatcher.control = Told()
-    station._dispatcher.rows = []
-    with torch.inference_mode():
-        station.model(input_ids=torch.tensor([[1, 2, 3, 4]]))
-    for layer, step, loads in told:
-        rows = {row.device: row for row in station._dispatcher.rows if (row.layer, row.step) == (layer, step)}
-        assert loads == {name: (row.bytes_out, row.bytes_back) for name, row in rows.items()}
+    station.trial(read_spec(path), "t001", remember, nothing)
+    rows = {}
+    for line in (path.parent / "t001" / "dispatches.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        if row["request"] == "p1":
+            rows.setdefault((row["layer"], row["step"]), {})[row["device"]] = row
+    seen = {(one.layer, one.step): one for one in decisions[: len(rows)]}
+    assert seen.keys() == rows.keys()
+    for key, one in seen.items():
+        sizes = message_bytes(one.decision.loads, ExpertShape(48, 80, 4))
+        told = {name: pair for name, *pair in zip(DEVICES, *(part.tolist() for part in sizes), strict=True)}
+        for name in DEVICES:
+            row = rows[key].get(name, {"bytes_out": 0, "bytes_back": 0})
+            assert told[name] == [row["bytes_out"], row["bytes_back"]]
 
 
 def test_per_token_follows_the_step_before(lab, linkd):
@@ -99,7 +105,7 @@ def test_per_token_follows_the_step_before(lab, linkd):
     assert whys[0] == "step 1 of warmup-0-p1"
     loads = [
         sum(
-            r["bytes_out"]
+            FRAMING.wire_bytes(r["bytes_out"])
             for r in dispatches
             if r["request"] == "warmup-0-p1" and r["device"] == name and not r["step"]
         )
@@ -117,7 +123,11 @@ def test_per_trial_is_made_once_from_the_first_request(lab, linkd):
     assert [change[2] for change in changes] == ["before p1", "end of t001"]
     assert result["bandwidth"]["allocations"] == 2
     loads = [
-        sum(r["bytes_back"] for r in dispatches if r["request"] == "warmup-0-p1" and r["device"] == name)
+        sum(
+            FRAMING.wire_bytes(r["bytes_back"])
+            for r in dispatches
+            if r["request"] == "warmup-0-p1" and r["device"] == name
+        )
         for name in DEVICES
     ]
     assert changes[0][4] == pytest.approx([3 * MBIT * load / sum(loads) for load in loads])
@@ -140,7 +150,7 @@ def test_uniform_is_told_once_and_only_where_it_differs(lab, linkd):
 def test_quality_passes_leave_the_links_alone(lab, linkd):
     linkd.set(MBIT)
     path = lab.write_spec(bandwidth={"top-2": {"kind": "proportional"}})
-    lab.station(links=linkd.socket).quality(read_spec(path), "top-2", nothing, nothing)
+    lab.station(links=linkd.socket).quality(read_spec(path), "top-2", None, nothing, nothing)
     assert allocations(linkd) == []
 
 
@@ -179,13 +189,15 @@ def test_what_cannot_be_allocated_fails_the_trial_with_one_line(lab, linkd, tmp_
         if done == 1:
             linkd.stop()
 
-    with pytest.raises(LinkControlError, match=r"the bandwidth was not allocated \(layer 0 step 0\): linkd"):
+    with pytest.raises(LinkControlError, match="the links can no longer be followed: linkd went away"):
         station.trial(read_spec(path), "t001", stop_linkd, nothing)
     assert not (path.parent / "t001").exists()
-    with pytest.raises(LinkControlError, match="linkd does not run"):
+    with pytest.raises(LinkControlError, match=r"the links cannot be followed: linkd at .*linkd\.sock: "):
         lab.run(station, allocated)
-    # A policy without a wish needs no daemon.
-    assert lab.run(station)[0]["bandwidth"] is None
+    # A policy without a wish needs the daemon too where one shapes: what is predicted follows from its rates.
+    with pytest.raises(LinkControlError, match="the links cannot be followed"):
+        lab.run(station)
+    assert lab.run(lab.station())[0]["bandwidth"] is None
 
 
 def test_wrong_settings_in_a_specification_are_said(lab):
@@ -214,9 +226,11 @@ def test_a_campaign_tells_the_base_station_what_its_policies_do_with_the_band(tm
         "  - {name: shared, selection: {kind: top_k, k: 2}, bandwidth: {kind: proportional, per: token}}\n"
         "scenarios:\n  - name: even\n    links:\n      default: {downlink_mbit: 8, uplink_mbit: 8}\n"
     )
-    told = run_spec(load_campaign(tmp_path / "run.yaml"), "run-1", "~/run", [])
+    latency = LatencyModel(("big",), ExpertShape(48, 80, 4), (DeviceSpeed(1e9, None, None),))
+    told = run_spec(load_campaign(tmp_path / "run.yaml"), "run-1", "~/run", [], latency, [])
     (tmp_path / "spec.json").write_text(json.dumps(told))
     spec = read_spec(tmp_path / "spec.json")
     assert spec.bandwidth_of("plain") == {"kind": "scenario"}
     assert spec.bandwidth_of("shared") == {"kind": "proportional", "per": "token"}
     assert spec.policy("shared") == {"kind": "top_k", "k": 2}
+    assert spec.latency == latency

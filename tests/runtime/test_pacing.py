@@ -242,7 +242,7 @@ def test_a_trial_follows_the_links_and_lets_go_of_them(lab, linkd):
     station.ping()
     assert paces(station, lab) == dict.fromkeys(DEVICES, (None, None))
     # The quality pass is paced as the links are, too.
-    station.quality(read_spec(path), "top-1", nothing, nothing)
+    station.quality(read_spec(path), "top-1", None, nothing, nothing)
 
 
 def test_bandwidth_is_allocated_to_paced_sockets_too(lab, linkd):

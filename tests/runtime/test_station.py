@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from payloads.wdmoe.fleet import FleetError
 from payloads.wdmoe.generate import AbandonedError
@@ -19,11 +20,13 @@ from payloads.wire.frames import HEADER_BYTES
 
 COLUMNS = {
     "requests": "trial request warmup prompt_tokens output_tokens t_start_s ttft_ms e2el_ms text",
-    "tokens": "trial request position token t_s duration_ms bs_ms nll",
+    "tokens": "trial request position token t_s duration_ms bs_ms bound_ms nll",
     "dispatches": "trial request step layer device tokens assignments dropped bytes_out bytes_back t_send_s "
     "t_first_s t_done_s t_received_s t_started_s t_computed_s t_replied_s compute_ms predicted_ms",
+    "selection": "trial stage layer device pairs dropped moved_in mass dropped_mass",
     "clocks": "t_s device offset_s rtt_ms",
-    "quality": "policy text window tokens nll_sum",
+    "quality": "policy scenario text window tokens nll_sum kl_sum agree mass_kept",
+    "choices": "policy scenario set item choices answer chosen nll_answer nll_chosen",
 }
 
 
@@ -85,6 +88,7 @@ def test_a_trial_leaves_complete_records(lab, station):
                 assert sum(row["assignments"] for row in rows) == expected * 2
                 assert all(0 < row["tokens"] <= min(expected, row["assignments"]) for row in rows)
                 assert all(row["dropped"] == 0 for row in rows)
+                assert all(row["predicted_ms"] > 0 for row in rows)
     assert set(requests) == {row["request"] for row in tables["dispatches"]}
     assert result["t_start_s"] <= tables["requests"][0]["t_start_s"]
     assert tables["tokens"][-1]["t_s"] <= result["t_end_s"]
@@ -147,21 +151,36 @@ def test_with_top_1_half_of_the_work_is_dropped(lab, station):
             request["prompt_tokens"] + request["output_tokens"] - 1
         )
     assert any(row["dropped"] for row in tables["dispatches"])
+    # What was left out stands in the selection, by device, for the requests that count.
+    tokens = {
+        "prompt": sum(row["prompt_tokens"] for row in requests.values() if not row["warmup"]),
+        "decode": sum(row["output_tokens"] - 1 for row in requests.values() if not row["warmup"]),
+    }
+    for stage, layer in itertools.product(tokens, range(3)):
+        rows = [row for row in tables["selection"] if (row["stage"], row["layer"]) == (stage, layer)]
+        assert [row["device"] for row in rows] == ["big", "middle", "small"]
+        assert sum(row["pairs"] for row in rows) == sum(row["dropped"] for row in rows) == tokens[stage]
+        assert sum(row["mass"] + row["dropped_mass"] for row in rows) == pytest.approx(tokens[stage])
+        assert sum(row["mass"] for row in rows) > sum(row["dropped_mass"] for row in rows)
+        assert not any(row["moved_in"] for row in rows)
 
 
-def test_a_quality_pass_measures_what_the_model_says(lab, station):
+def test_a_quality_pass_measures_what_the_model_says(lab, station, checkpoints):
     path = lab.write_spec()
-    result = station.quality(read_spec(path), "top-1", nothing, nothing)
+    result = station.quality(read_spec(path), "top-1", None, nothing, nothing)
     tables = records(path.parent / "quality-top-1")
     assert [(row["policy"], row["text"], row["window"], row["tokens"]) for row in tables["quality"]] == [
         ("top-1", "one", number, 31) for number in range(3)
     ]
-    station._dispatcher.policy = {"kind": "top_k", "k": 1}
     tokens = station._tokenizer((path.parent / "text.txt").read_text())["input_ids"]
     ids = torch.tensor([tokens[:32]])
+    expected = AutoModelForCausalLM.from_pretrained(
+        checkpoints["published"], dtype=torch.float32, num_experts_per_tok=1
+    )
     with torch.inference_mode():
-        loss = station.model(input_ids=ids, labels=ids).loss
+        loss = expected(input_ids=ids, labels=ids).loss
     assert tables["quality"][0]["nll_sum"] == pytest.approx(float(loss) * 31, rel=1e-5)
+    assert all(0.5 < row["mass_kept"] < 1 and row["kl_sum"] > 0 for row in tables["quality"])
     assert {row["trial"] for row in tables["dispatches"]} == {"quality-top-1"}
     assert {row["request"] for row in tables["dispatches"]} == {"one-0", "one-1", "one-2"}
     assert sum(row["assignments"] for row in tables["dispatches"]) == 3 * 3 * 32
@@ -228,8 +247,7 @@ def test_a_worker_without_the_key_or_the_experts_is_refused(lab, station):
 
 def test_a_dispatch_for_an_expert_that_is_not_there_is_an_error_and_not_the_end(lab, station):
     station.ping()
-    held = station._dispatcher._holders
-    held[0] = [(station._devices.channels["small"],) for _ in held[0]]
+    station._dispatcher.device_of[0] = station._dispatcher.devices.index("small")
     with pytest.raises(DeviceRefusedError, match="device small: does not hold layer 0 expert"):
         station.model(input_ids=torch.tensor([[1, 2, 3]]))
     station.ping()
@@ -268,6 +286,8 @@ def test_pace_is_the_slower_of_operations_and_memory_for_each_expert():
         ({"policies": {"../x": {}}}, "expected a name of letters"),
         ({"trials": [{"trial": "t001"}]}, "policy is missing"),
         ({"quality": {"texts": []}}, "window_tokens is missing"),
+        ({"quality": {"texts": [], "way": "aloud"}}, "way: expected one of decode, prompt, got 'aloud'"),
+        ({"latency": {}}, "latency: a latency model: devices is missing"),
     ],
 )
 def test_a_wrong_specification_is_said(lab, changes, problem):
@@ -292,7 +312,7 @@ def test_a_trial_that_cannot_run_says_why(lab, station):
         "texts": [{"name": "one", "path": str(long.folder / "text.txt")}],
     }
     with pytest.raises(StationError, match=r"text one: a text of .* is shorter than one window"):
-        station.quality(read_spec(lab.write_spec(quality=short)), "top-2", nothing, nothing)
+        station.quality(read_spec(lab.write_spec(quality=short)), "top-2", None, nothing, nothing)
 
 
 def test_the_busy_counter_counts_work_and_waiting(tmp_path):

@@ -1,0 +1,130 @@
+"""What a dispatcher asks before it sends a layer out, and what it keeps of it afterwards."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Protocol
+
+from payloads.wdmoe.decision import Decision
+from payloads.wdmoe.routing import Loads, Routing
+
+if TYPE_CHECKING:
+    from numpy import float64, floating, int64
+    from numpy.typing import NDArray
+
+    from payloads.wdmoe.link_state import LinkState
+
+__all__ = ["Decided", "Decides", "DispatchRow"]
+
+
+class Decides(Protocol):
+    """What a dispatcher asks: a :class:`payloads.wdmoe.decision.Decider`, or what stands in for one."""
+
+    def before_token(self, request: str, step: int, links: Optional[LinkState]) -> Optional[NDArray[float64]]:
+        """Return the shares (2, D) for a token step that begins."""
+
+    def decide(
+        self,
+        layer: int,
+        step: int,
+        routing: Routing,
+        links: Optional[LinkState],
+        device_of: Optional[NDArray[int64]] = None,
+    ) -> Decision:
+        """Decide what is sent out in a layer."""
+
+    def observe(self, layer: int, step: int, loads: Loads, seconds: NDArray[floating[Any]]) -> None:
+        """Hear what a layer took."""
+
+
+class Decided:
+    """One layer's decision, for whoever adds them up afterwards.
+
+    Attributes:
+        layer: The layer.
+        step: The token step, 0 for the prompt.
+        routing: The router's choice.
+        device_of: (E,), the device that served each expert.
+        links: The links before the decision; ``None`` where nothing shapes them.
+        decision: What was made of it.
+        sent_ns: When it was sent, on the monotonic clock.
+        predicted_s: (D,), what each device was expected to take; ``None`` while nobody worked it out.
+    """
+
+    __slots__ = ("decision", "device_of", "layer", "links", "predicted_s", "routing", "sent_ns", "step")
+
+    def __init__(
+        self,
+        layer: int,
+        step: int,
+        routing: Routing,
+        device_of: NDArray[int64],
+        links: Optional[LinkState],
+        decision: Decision,
+    ) -> None:
+        self.layer = layer
+        self.step = step
+        self.routing = routing
+        self.device_of = device_of
+        self.links = links
+        self.decision = decision
+        self.sent_ns = 0
+        self.predicted_s: Optional[NDArray[floating[Any]]] = None
+
+    @property
+    def links_in_force(self) -> Optional[LinkState]:
+        """The links with the shares that were decided on."""
+        if self.links is None or self.decision.shares is None:
+            return self.links
+        return self.links.with_shares(self.decision.shares)
+
+
+class DispatchRow(NamedTuple):
+    """What was seen of one dispatch. The first three stamps are the base station's, the others the device's.
+
+    Attributes:
+        request: The request it belongs to.
+        step: The token step, 0 for the prompt.
+        layer: The layer.
+        device: The device.
+        tokens: Token rows sent.
+        assignments: (token, expert) pairs asked for.
+        dropped: Pairs that the router wanted of this device and that it did not get in this layer and step.
+        bytes_out: Size of the dispatch's frame.
+        bytes_back: Size of the answer's frame.
+        sent_ns: It was given to the kernel.
+        first_ns: The answer began to arrive.
+        done_ns: The answer was complete.
+        received_ns: The device had all of it.
+        started_ns: The device began to compute.
+        computed_ns: The device had computed, and waited for its pace.
+        replied_ns: The device gave its answer to the kernel.
+        late: Whether the real computation took longer than the pace asked for.
+        decided: The decision that it belongs to; ``None`` where nobody decided.
+        column: The device's number in its arrays.
+    """
+
+    request: str
+    step: int
+    layer: int
+    device: str
+    tokens: int
+    assignments: int
+    dropped: int
+    bytes_out: int
+    bytes_back: int
+    sent_ns: int
+    first_ns: int
+    done_ns: int
+    received_ns: int
+    started_ns: int
+    computed_ns: int
+    replied_ns: int
+    late: bool
+    decided: Optional[Decided]
+    column: int
+
+    def predicted_ms(self) -> Optional[float]:
+        """Return what the latency model expected it to take; ``None`` where nobody worked it out."""
+        if self.decided is None or self.decided.predicted_s is None:
+            return None
+        return 1e3 * float(self.decided.predicted_s[self.column])

@@ -1,0 +1,58 @@
+"""What is worked out of a trial's decisions when nothing is timed: after each answer, between two prompts."""
+
+from __future__ import annotations
+
+from typing import Any, Mapping, Sequence
+
+import numpy as np
+
+from payloads.wdmoe.bounds import bounds_of
+from payloads.wdmoe.buckets import Buckets
+from payloads.wdmoe.decision import Decider
+from payloads.wdmoe.dispatch import Decided
+from payloads.wdmoe.routing import LayerView
+from payloads.wdmoe.tally import Tally
+
+__all__ = ["Judge"]
+
+
+class Judge:
+    """Adds up a trial's decisions, and compares them with what the latency model says.
+
+    Attributes:
+        tally: What the policy made of the router's choices, warm-ups left out.
+        bounds: The least that the devices could have been waited for; ``None`` for a policy that promises nothing.
+
+    Args:
+        decider: Who decides.
+        selection: The settings of its expert selection.
+        devices: The devices' names, in the order of the columns.
+    """
+
+    def __init__(self, decider: Decider, selection: Mapping[str, Any], devices: Sequence[str]) -> None:
+        self.tally = Tally(devices)
+        self.bounds = bounds_of(selection)
+        self._decider = decider
+        self._buckets = Buckets(decider.given_model)
+
+    def add(self, request: str, one: Decided, warmup: bool) -> None:
+        """Take a decision that was carried out; the next one is later.
+
+        Args:
+            request: The request that it belongs to.
+            one: The decision; what its dispatches were expected to take is put into it.
+            warmup: Whether the request is a warm-up.
+        """
+        links = one.links_in_force
+        rates = (np.inf, np.inf) if links is None else links.rates_mbit()
+        one.predicted_s = self._buckets.dispatch_s(
+            one.decision.loads, rates[0], rates[1], one.sent_ns / 1e9, self._decider.delay_ms
+        )
+        if self.bounds is not None:
+            # An idle link with a full bucket is the least that a dispatch can meet.
+            each = np.broadcast_to(np.asarray(rates, float).reshape(2, -1), (2, len(self.tally.devices)))
+            costs = self._decider.given_model.costs(each[0], each[1], self._decider.delay_ms)
+            view = LayerView(one.layer, one.step, one.routing, one.device_of, costs)
+            self.bounds.add((request, one.step), view)
+        if not warmup:
+            self.tally.add(one.layer, one.step, one.routing, one.decision.selection, one.device_of)
