@@ -7,7 +7,7 @@ back until its bytes are earned. On a slow link that is most of a short message'
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Tuple
 
 from payloads.linkd.model import DEFAULT_SLACK_US, Framing
 
@@ -41,6 +41,11 @@ class Buckets:
         self._there = np.full((2, len(model.devices)), np.inf)
         self._at_s = np.zeros((2, len(model.devices)))
         self._idle = model.first_frame or "framing" not in model.terms
+
+    @property
+    def full(self) -> Tuple[float, float]:
+        """What a full bucket lets pass at once: bits, and the seconds whose bits pass besides; 0 without buckets."""
+        return (0.0, 0.0) if self._idle else (self._frame_bits, DEFAULT_SLACK_US / 1e6)
 
     def dispatch_s(
         self, loads: Loads, downlink_mbit: Any, uplink_mbit: Any, now_s: float, delay_ms: Any = 0.0

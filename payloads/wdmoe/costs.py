@@ -89,6 +89,44 @@ class Costs:
         """Return the attention waiting latency: the time of the slowest device."""
         return float(self.dispatch_s(loads).max())
 
+    def parts_s(self, counts: NDArray[int64], device_of: NDArray[int64]) -> Floats:
+        """Return (E,) each token's equal part of its expert's computation.
+
+        Args:
+            counts: (E,), tokens of each expert.
+            device_of: (E,), its device.
+        """
+        import numpy as np
+
+        held = self._model._held
+        reading_s = held.weights_s[device_of] / np.maximum(counts, 1) + held.activations_s[device_of]
+        parts: Floats = np.maximum(held.token_s[device_of], reading_s)
+        return parts
+
+    def rounding_s(self) -> Floats:
+        """Return (D,) what it may take at most that messages are cut into whole frames: a header both ways."""
+        framing = self._model._held.framing
+        bits = 0.0 if framing is None else 8.0 * framing.header_bytes
+        return bits * (self._down_s_bit + self._up_s_bit)
+
+    def entry_s(self) -> Floats:
+        """Return (D,) the seconds of one entry of the lists that go with the rows of a dispatch."""
+        framing = self._model._held.framing
+        bytes_each = (
+            0.0 if framing is None else _LIST_ENTRY_BYTES * framing.frame_bytes / framing.payload_bytes
+        )
+        return 8.0 * bytes_each * self._down_s_bit
+
+    def sizes(self) -> Tuple[float, float, Floats, Floats]:
+        """Return the bits of a row and of a message's head, (D,) seconds of a round trip and of a pair's software."""
+        held = self._model._held
+        head_bits = min(held.empty_down_bits, held.empty_up_bits)
+        return held.row_bits, head_bits, self._trip_s, held.pair_s
+
+    def bits_s(self, bits: float) -> Floats:
+        """Return (D,) the seconds of so many bits, once in each direction."""
+        return bits * (self._down_s_bit + self._up_s_bit)
+
     def demand(self, loads: Loads) -> Demand:
         """Return what the layer asks of the links, whatever their rates are."""
         return self._model._demand(loads, self._trip_s, self._down_s_bit > 0, self._up_s_bit > 0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, Union
 
+from payloads.wdmoe.band import Band, TokenDemands
 from payloads.wdmoe.bandwidth import LEAVE_ALONE, Allocator, changed
 from payloads.wdmoe.gating import SELECTOR_KINDS, selector_of
 from payloads.wdmoe.routing import LayerView, Loads, Routing, Selection, loads_of
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from payloads.wdmoe.gating import Selector
-    from payloads.wdmoe.latency import Costs, LatencyModel
+    from payloads.wdmoe.latency import Costs, Demand, LatencyModel
     from payloads.wdmoe.link_state import LinkState
 
     Floats = NDArray[floating[Any]]
@@ -104,6 +105,9 @@ class Decider:
         self.device_of = device_of
         self.delay_ms = delay_ms
         self._rounds = allocator.rounds if allocator is not None and follows_links else 1
+        if getattr(selector, "sees_band", False):
+            self._rounds = 1  # it has looked at what the allocation will do
+        self.token_demands = TokenDemands(self._demand, len(model.devices))
         unlimited = np.full(len(model.devices), np.inf)
         self._unshaped = self.model.costs(unlimited, unlimited, delay_ms)
 
@@ -144,9 +148,10 @@ class Decider:
     ) -> Decision:
         """Decide what is sent out in a layer.
 
-        Where both the selection and the allocation look at the layer, they take turns, each given what the other last
-        chose, from the scenario's shares on. Of the pairs that come up, the one with the smallest attention waiting
-        latency is taken: the selection keeps its promise of quality in each of them.
+        Where the band is shared for each layer, the selection is shown what it would be like for any choice
+        (``best_s``). One that looks at the links, but not at that, takes turns with the allocation, each given what the
+        other last chose, from the scenario's shares on. Of the pairs that come up, the one with the smallest attention
+        waiting latency is taken: the selection keeps its promise of quality in each of them.
 
         Args:
             layer: The layer.
@@ -157,50 +162,53 @@ class Decider:
                 several devices hold.
         """
         serving = self.device_of[layer] if device_of is None else device_of
-        allocator, in_force = self.allocator, None
-        if allocator is not None and links is not None and allocator.period == "layer":
-            # Not from the shares in force: a device that the last layer left out has next to none of them, so it would
-            # look endless and be left out again. And so a decision depends on its layer and token alone.
-            in_force, links = links.shares, links.with_shares(allocator.shares_at_start)
-        costs = self.costs(links)
-        view = LayerView(layer, step, routing, serving, costs)
-        selection = self.selector.select(view)
-        loads = loads_of(selection, serving, len(self.model.devices))
-        if in_force is None or links is None:
+        allocator = self.allocator
+        if allocator is None or links is None or allocator.period != "layer":
+            costs = self.costs(links)
+            selection = self.selector.select(LayerView(layer, step, routing, serving, costs))
+            loads = loads_of(selection, serving, len(self.model.devices))
             if allocator is not None and links is not None:
                 allocator.layer(layer, step, costs.demand(loads), links)
             # The shares stay: they are given out at other times, if at all.
             return Decision(selection, loads, None, lambda: costs.dispatch_s(loads))
-        decision = self._in_turn(view, selection, loads, links)
-        if decision.shares is not None and not changed(in_force, decision.shares):
-            decision.shares = None
-        return decision
+        # Not from the shares in force: a device that the last layer left out has next to none of them, so it would
+        # look endless and be left out again. And so a decision depends on its layer and token alone.
+        start = links.with_shares(allocator.shares_at_start)
+        band = Band(allocator, start, self.costs, self.token_demands)
+        decision = self._in_turn(LayerView(layer, step, routing, serving, self.costs(start), band), band)
+        if decision.shares is None or changed(links.shares, decision.shares):
+            return decision
+        in_force = self.costs(links)
+        selection, loads = decision.selection, decision.loads
+        return Decision(selection, loads, None, lambda: in_force.dispatch_s(loads))
 
-    def _in_turn(self, view: LayerView, selection: Selection, loads: Loads, links: LinkState) -> Decision:
-        """Let allocation and selection take turns, given the first selection; return the best pair."""
-        assert self.allocator is not None
+    def _in_turn(self, view: LayerView, band: Band) -> Decision:
+        """Let selection and allocation take turns; return the best pair."""
         best: Optional[Decision] = None
         best_s = float("inf")
-        costs = view.costs
+        before: Optional[Selection] = None
         for turn in range(1, self._rounds + 1):
-            demand = costs.demand(loads)
-            shares = self.allocator.layer(view.layer, view.step, demand, links)
-            if shares is not None:
-                links = links.with_shares(shares)
-                costs = self.costs(links)
+            selection = self.selector.select(view)
+            if before is not None and _same(selection, before):
+                break
+            before = selection
+            loads = loads_of(selection, view.device_of, len(self.model.devices))
+            demand = view.costs.demand(loads)
+            one = len(view.routing.index) == 1
+            links = band.given_token(loads, demand) if one else band.given(demand)
+            costs = self.costs(links)
             predicted_s = costs.demand_s(demand)
             layer_s = float(predicted_s.max())
             if layer_s >= best_s:
                 break
             best, best_s = Decision(selection, loads, links.shares, predicted_s), layer_s
-            if turn == self._rounds or shares is None:
-                break
-            again = self.selector.select(view._replace(costs=costs))
-            if (again.keep == selection.keep).all() and (again.index == selection.index).all():
-                break
-            selection, loads = again, loads_of(again, view.device_of, len(self.model.devices))
+            if turn < self._rounds:
+                view = view._replace(costs=costs)
         assert best is not None
         return best
+
+    def _demand(self, loads: Loads) -> Demand:
+        return self._unshaped.demand(loads)
 
     def observe(self, layer: int, step: int, loads: Loads, seconds: Floats) -> None:
         """Tell the selection what a layer took.
@@ -213,6 +221,11 @@ class Decider:
                 no load.
         """
         self.selector.observe(layer, step, loads, seconds)
+
+
+def _same(one: Selection, other: Selection) -> bool:
+    """Return whether two selections send the same pairs."""
+    return bool((one.keep == other.keep).all() and (one.index == other.index).all())
 
 
 def follows_links(selection: Mapping[str, Any]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Mapping, Sequence
+from typing import Any, Mapping, Optional, Sequence
 
 import numpy as np
 
@@ -10,7 +10,6 @@ from payloads.wdmoe.bounds import bounds_of
 from payloads.wdmoe.buckets import Buckets
 from payloads.wdmoe.decision import Decider
 from payloads.wdmoe.dispatch import Decided
-from payloads.wdmoe.routing import LayerView
 from payloads.wdmoe.tally import Tally
 
 __all__ = ["Judge"]
@@ -31,17 +30,18 @@ class Judge:
 
     def __init__(self, decider: Decider, selection: Mapping[str, Any], devices: Sequence[str]) -> None:
         self.tally = Tally(devices)
-        self.bounds = bounds_of(selection)
+        self.bounds = bounds_of(selection, decider)
         self._decider = decider
         self._buckets = Buckets(decider.given_model)
 
-    def add(self, request: str, one: Decided, warmup: bool) -> None:
+    def add(self, request: str, one: Decided, warmup: bool, after: Optional[Decided] = None) -> None:
         """Take a decision that was carried out; the next one is later.
 
         Args:
             request: The request that it belongs to.
             one: The decision; what its dispatches were expected to take is put into it.
             warmup: Whether the request is a warm-up.
+            after: The next decision of the request: its links are those that the last answer may have met.
         """
         links = one.links_in_force
         rates = (np.inf, np.inf) if links is None else links.rates_mbit()
@@ -49,10 +49,8 @@ class Judge:
             one.decision.loads, rates[0], rates[1], one.sent_ns / 1e9, self._decider.delay_ms
         )
         if self.bounds is not None:
-            # An idle link with a full bucket is the least that a dispatch can meet.
-            each = np.broadcast_to(np.asarray(rates, float).reshape(2, -1), (2, len(self.tally.devices)))
-            costs = self._decider.given_model.costs(each[0], each[1], self._decider.delay_ms)
-            view = LayerView(one.layer, one.step, one.routing, one.device_of, costs)
-            self.bounds.add((request, one.step), view)
+            if links is not None and after is not None and after.links is not None:
+                links = links.with_states(np.maximum(links.states, after.links.states))
+            self.bounds.add((request, one.step), one.layer, one.step, one.routing, one.device_of, links)
         if not warmup:
             self.tally.add(one.layer, one.step, one.routing, one.decision.selection, one.device_of)

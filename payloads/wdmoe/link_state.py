@@ -101,6 +101,23 @@ class VirtualLinks:
             self._now = LinkState(self._channel.rule, self._states[block], self._shares)
         return self._now
 
+    def best(self, from_s: float, to_s: float) -> LinkState:
+        """Return the links as :meth:`at` does, each in the best state that it is in at any time from one to another.
+
+        Args:
+            from_s: A time, in seconds since the channel was started.
+            to_s: A later one.
+        """
+        count = len(self._states)
+        first, last = self._channel.block_at(from_s), self._channel.block_at(to_s)
+        if count == 1 or (first == last and to_s - from_s < self._channel.duration_s):
+            return self.at_block(first)
+        if to_s - from_s >= self._channel.duration_s:
+            blocks = list(range(count))
+        else:
+            blocks = [(first + number) % count for number in range((last - first) % count + 1)]
+        return self.at_block(first).with_states(self._states[blocks].max(axis=0))
+
     def give(self, shares: Any, why: str) -> None:
         """Put other shares in force.
 

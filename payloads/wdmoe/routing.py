@@ -6,12 +6,13 @@ the order of the latency model's names.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 
 if TYPE_CHECKING:
     from numpy import bool_, floating, int64
     from numpy.typing import NDArray
 
+    from payloads.wdmoe.band import Band
     from payloads.wdmoe.latency import Costs
 
 __all__ = ["LayerView", "Loads", "Routing", "Selection", "loads_of"]
@@ -53,7 +54,10 @@ class LayerView(NamedTuple):
         step: The token step, 0 for the prompt.
         routing: The router's choice.
         device_of: (E,), the device that serves each expert of this layer.
-        costs: What sending to each device takes at the rates in force.
+        costs: What sending to each device takes at the rates in force; at the scenario's shares where the policy
+            shares the band for each layer.
+        best_s: Called with :class:`Loads`, what the layer takes in seconds when the band is shared for these loads;
+            ``None`` where the policy does not share the band for each layer.
     """
 
     layer: int
@@ -61,6 +65,7 @@ class LayerView(NamedTuple):
     routing: Routing
     device_of: NDArray[int64]
     costs: Costs
+    best_s: Optional[Band] = None
 
 
 class Loads(NamedTuple):

@@ -302,8 +302,8 @@ class Station:
         self._dispatcher.decided = decided
         generation = generate(self.model, encode, self._dispatcher, max_new_tokens, self._end_tokens, check)
         assert work.judge is not None
-        for one in decided:
-            work.judge.add(prompt.id, one, warmup)
+        for one, after in zip(decided, [*decided[1:], None]):
+            work.judge.add(prompt.id, one, warmup, after)
         text = self._tokenizer.decode([token.token for token in generation.tokens], skip_special_tokens=True)
         work.records.add_generation(prompt.id, warmup, text, generation)
 

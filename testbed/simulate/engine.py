@@ -18,7 +18,7 @@ from payloads.wdmoe.buckets import Buckets
 from payloads.wdmoe.decision import decider_of
 from payloads.wdmoe.latency import message_bytes
 from payloads.wdmoe.link_state import LinkState, VirtualLinks
-from payloads.wdmoe.routing import LayerView, Loads, Routing, Selection
+from payloads.wdmoe.routing import Loads, Routing, Selection
 from payloads.wdmoe.tally import Tally
 from testbed.simulate.carry import Carried, Carrier
 from testbed.simulate.routing import Traced
@@ -126,7 +126,7 @@ class _Simulation:
         )
         self._buckets = Buckets(world.model)
         self._tally = Tally(world.devices)
-        self._bounds = bounds_of(policy.selection) if world.bounds else None
+        self._bounds = bounds_of(policy.selection, self._decider) if world.bounds else None
         self._record = TrialRecord(trial)
 
     def run(self) -> TrialRecord:
@@ -188,11 +188,9 @@ class _Simulation:
         seconds = np.where(carried.loaded, carried.done - begin_s, np.nan)
         self._decider.observe(layer, step, decision.loads, seconds)
         if self._bounds is not None:
-            # An idle link with a full bucket is the least that a dispatch can meet.
-            down, up = _rates(state, len(self._world.devices))
-            costs = self._world.model.costs(down, up, self._delay_ms)
-            view = LayerView(layer, step, routing, device_of, costs)
-            self._bounds.add((ask.request, step), view)
+            done_s = float(carried.done.max(where=carried.loaded, initial=self._now_s))
+            best = None if self._links is None else self._links.best(self._now_s, done_s)
+            self._bounds.add((ask.request, step), layer, step, routing, device_of, best)
         if not ask.warmup:
             self._tally.add(layer, step, routing, decision.selection, device_of)
         if self._world.detail:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[floating[Any]]
 
-__all__ = ["lighten", "losable"]
+__all__ = ["dropped_at_prices", "lighten", "losable"]
 
 ROUNDS = 12
 """How often the prices of the devices are set anew."""
@@ -126,19 +126,36 @@ def _priced(pairs: Pairs, may_drop: NDArray[bool_], budget: float, light: _Light
 
 def _at_prices(pairs: Pairs, may_drop: NDArray[bool_], budget: float, price: Floats) -> _Light:
     """Drop pairs in the order of mass over priced seconds, until the budget is used up."""
-    mass, owner, gain = pairs.mass.ravel(), pairs.device.ravel(), pairs.gains_s.ravel()
+    owner, gain = pairs.device.ravel(), pairs.gains_s.ravel()
     devices = len(pairs.seconds)
-    rate = mass / (price[owner] * gain)
-    places = _all_but_dearest(rate.reshape(pairs.mass.shape))
-    places = places[may_drop.ravel()[places]]
-    places = places[order_of(rate[places])]
-    bill = mass[places].cumsum()
-    count = int(np.searchsorted(bill, budget * (1 + 1e-12), side="right"))
-    places = places[:count]
+    places, lost = dropped_at_prices(pairs.mass, price[pairs.device] * pairs.gains_s, may_drop, budget)
     of = owner[places]
     seconds = pairs.seconds - np.bincount(of, weights=gain[places], minlength=devices)
     seconds[np.bincount(of, minlength=devices) == pairs.loads.pairs] = 0.0
-    return _Light(places, seconds, float(bill[count - 1]) if count else 0.0)
+    return _Light(places, seconds, lost)
+
+
+def dropped_at_prices(
+    mass: Floats, worth: Floats, may_drop: NDArray[bool_], budget: float
+) -> Tuple[NDArray[int64], float]:
+    """Drop pairs in the order of mass over what dropping them is worth, until the budget is used up.
+
+    Args:
+        mass: (N, k), the mass of each pair.
+        worth: (N, k), what dropping it is worth, above 0.
+        may_drop: (N, k), which pairs may be dropped. Of each token the pair with the most mass for its worth stays.
+        budget: The mass that may be lost.
+
+    Returns:
+        The places of the dropped pairs in the flattened (N, k), and the mass that is lost.
+    """
+    rate = (mass / worth).ravel()
+    places = _all_but_dearest(rate.reshape(mass.shape))
+    places = places[may_drop.ravel()[places]]
+    places = places[order_of(rate[places])]
+    bill = mass.ravel()[places].cumsum()
+    count = int(np.searchsorted(bill, budget * (1 + 1e-12), side="right"))
+    return places[:count], float(bill[count - 1]) if count else 0.0
 
 
 def _all_but_dearest(rate: Floats) -> NDArray[int64]:

@@ -7,11 +7,12 @@ what is dropped there. Over many blocks with one budget, pairs and blocks may be
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, List, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from payloads.wdmoe.routing import LayerView, Loads
+from payloads.wdmoe.band import token_loads
+from payloads.wdmoe.routing import LayerView
 from payloads.wdmoe.selectors.front import Taking, choices_of
 from payloads.wdmoe.selectors.pairs import pairs_of
 from payloads.wdmoe.selectors.rows import row_any
@@ -22,31 +23,34 @@ if TYPE_CHECKING:
 
     Floats = NDArray[floating[Any]]
 
-__all__ = ["choices_s", "lower_bound_s", "stream_bound_s"]
+__all__ = ["choices_s", "lower_bound_s", "priced", "stream_bound_s", "token_loads"]
 
 _STEPS = 100
 _GOLDEN = 0.6180339887498949
 
 
-def lower_bound_s(view: LayerView, tau: float, most: float = 1.0) -> float:
+def lower_bound_s(view: LayerView, tau: float, most: float = 1.0, saved_s: Any = 0.0) -> float:
     """Return a bound on a layer's attention waiting latency, in seconds, at the rates in force.
 
     Args:
         view: The layer.
         tau: The share of the gate's mass that is kept at least in this block.
         most: The share of its own mass that a token may lose; with less than 1 the bound is one for such selections.
+        saved_s: (D,), what a dispatch may take less than the costs say, as where a token bucket lets its beginning
+            pass at once; of blocks of several tokens only.
 
     Returns:
-        What no selection that drops pairs, keeps one for every token, and keeps ``tau`` of the mass can go below, up
-        to the rounding to whole frames: one frame's header in each direction.
+        What no selection that drops pairs, keeps one for every token, and keeps ``tau`` of the mass can go below.
     """
     if len(view.routing.index) == 1:
         lose = min(1.0 - tau, most) * (1 + 1e-6)
         return min(seconds for seconds, lost in choices_s(view) if lost <= lose)
     pairs = pairs_of(view, parts=True)
+    # As few headers as if nothing had to be cut into whole frames.
+    pairs = pairs._replace(seconds=np.maximum(pairs.seconds - view.costs.rounding_s() - saved_s, 0.0))
     owner = pairs.device.ravel()
     total_s = np.bincount(owner, weights=pairs.gains_s.ravel(), minlength=len(pairs.seconds))
-    part = pairs.seconds / np.maximum(total_s, 1e-300)
+    part = np.maximum(pairs.seconds / np.maximum(total_s, 1e-300), 1.0)
     gains_s = pairs.gains_s.copy()
     # All pairs of a device together save all of its time, what a dispatch takes without any pair included. But where
     # some token has nowhere else to go, its row has to go down there, and a dispatch with it.
@@ -54,7 +58,7 @@ def lower_bound_s(view: LayerView, tau: float, most: float = 1.0) -> float:
     held = pairs.device[captive, 0]
     gains_s[captive] -= (view.costs.down_s[held] / gains_s.shape[1])[:, None]
     part[held] = 1.0
-    gains_s *= part[pairs.device]
+    gains_s = np.maximum(gains_s * part[pairs.device], 1e-300)
     budget = (1.0 - tau) * len(view.routing.index)
     gain, price = gains_s.ravel(), pairs.mass.ravel()
     may_drop = pairs.mass <= most * (1 + 1e-6)
@@ -68,9 +72,12 @@ def lower_bound_s(view: LayerView, tau: float, most: float = 1.0) -> float:
     run = gain.cumsum()
     before = np.concatenate(([0.0], run))[np.searchsorted(owner, np.arange(len(pairs.seconds)))]
     begins = pairs.seconds[owner] - (run - gain - before[owner])
-    ends = np.maximum(begins - gain, 0.0)
+    # What a bucket has saved can be more than all that is left: nothing gets below no time at all.
     left_s = pairs.seconds - np.bincount(owner, weights=gain, minlength=len(pairs.seconds))
-    level_s = max(_water_level(begins, ends, price, budget), float(left_s.max()))
+    live = begins > 0.0
+    owner, gain, price, begins = owner[live], gain[live], price[live], begins[live]
+    ends = np.maximum(begins - gain, 0.0)
+    level_s = max(_water_level(begins, ends, price, budget), float(left_s.max()), 0.0)
     # What every token keeps one pair for, at the prices of that solution, and at those of plain capacity.
     marginal = np.zeros(len(pairs.seconds))
     at = (begins >= level_s) & (ends <= level_s)
@@ -80,11 +87,11 @@ def lower_bound_s(view: LayerView, tau: float, most: float = 1.0) -> float:
     for of_device, of_mass in ((marginal * worth, worth), (capacity / capacity.sum(), 0.0)):
         kept, lost = of_device[pairs.device] * gains_s, of_mass * pairs.mass
         whatever_s = float((of_device * always_s).sum())
-        bounds.append(_priced(kept, lost, may_drop) + whatever_s - of_mass * budget)
+        bounds.append(priced(kept, lost, may_drop) + whatever_s - of_mass * budget)
     return max(bounds)
 
 
-def _priced(kept: Floats, lost: Floats, may_drop: NDArray[bool_]) -> float:
+def priced(kept: Floats, lost: Floats, may_drop: NDArray[bool_]) -> float:
     """Return the least that all pairs cost at given prices (Lagrangian duality); any prices give a bound.
 
     Args:
@@ -98,20 +105,22 @@ def _priced(kept: Floats, lost: Floats, may_drop: NDArray[bool_]) -> float:
     return float(each.sum())
 
 
-def choices_s(view: LayerView) -> List[Tuple[float, float]]:
-    """Return what a layer's only token can do: seconds and the mass that is lost, for :func:`stream_bound_s`."""
-    return [(choice.seconds, choice.lost) for choice in choices_of(view, _exactly(view), False)]
+def choices_s(view: LayerView, seconds: Optional[Taking] = None) -> List[Tuple[float, float]]:
+    """Return what a layer's only token can do: seconds and the mass that is lost, for :func:`stream_bound_s`.
+
+    Args:
+        view: The layer.
+        seconds: What one token takes on each device; by the view's costs where it is left out.
+    """
+    taking = _exactly(view) if seconds is None else seconds
+    return [(choice.seconds, choice.lost) for choice in choices_of(view, taking, False)]
 
 
 def _exactly(view: LayerView) -> Taking:
     """Return what one token takes on a device, with whole frames."""
     costs, devices = view.costs, len(view.costs.fixed_s)
-    ones = np.ones(devices, dtype=np.int64)
-    table = []
-    for pairs in range(1, view.routing.index.shape[1] + 1):
-        experts = np.repeat(np.arange(devices), pairs)
-        loads = Loads(ones, pairs * ones, pairs * ones, np.ones(len(experts), dtype=np.int64), experts)
-        table.append(costs.dispatch_s(loads).tolist())
+    most = view.routing.index.shape[1]
+    table = [costs.dispatch_s(token_loads(devices, pairs)).tolist() for pairs in range(1, most + 1)]
     return lambda device, pairs: table[pairs - 1][device]
 
 

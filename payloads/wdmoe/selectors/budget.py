@@ -10,8 +10,10 @@ from payloads.wdmoe.gating import finish
 from payloads.wdmoe.routing import LayerView, Loads, Routing, Selection
 from payloads.wdmoe.selectors.account import Account
 from payloads.wdmoe.selectors.batch import lighten
+from payloads.wdmoe.selectors.batch_together import lighten_together
 from payloads.wdmoe.selectors.front import Choice, Taking, choices_of, hull_of, token_seconds
 from payloads.wdmoe.selectors.kinds import Settings, value_of
+from payloads.wdmoe.selectors.together import choices_together
 
 if TYPE_CHECKING:
     from numpy import floating
@@ -46,8 +48,13 @@ class Budget:
     ``(lost / kept mass) ** power``, measured, see docs/policies.md; a layer gets the more of the budget, the less its
     ``layer_cost`` is. With one, ``tau`` holds on the average of the layers.
 
+    Where the policy shares the band for each layer, latencies are those with the band shared for each choice.
+
     Source: ours.
     """
+
+    #: Whoever shares the band need not ask again at other shares.
+    sees_band = True
 
     def __init__(self, settings: Settings) -> None:
         def given(name: str) -> Any:
@@ -76,7 +83,10 @@ class Budget:
         if lose <= 0.0 or (chosen == 1 and not self._replace):
             return Selection(routing.index, np.ones((tokens, chosen), dtype=bool), routing.weights)
         if tokens > 1:
-            index, keep = lighten(view, lose * tokens, self._most, self._replace)
+            if view.best_s is not None:
+                index, keep = lighten_together(view, view.best_s, lose * tokens, self._most, self._replace)
+            else:
+                index, keep = lighten(view, lose * tokens, self._most, self._replace)
             return finish(routing, keep, self._settings, index)
         choice = self._choice(view, lose)
         if not choice.lost and None not in choice.experts:
@@ -96,8 +106,12 @@ class Budget:
 
     def _choice(self, view: LayerView, lose: float) -> Choice:
         """Choose for a single token."""
-        choices = choices_of(view, self._of(view.costs), self._replace)
         most = (self._most if self._running else min(self._most, lose)) * (1 + 1e-6)
+        choices = None
+        if view.best_s is not None:
+            choices = choices_together(view, view.best_s, self._replace, most)
+        if choices is None:
+            choices = choices_of(view, self._of(view.costs), self._replace)
         good = [choice for choice in choices if choice.lost <= most]
         if self._running:
             return self._bargain(view, lose, good)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from payloads.wdmoe.costs import Costs
     from payloads.wdmoe.routing import LayerView
 
-__all__ = ["Choice", "Taking", "choices_of", "front_of", "hull_of", "token_seconds"]
+__all__ = ["Choice", "Taking", "choices_of", "front_of", "hull_of", "odds", "token_seconds"]
 
 REPLACE_FROM = 0.8
 """An expert is replaced only by one with at least this share of its score: see docs/policies.md."""
@@ -114,7 +114,7 @@ def front_of(
             taken[slowest] = seconds(slowest, len(places))
         else:
             del taken[slowest]
-        choices.append(Choice(max(taken.values()), _odds(harmed), lost, tuple(now)))
+        choices.append(Choice(max(taken.values()), odds(harmed), lost, tuple(now)))
 
 
 def _replaced(
@@ -157,7 +157,7 @@ def _replaced(
         after_lost = lost + mass[place] * (1.0 - near)
         after_harm = harmed + mass[place] * (1.0 - near**REPLACE_POWER)
         experts = (*choice.experts[:place], other, *choice.experts[place + 1 :])
-        choices.append(Choice(after, _odds(after_harm), after_lost, experts))
+        choices.append(Choice(after, odds(after_harm), after_lost, experts))
     return choices
 
 
@@ -189,5 +189,6 @@ def hull_of(choices: Sequence[Choice], power: float) -> List[Tuple[float, float,
     return steps
 
 
-def _odds(lost: float) -> float:
+def odds(lost: float) -> float:
+    """Return the odds of a share of mass that is lost."""
     return lost / max(1.0 - lost, 1e-9)

@@ -64,7 +64,8 @@ def gains_of(view: LayerView, device: NDArray[int64], loads: Loads, parts: bool)
         loads: What sending all pairs asks of the devices.
         parts: Whether pairs that share a row down each have an equal part of it, so that taking some of them away
             saves no more than their parts and taking all of them exactly the sum. Otherwise they have nothing of it:
-            what dropping one of them saves while another stays.
+            what dropping one of them saves while another stays. With parts, what goes with a pair to the byte: the
+            entries of lists too, and of an expert's weights no more than its equal part.
 
     Returns:
         (N, k), above 0.
@@ -72,7 +73,12 @@ def gains_of(view: LayerView, device: NDArray[int64], loads: Loads, parts: bool)
     costs, index = view.costs, view.routing.index
     software_s = costs.pair_s - costs.down_s - costs.up_s - costs.expert_s
     tokens = np.maximum(loads.counts, 1)
-    work_s = np.maximum(costs.token_s[view.device_of], costs.expert_s[view.device_of] / tokens)
+    if parts:
+        work_s = costs.parts_s(loads.counts, view.device_of)
+        # One entry for the pair, and two for its expert.
+        work_s = work_s + costs.entry_s()[view.device_of] * (1.0 + 2.0 / tokens)
+    else:
+        work_s = np.maximum(costs.token_s[view.device_of], costs.expert_s[view.device_of] / tokens)
     down_s = costs.down_s[view.device_of]
     alone_s = work_s + (costs.up_s + software_s)[view.device_of] + down_s
     gains_s: Floats = alone_s.take(index)
