@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from payloads.wdmoe.link_state import LinkState
 
-__all__ = ["Decided", "Decides", "DispatchRow"]
+__all__ = ["Decided", "Decides", "DispatchRow", "Expected"]
 
 
 class Decides(Protocol):
@@ -36,6 +36,21 @@ class Decides(Protocol):
         """Hear what a layer took."""
 
 
+class Expected:
+    """What the devices were expected to take in one layer.
+
+    All that a dispatch's row keeps of the decision behind it: rows live as long as the trial.
+
+    Attributes:
+        seconds: (D,); ``None`` while nobody worked it out.
+    """
+
+    __slots__ = ("seconds",)
+
+    def __init__(self) -> None:
+        self.seconds: Optional[NDArray[floating[Any]]] = None
+
+
 class Decided:
     """One layer's decision, for whoever adds them up afterwards.
 
@@ -47,10 +62,10 @@ class Decided:
         links: The links before the decision; ``None`` where nothing shapes them.
         decision: What was made of it.
         sent_ns: When it was sent, on the monotonic clock.
-        predicted_s: (D,), what each device was expected to take; ``None`` while nobody worked it out.
+        expected: What the devices were expected to take.
     """
 
-    __slots__ = ("decision", "device_of", "layer", "links", "predicted_s", "routing", "sent_ns", "step")
+    __slots__ = ("decision", "device_of", "expected", "layer", "links", "routing", "sent_ns", "step")
 
     def __init__(
         self,
@@ -68,7 +83,16 @@ class Decided:
         self.links = links
         self.decision = decision
         self.sent_ns = 0
-        self.predicted_s: Optional[NDArray[floating[Any]]] = None
+        self.expected = Expected()
+
+    @property
+    def predicted_s(self) -> Optional[NDArray[floating[Any]]]:
+        """(D,), what each device was expected to take; ``None`` while nobody worked it out."""
+        return self.expected.seconds
+
+    @predicted_s.setter
+    def predicted_s(self, seconds: NDArray[floating[Any]]) -> None:
+        self.expected.seconds = seconds
 
     @property
     def links_in_force(self) -> Optional[LinkState]:
@@ -99,7 +123,7 @@ class DispatchRow(NamedTuple):
         computed_ns: The device had computed, and waited for its pace.
         replied_ns: The device gave its answer to the kernel.
         late: Whether the real computation took longer than the pace asked for.
-        decided: The decision that it belongs to; ``None`` where nobody decided.
+        expected: What its layer was expected to take; ``None`` where nobody decided.
         column: The device's number in its arrays.
     """
 
@@ -120,11 +144,11 @@ class DispatchRow(NamedTuple):
     computed_ns: int
     replied_ns: int
     late: bool
-    decided: Optional[Decided]
+    expected: Optional[Expected]
     column: int
 
     def predicted_ms(self) -> Optional[float]:
         """Return what the latency model expected it to take; ``None`` where nobody worked it out."""
-        if self.decided is None or self.decided.predicted_s is None:
+        if self.expected is None or self.expected.seconds is None:
             return None
-        return 1e3 * float(self.decided.predicted_s[self.column])
+        return 1e3 * float(self.expected.seconds[self.column])

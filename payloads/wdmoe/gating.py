@@ -71,8 +71,9 @@ def selector_of(settings: Settings) -> Selector:
         UserPolicyError: The kind is a class in a file, and it cannot be made.
     """
     if is_user_kind(settings["kind"]):
-        selector: Selector = make_user_selector(settings)
-        return selector
+        from payloads.wdmoe.guarded import Guarded
+
+        return Guarded(make_user_selector(settings), settings["kind"])
     return SELECTOR_KINDS[settings["kind"]].make(settings)
 
 

@@ -77,7 +77,7 @@ def weigh(routing: Routing, selection: Selection, device_of: NDArray[int64], dev
     lost = ~selection.keep | moved
     sent_to = device_of.take(selection.index[selection.keep])
     lost_by = device_of.take(routing.index[lost])
-    sent = scores.take(first + selection.index) / total if moved.any() else wanted
+    sent = np.where(moved, scores.take(first + selection.index) / total, wanted) if moved.any() else wanted
     return Weighed(
         added(sent_to),
         added(lost_by),

@@ -17,7 +17,7 @@ import inspect
 import sys
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Tuple
 
 from payloads.wdmoe.routing import LayerView, Loads, Selection
 
@@ -25,6 +25,7 @@ __all__ = [
     "UserPolicy",
     "UserPolicyError",
     "check_user_policy",
+    "fault_of",
     "is_user_kind",
     "make_user_selector",
     "read_user_policy",
@@ -118,7 +119,7 @@ def make_user_selector(settings: Mapping[str, Any]) -> Any:
         raise UserPolicyError(f"{policy.name}: {error}; it takes {inspect.signature(made)}") from error
     try:
         selector = made(**arguments)
-    except Exception as error:  # whatever the user's code says of its settings
+    except (Exception, SystemExit) as error:  # whatever the user's code says of its settings
         raise UserPolicyError(f"{policy.name}: {type(error).__name__}: {error}") from error
     return selector if hasattr(selector, "observe") else _Deaf(selector)
 
@@ -182,19 +183,18 @@ def _run(policy: UserPolicy) -> Any:
         exec(compile(policy.source, str(policy.path), "exec"), module.__dict__)  # noqa: S102  (the user's own code is the purpose)
     except BaseException as error:
         del sys.modules[name]
-        if not isinstance(error, Exception):
+        if not isinstance(error, (Exception, SystemExit)):
             raise
-        line = _line_of(error, str(policy.path))
-        where = f"{policy.path}:{line}" if line else str(policy.path)
-        raise UserPolicyError(f"{where}: {type(error).__name__}: {error}") from error
+        raise fault_of(error, policy.path) from error
     return module
 
 
-def _line_of(error: BaseException, file: str) -> Optional[int]:
-    """Return the last line of the file that an error went through."""
+def fault_of(error: BaseException, path: Path) -> UserPolicyError:
+    """Return what a failure of the user's code is said as: the last line of their file that it went through, and it."""
     line, trace = None, error.__traceback__
     while trace is not None:
-        if trace.tb_frame.f_code.co_filename == file:
+        if trace.tb_frame.f_code.co_filename == str(path):
             line = trace.tb_lineno
         trace = trace.tb_next
-    return line
+    where = f"{path}:{line}" if line else str(path)
+    return UserPolicyError(f"{where}: {type(error).__name__}: {error}")

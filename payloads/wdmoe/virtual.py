@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, List, Optional
 
 from payloads.wdmoe.decision import Decider, Decision
 from payloads.wdmoe.routing import Loads, Routing, Selection, loads_of
+from payloads.wdmoe.tally import weigh
 
 if TYPE_CHECKING:
     from numpy import floating, int64
@@ -81,9 +82,10 @@ class VirtualDecider:
         else:
             made = [self._decide(layer, step, routing, device_of)]
         selection = _together(routing, [decision.selection for decision in made])
-        self._count(routing, selection)
-        devices = len(made[0].predicted_s)
+        devices = len(self._decider.model.devices)
         serving = self._decider.device_of[layer] if device_of is None else device_of
+        self.kept += float(weigh(routing, selection, serving, devices).mass.sum())
+        self.asked += tokens
         return Decision(selection, loads_of(selection, serving, devices), None, np.full(devices, np.nan))
 
     def observe(self, layer: int, step: int, loads: Loads, seconds: Any) -> None:
@@ -106,17 +108,6 @@ class VirtualDecider:
     def _give(self, shares: Optional[NDArray[floating[Any]]], why: str) -> None:
         if shares is not None and self._links is not None:
             self._links.give(shares, why)
-
-    def _count(self, routing: Routing, selection: Selection) -> None:
-        import numpy as np
-
-        total = np.take_along_axis(routing.scores, routing.index, axis=1).sum(axis=1)
-        sent = (np.take_along_axis(routing.scores, selection.index, axis=1) * selection.keep).sum(axis=1)
-        # A router that gives all of its choice a score of 0 likes them equally.
-        even = selection.keep.mean(axis=1)
-        sent, total = np.where(total > 0, sent, even), np.where(total > 0, total, 1.0)
-        self.kept += float((sent / total).sum())
-        self.asked += len(total)
 
 
 def _row(routing: Routing, number: int) -> Routing:

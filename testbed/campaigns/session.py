@@ -15,6 +15,7 @@ from pathlib import Path
 
 from testbed.artifacts.weights import require_weights
 from testbed.campaigns.describe import describe_run
+from testbed.campaigns.files import check_unchanged, file_digests
 from testbed.campaigns.journal import Journal, read_journal
 from testbed.campaigns.passes import passes_of
 from testbed.campaigns.plan import plan_run
@@ -29,6 +30,7 @@ from testbed.errors import InputError, RefusedError, TestbedError
 from testbed.hosts.fleet import Fleet
 from testbed.records import find_run, read_manifest, write_manifest
 from testbed.records.manifest import LOCK_NAME, MANIFEST_NAME
+from testbed.simulate.assumed import calibrated
 
 __all__ = ["Evaluation", "Finished", "Plan", "Target", "dry_run", "evaluation", "execute", "new", "resumed"]
 
@@ -82,10 +84,15 @@ def resumed(results: Path, run: str, limit: Sequence[str]) -> Target:
     """Return a run that was cut off.
 
     Raises:
-        InputError: There is no such run, it is complete, or its campaign or inventory has changed since.
+        InputError: There is no such run, it is complete, or a file that it was made from has changed since.
     """
     folder = find_run(results, run)
     manifest = read_manifest(folder)
+    if manifest.get("simulated"):
+        raise InputError(
+            f"{folder.name} is a simulation, which does not go on where it was",
+            hint=f"simulate it again: {manifest.get('command') or 'testbed simulate CAMPAIGN'}",
+        )
     files = manifest.get("files")
     if not isinstance(files, dict) or not {"campaign", "inventory", "limit"} <= files.keys():
         raise InputError(
@@ -106,6 +113,7 @@ def resumed(results: Path, run: str, limit: Sequence[str]) -> Target:
             f"{campaign_file}: the file has changed since {folder.name} was started",
             hint=f"put it back as it is in {folder / MANIFEST_NAME}, or start a new run",
         )
+    check_unchanged(files.get("read") or {}, campaign, folder.name)
     limit = tuple(files["limit"])
     inventory = _checked(campaign, load_inventory(inventory_file), limit)
     if inventory.resolved() != manifest.get("inventory"):
@@ -194,6 +202,7 @@ def _execute(target: Target, journal: Journal) -> Finished:
             "inventory": str(target.inventory_file.resolve()),
             "limit": list(target.limit),
             "evaluation": target.evaluation and target.evaluation.as_json(),
+            "read": file_digests(target.campaign),
         }
         write_manifest(target.folder, manifest)
     from testbed.campaigns.finish import finish, update_manifest
@@ -244,6 +253,8 @@ def _checked(campaign: Campaign, lab: Inventory, limit: Sequence[str]) -> Invent
     check_campaign(campaign, lab)  # a scenario may speak of a device that is left out
     load_prompts(campaign)
     require_weights(campaign.model)
+    if campaign.latency.calibration is not None:
+        calibrated(campaign.latency.calibration, [device.name for device in inventory.devices])
     return inventory
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,7 +51,7 @@ def kinds(as_json: JsonOption = False) -> None:
         typer.echo(f"{entry['kind']}  ({entry['source']})")
         settings: dict[str, dict[str, Any]] = entry["settings"]  # type: ignore[assignment]
         for key, setting in settings.items():
-            default = "required" if setting["required"] else f"default {setting['default']}"
+            default = "required" if setting["required"] else _default(setting["default"])
             typer.echo(f"  {key}: {setting['expected']}; {default}. {setting['meaning']}")
 
 
@@ -95,6 +96,13 @@ def check(
         raise typer.Exit(1)
 
 
+def _default(value: Any) -> str:
+    """Return the default of a setting as a campaign file would have it."""
+    if value is None:
+        return "optional"
+    return f"default {json.dumps(value) if isinstance(value, bool) else value}"
+
+
 def _settings(given: list[str]) -> dict[str, Any]:
     """Return NAME=VALUE pairs with the values read as a campaign file's would be."""
     from testbed.config.yaml import parse_yaml
@@ -110,8 +118,14 @@ def _settings(given: list[str]) -> dict[str, Any]:
 
 def _maker(settings: dict[str, Any]) -> Any:
     from payloads.wdmoe.gating import check_selection, selector_of
+    from payloads.wdmoe.user_policy import is_user_kind, make_user_selector
 
     problems = check_selection(settings)
     if problems:
-        raise InputError(problems[0].removeprefix("kind: "))
-    return lambda: selector_of(settings)
+        raise InputError(
+            problems[0].removeprefix("kind: ").replace("got None", "and it is missing"),
+            hint="`testbed policy kinds` lists the kinds and their settings; one of your own is FILE:CLASS",
+        )
+    # One of the user's own without its guard, which would say the first fault in place of all.
+    made = make_user_selector if is_user_kind(settings["kind"]) else selector_of
+    return lambda: made(settings)

@@ -16,6 +16,7 @@ from testbed.config.model import Count, FilePath, Model, Name, Problem, Readable
 from testbed.config.policy import Bandwidth, Latency, Policy, Selection, policy_kinds
 from testbed.config.scenario import LinkRates, Scenario
 from testbed.config.shaping import shaping_problems
+from testbed.config.sizes import model_sizes, size_problems
 from testbed.config.yaml import Document, read_yaml
 from testbed.errors import InputError
 
@@ -203,16 +204,15 @@ class Campaign(Model):
     def _selection_problems(self) -> Iterator[Problem]:
         from payloads.wdmoe.gating import check_selection
 
-        experts = self.experts_per_layer()
+        sizes = model_sizes(self.model)
         for number, policy in enumerate(self.policies):
             settings = policy.selection.settings()
             place = ("policies", number, "selection")
             for line in check_selection(settings):
                 name, _, text = line.partition(": ")
                 yield Problem((*place, name), text.replace("got None", "and it is missing"))
-            k = settings.get("k")
-            if isinstance(k, int) and experts is not None and k > experts:
-                yield Problem((*place, "k"), f"at most {experts} was expected (the model's experts), not {k}")
+            for name, text in size_problems(settings, sizes):
+                yield Problem((*place, name), text)
 
     def _bandwidth_problems(self) -> Iterator[Problem]:
         from payloads.wdmoe.bandwidth import check_bandwidth
@@ -243,14 +243,6 @@ class Campaign(Model):
         for number, scenario in enumerate(self.scenarios):
             for problem in scenario_problems(scenario):
                 yield Problem(("scenarios", number, *problem.place), problem.text)
-
-    def experts_per_layer(self) -> int | None:
-        """Return how many experts a layer of the model has, where its config.json says so."""
-        config = json.loads((self.model / "config.json").read_text(encoding="utf-8"))
-        for key in ("num_local_experts", "num_experts", "n_routed_experts"):
-            if isinstance(config.get(key), int):
-                return int(config[key])
-        return None
 
     @property
     def model_name(self) -> str:

@@ -274,7 +274,8 @@ def describe(schema: Mapping[str, Any], root: Mapping[str, Any]) -> str:
         return "a list with at least one entry" if schema.get("minItems") else "a list"
     if kind == "object":
         keys = ", ".join(schema.get("properties", {}))
-        return f"keys and values ({keys})" if keys else "keys and values"
+        least = " (at least one)" if schema.get("minProperties") else ""
+        return f"keys and values ({keys})" if keys else f"keys and values{least}"
     names = {"string": "a path" if schema.get("format") == "path" else "text", "boolean": "true or false"}
     return names.get(str(kind), "something else")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, ConfigDict, ValidationInfo
+from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo
 
 from testbed.config.model import Model, Name, ReadableFile
 
@@ -59,7 +59,7 @@ class Selection(Model):
 class Bandwidth(Model):
     """How the band is shared among the devices while a trial runs."""
 
-    kind: Any
+    kind: Annotated[Any, Field(json_schema_extra={"expected": "a kind of allocation, such as `uniform`"})]
     """`scenario` (the links are left as the scenario has them), `uniform`, `proportional` (to the bytes sent), or
     `minmax` (so that the last device is done as early as can be)."""
     per: Any = None

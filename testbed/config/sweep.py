@@ -12,7 +12,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, PrivateAttr, model_validator
 
 from testbed.config.campaign import Campaign
-from testbed.config.model import Count, FilePath, Model, Name, Problem, problems_error, validate
+from testbed.config.model import Count, Model, Name, Problem, ReadableFile, problems_error, validate
 from testbed.config.yaml import Document, Place, dotted, read_yaml
 from testbed.errors import InputError
 
@@ -33,12 +33,6 @@ class Axis(Model):
     devices: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
     """In place of the two: how many devices take part. Beyond those of the inventory, they are copied in turn."""
 
-    @model_validator(mode="after")
-    def _one_or_the_other(self) -> Self:
-        if (self.devices is None) == (self.change is None) or (self.change is None) != (self.to is None):
-            raise problems_error([Problem((), "either `set` and `to` were expected, or `devices`")])
-        return self
-
     @property
     def values(self) -> tuple[Any, ...]:
         """The values along the axis."""
@@ -57,9 +51,9 @@ class Sweep(Model):
 
     sweep: Name
     """The sweep's name; its folders are named after it."""
-    campaign: FilePath
+    campaign: ReadableFile
     """The campaign file, from the folder of this file."""
-    inventory: FilePath | None = None
+    inventory: ReadableFile | None = None
     """Another lab than the campaign's."""
     repeats: Count | None = None
     """Other repeats than the campaign's, each with links of its own."""
@@ -73,7 +67,10 @@ class Sweep(Model):
     def _consistent(self) -> Self:
         problems = []
         taken = {"point", "trial", "policy", "scenario", "repeat"}
-        for name in self.vary:
+        for name, axis in self.vary.items():
+            if (axis.devices is None) == (axis.change is None) or (axis.change is None) != (axis.to is None):
+                text = "either `set` and `to` were expected, or `devices`"
+                problems.append(Problem(("vary", name), text))
             if name in taken or not name.replace("_", "").isalnum():
                 text = (
                     f"a name of letters, digits and _ that is none of {', '.join(sorted(taken))} was expected"

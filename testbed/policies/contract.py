@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from payloads.wdmoe.gating import Selector
+from payloads.wdmoe.guarded import PROBLEMS
 from payloads.wdmoe.latency import TERMS, DeviceSpeed, LatencyModel
 from payloads.wdmoe.pace import ExpertShape
-from payloads.wdmoe.routing import LayerView, Routing, Selection, loads_of
+from payloads.wdmoe.routing import LayerView, Routing, loads_of
 
 __all__ = ["Check", "Timing", "check_selector", "random_view", "time_selector"]
 
@@ -115,10 +116,7 @@ def check_selector(make: Make, *, rounds: int = 40, seed: int = 1) -> list[Check
         One entry for each thing that must hold.
     """
     checks: list[tuple[str, Callable[[Make, LayerView], str]]] = [
-        ("gives a selection of the router's shape", _shape),
-        ("asks for experts that are there, each at most once a token", _experts),
-        ("leaves every token an expert", _last_expert),
-        ("weights are finite, not negative, and 0 where a pair is dropped", _weights),
+        *((name, _asked(problem_of)) for name, problem_of in PROBLEMS),
         ("keeps the router's weights where a token loses nothing", _untouched),
         ("chooses the same for the same layer", _repeatable),
         ("leaves what it is shown as it was", _harmless),
@@ -168,7 +166,10 @@ def _checked(name: str, check: Callable[[Make, LayerView], str], make: Make, rou
     for number, view in enumerate(views_of(rounds, seed)):
         try:
             problem = check(make, view)
-        except Exception as error:  # a user's code may do anything: that it failed is what is reported
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # a user's code may do anything: that it failed is what is reported
             problem = f"{type(error).__name__}: {error}"
         if problem:
             tokens, chosen = view.routing.index.shape
@@ -177,44 +178,13 @@ def _checked(name: str, check: Callable[[Make, LayerView], str], make: Make, rou
     return Check(name)
 
 
-def _shape(make: Make, view: LayerView) -> str:
-    selection = make().select(view)
-    if not isinstance(selection, Selection):
-        return f"a Selection was expected, not {type(selection).__name__}"
-    shape = view.routing.index.shape
-    for field, kinds in (("index", "iu"), ("keep", "b"), ("weights", "f")):
-        array: Any = getattr(selection, field)
-        if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype.kind not in kinds:
-            got = f"{getattr(array, 'dtype', type(array).__name__)} {getattr(array, 'shape', '')}"
-            return f"{field}: an array {shape} of kind {kinds} was expected, not {got}"
-    return ""
+def _asked(problem_of: Callable[[Any, Routing], str]) -> Callable[[Make, LayerView], str]:
+    """Return a check of what a fresh selector chooses, of what must hold at the base station too."""
 
+    def check(make: Make, view: LayerView) -> str:
+        return problem_of(make().select(view), view.routing)
 
-def _experts(make: Make, view: LayerView) -> str:
-    selection = make().select(view)
-    index, keep = selection.index, selection.keep
-    count = view.routing.scores.shape[1]
-    if (index[keep] < 0).any() or (index[keep] >= count).any():
-        return f"expert {index[keep].max()} was asked for, and there are {count}"
-    for row, (experts, kept) in enumerate(zip(index, keep, strict=True)):
-        asked = experts[kept]
-        if len(set(asked.tolist())) < len(asked):
-            return f"token {row} asks for one expert twice: {asked.tolist()}"
-    return ""
-
-
-def _last_expert(make: Make, view: LayerView) -> str:
-    bare = np.flatnonzero(~make().select(view).keep.any(axis=1))
-    return f"token {bare[0]} has none left" if len(bare) else ""
-
-
-def _weights(make: Make, view: LayerView) -> str:
-    selection = make().select(view)
-    if not np.isfinite(selection.weights).all() or (selection.weights < 0).any():
-        return f"weights from {selection.weights.min()} to {selection.weights.max()}"
-    if (selection.weights[~selection.keep] != 0).any():
-        return "a dropped pair has a weight"
-    return ""
+    return check
 
 
 def _untouched(make: Make, view: LayerView) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from testbed.campaigns import session
+from testbed.campaigns.files import file_digests
 from testbed.campaigns.prepare import probe_hosts
 from testbed.errors import ConnectError, HostKeyError, InputError, RefusedError, TestbedError
 from testbed.records import write_manifest
@@ -84,6 +85,31 @@ def test_a_run_that_cannot_go_on_says_so(campaign, tmp_path):
     write_manifest(tmp_path / "first-0001", manifest | {"files": files, "state": "completed"})
     with pytest.raises(InputError, match="is complete"):
         session.resumed(tmp_path, "first-0001", [])
+
+
+@pytest.mark.parametrize("name", ["prompts.jsonl", "mine.py"])
+def test_a_run_does_not_go_on_with_another_file_than_it_was_started_with(campaign, tmp_path, name):
+    (tmp_path / "mine.py").write_text("class Mine:\n    def select(self, view): ...\n")
+    campaign.write_text(CAMPAIGN.replace("{kind: top_k, k: 1}", "{kind: 'mine.py:Mine'}"))
+    target = session.new(tmp_path / "results", campaign, None, [])
+    read = file_digests(target.campaign)
+    assert set(read) == {str(tmp_path / "prompts.jsonl"), str(tmp_path / "mine.py")}
+    files = {"campaign": str(campaign), "inventory": str(tmp_path / "two.yaml"), "limit": [], "read": read}
+    manifest = {"run": target.run, "started_unix": 1.0, "state": "interrupted", "files": files}
+    manifest |= {"campaign": target.campaign.text, "inventory": target.inventory.resolved()}
+    write_manifest(target.folder, manifest)
+    assert session.resumed(tmp_path / "results", target.run, []).resumed
+    with (tmp_path / name).open("a") as file:
+        file.write("\n")
+    with pytest.raises(InputError, match=rf"{name}: the file has changed since {target.run} was started"):
+        session.resumed(tmp_path / "results", target.run, [])
+
+
+def test_a_wrong_calibration_is_named_before_a_host_is_asked(campaign, tmp_path):
+    (tmp_path / "speeds.json").write_text("{}")
+    campaign.write_text(f"{CAMPAIGN}latency: {{calibration: speeds.json}}\n")
+    with pytest.raises(InputError, match=r"speeds\.json: a calibration was expected"):
+        session.new(tmp_path / "results", campaign, None, [])
 
 
 def test_a_new_run_does_not_take_the_folder_of_one_that_came_between(campaign, tmp_path):

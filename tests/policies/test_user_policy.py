@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from payloads.wdmoe.gating import selector_of
+from payloads.wdmoe.routing import loads_of
 from payloads.wdmoe.user_policy import (
     UserPolicyError,
     check_user_policy,
@@ -17,8 +19,10 @@ from payloads.wdmoe.user_policy import (
     read_user_policy,
 )
 from testbed.cli.main import app
+from testbed.errors import InputError
 from testbed.policies import check_selector, random_view
 from testbed.policies.resolve import resolve_kind
+from testbed.simulate.session import execute, target
 
 EXAMPLE = Path(__file__).parents[2] / "campaigns/policies/thrifty.py"
 
@@ -50,6 +54,7 @@ def test_settings_reach_the_class_and_unknown_ones_are_named() -> None:
         ("class Yours:\n    pass\n", "there are: Yours"),
         ("\nimport there_is_no_such_module\nclass Mine: ...\n", ":2: ModuleNotFoundError"),
         ("class Mine:\n    pass\n", "no method select"),
+        ("import sys\nsys.exit(3)\nclass Mine: ...\n", ":2: SystemExit: 3"),
     ],
 )
 def test_a_mistake_in_the_file_is_named(tmp_path: Path, text: str, problem: str) -> None:
@@ -68,6 +73,86 @@ def test_a_file_that_has_changed_is_refused(tmp_path: Path) -> None:
     file.write_text("class Mine:\n    def select(self, view): raise SystemExit\n")
     with pytest.raises(UserPolicyError, match="not the file that the campaign was checked with"):
         make_user_selector({"kind": f"{file}:Mine", "sha256": checked})
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ("return 1 / 0", ":3: ZeroDivisionError: division by zero"),
+        ("raise SystemExit(0)", ":3: SystemExit: 0"),
+        ("view.routing.weights[:] = 1", ":3: ValueError: assignment destination is read-only"),
+        ("return None", "Mine: in layer 2, step 5: a Selection was expected, not NoneType"),
+        (
+            "return chosen(view, keep=whole[:1])",
+            r"keep: an array \(9, 2\) of kind b was expected, not bool \(1, 2\)",
+        ),
+        ("return chosen(view, keep=~whole)", "token 0 has none left"),
+        ("return chosen(view, index=view.routing.index + 8)", r"expert \d+ was asked for, and there are 8"),
+        ("return chosen(view, index=view.routing.index * 0)", r"token 0 asks for one expert twice: \[0, 0\]"),
+        ("return chosen(view, weights=view.routing.weights * np.nan)", "weights from nan to nan"),
+    ],
+)
+def test_what_it_does_wrong_at_work_is_said_as_its_own_fault(tmp_path: Path, body: str, problem: str) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        f"class Mine:\n    def select(self, view):\n        {body}\n"
+        "import numpy as np\nfrom payloads.wdmoe.routing import Selection\n"
+        "whole = np.ones((9, 2), bool)\n"
+        "def chosen(view, index=None, keep=whole, weights=None):\n"
+        "    index = view.routing.index if index is None else index\n"
+        "    return Selection(index, keep, view.routing.weights if weights is None else weights)\n"
+    )
+    selector = selector_of({"kind": f"{file}:Mine"})
+    view = random_view(np.random.default_rng(3), tokens=9, layer=2, step=5)
+    with pytest.raises(UserPolicyError, match=problem) as caught:
+        selector.select(view)
+    assert str(file) in str(caught.value)
+
+
+def test_a_choice_in_other_numbers_is_taken_and_what_is_the_routers_stays_so(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import numpy as np\nfrom payloads.wdmoe.routing import Selection\n"
+        "class Mine:\n    def select(self, view):\n        r = view.routing\n"
+        "        if view.step:\n            return Selection(r.index, np.ones(r.index.shape, bool), r.weights)\n"
+        "        turned = r.index.astype(np.int32)[:, ::-1]\n"
+        "        return Selection(turned, np.ones(turned.shape, bool), r.weights[:, ::-1])\n"
+    )
+    selector = selector_of({"kind": f"{file}:Mine"})
+    view = random_view(np.random.default_rng(3), tokens=4)
+    same = selector.select(view)
+    assert same.index is view.routing.index
+    assert same.weights is view.routing.weights
+    turned = selector.select(view._replace(step=0))
+    assert (turned.index == view.routing.index[:, ::-1]).all()
+    assert turned.index.dtype == np.int64
+    assert all(array.flags.writeable and array.flags.c_contiguous for array in turned)
+    selector.observe(0, 1, loads_of(same, view.device_of, 4), np.zeros(4))
+
+
+def test_a_simulation_says_what_a_policy_did_wrong_and_ends_as_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root = EXAMPLE.parents[2]
+    (tmp_path / "mine.py").write_text("class Mine:\n    def select(self, view):\n        return 1 / 0\n")
+    (tmp_path / "lab.yaml").write_text(
+        "lab: big\nhosts:\n"
+        "  bs: {role: base_station, address: 10.0.0.1}\n"
+        "  one: {role: device, address: 10.0.0.2, board: jetson-agx-orin-64gb}\n"
+    )
+    (tmp_path / "own.yaml").write_text(
+        "campaign: own\ninventory: lab.yaml\nmodel: tiny-mixtral\n"
+        f"prompts: {{file: {root}/payloads/prompts/quickstart.jsonl, count: 1, max_new_tokens: 2}}\n"
+        "policies:\n  - {name: own, selection: {kind: 'mine.py:Mine'}}\n"
+        "scenarios:\n  - name: even\n    links:\n      default: {downlink_mbit: 8, uplink_mbit: 8}\n"
+    )
+    wanted = target(tmp_path / "own.yaml", tmp_path / "results")
+    with pytest.raises(InputError, match=r"mine\.py:3: ZeroDivisionError") as caught:
+        execute(wanted, jobs=1, say=lambda _: None)
+    assert caught.value.exit_code == 2
+    (manifest,) = (tmp_path / "results").glob("*/manifest.json")
+    assert json.loads(manifest.read_text())["state"] == "failed"
 
 
 def test_whether_it_follows_the_links_is_its_own_word(tmp_path: Path) -> None:
@@ -90,6 +175,14 @@ def test_the_command_checks_a_file_and_says_what_failed(tmp_path: Path) -> None:
     assert "a Selection was expected, not NoneType" in run.stdout
     run = CliRunner().invoke(app, ["policy", "kinds"])
     assert "top_k  (the baseline of WDMoE" in run.stdout
+    # As a campaign file would have it, not as Python writes it.
+    assert "replace: true or false; default false." in run.stdout
+    assert "None" not in run.stdout
+    run = CliRunner().invoke(app, ["policy", "check", "budget"])
+    assert str(run.exception) == "tau: expected a share from 0 to 1, and it is missing"
+    run = CliRunner().invoke(app, ["policy", "check", str(file)])
+    assert isinstance(run.exception, InputError)
+    assert "FILE:CLASS" in run.exception.hint
 
 
 def test_an_installed_entry_point_is_found_by_its_name(

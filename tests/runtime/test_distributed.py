@@ -120,7 +120,7 @@ def test_replaced_experts_equal_a_local_model_whose_router_chose_them(make_lab, 
         best = np.take_along_axis(one.routing.scores, one.routing.index, axis=1)
         assert best.sum(axis=1) == pytest.approx(np.sort(one.routing.scores, axis=1)[:, -2:].sum(axis=1))
     # What the router wanted and did not get counts as dropped there.
-    first = [row for row in dispatcher.rows if row.decided is dispatcher.decided[0]]
+    first = [row for row in dispatcher.rows if row.expected is dispatcher.decided[0].expected]
     lost = dispatcher.device_of[0][dispatcher.decided[0].routing.index[:, 1]]
     assert {row.device: row.dropped for row in first} == {
         name: int((lost == number).sum()) for number, name in enumerate(dispatcher.devices)

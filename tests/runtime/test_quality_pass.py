@@ -95,12 +95,19 @@ def test_a_policy_that_looks_at_the_links_sees_those_of_its_scenario(lab, spec):
     folder = spec.folder / "quality-ours-IN-weak"
     rows = table(folder, "quality")
     assert {(row["policy"], row["scenario"]) for row in rows} == {("ours", "weak")}
-    assert all(0.8 <= row["mass_kept"] < 1 and row["kl_sum"] > 0 for row in rows)
+    assert all(row["mass_kept"] < 1 and row["kl_sum"] > 0 for row in rows)
+    # The budget is kept over all that was read so far: a window may spend what those before it left.
+    for read in range(1, len(rows) + 1):
+        assert sum(row["mass_kept"] for row in rows[:read]) / read >= 0.8
     assert {row["scenario"] for row in table(folder, "choices")} == {"weak"}
     dispatches = table(folder, "dispatches")
-    dropped = {name: sum(row["dropped"] for row in dispatches if row["device"] == name) for name in WEAK}
-    # Only the device behind the weak link is spared, though the real links are as fast as loopback.
-    assert dropped["middle"] > 5 * (dropped["big"] + dropped["small"])
+    spared = {}
+    for name in WEAK:
+        mine = [row for row in dispatches if row["device"] == name]
+        dropped = sum(row["dropped"] for row in mine)
+        spared[name] = dropped / (dropped + sum(row["assignments"] for row in mine))
+    # It is the device behind the weak link that is spared, though the real links are as fast as loopback.
+    assert spared["middle"] > 2 * max(spared["big"], spared["small"])
     assert {row["predicted_ms"] for row in dispatches} == {None}
     # One dispatch a device, layer and text, for all of its tokens.
     assert len({(row["request"], row["layer"], row["device"]) for row in dispatches}) == len(dispatches)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import time
+import weakref
 
 import pytest
 import torch
@@ -313,6 +315,19 @@ def test_a_trial_that_cannot_run_says_why(lab, station):
     }
     with pytest.raises(StationError, match=r"text one: a text of .* is shorter than one window"):
         station.quality(read_spec(lab.write_spec(quality=short)), "top-2", None, nothing, nothing)
+
+
+def test_the_records_of_a_long_trial_do_not_hold_on_to_its_decisions(lab, station):
+    decisions = []
+
+    def remember(done, of, what):
+        decisions.extend(weakref.ref(one.decision.loads.counts) for one in station._dispatcher.decided or ())
+
+    station.trial(read_spec(lab.write_spec()), "t001", remember, nothing)
+    gc.collect()
+    assert decisions
+    assert all(decision() is None for decision in decisions)
+    assert all(row.predicted_ms() > 0 for row in station._dispatcher.rows)
 
 
 def test_the_busy_counter_counts_work_and_waiting(tmp_path):
