@@ -128,8 +128,27 @@ class Client:
         Raises:
             LinkdError: The daemon could not do it, or went away.
         """
+        self.begin(op, **arguments)
+        return self.answer()
+
+    def begin(self, op: str, **arguments: Any) -> None:
+        """Send one request; its answer has to be taken by :meth:`answer` before the next one.
+
+        Raises:
+            LinkdError: The daemon went away.
+        """
         try:
             self._socket.sendall(json.dumps({"op": op, **arguments}).encode() + b"\n")
+        except OSError as error:
+            raise LinkdError(f"linkd did not answer: {error}") from error
+
+    def answer(self) -> Dict[str, Any]:
+        """Wait for the answer to a request that was begun.
+
+        Raises:
+            LinkdError: The daemon could not do it, or went away.
+        """
+        try:
             line = self._file.readline()
         except OSError as error:
             raise LinkdError(f"linkd did not answer: {error}") from error

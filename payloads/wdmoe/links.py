@@ -62,6 +62,7 @@ class LinkControl:
             self._client.close()
             raise
         self._in_force = self._scenario
+        self._unanswered: Optional[str] = None
 
     def __enter__(self) -> LinkControl:
         return self
@@ -72,16 +73,27 @@ class LinkControl:
         error: Optional[BaseException],
         trace: Optional[TracebackType],
     ) -> None:
+        failure: Optional[LinkControlError] = None
         try:
-            if not np.array_equal(self._in_force, self._scenario):
-                self.give(self._scenario, f"end of {self._trial}")
-        except LinkControlError as failure:
-            if error is None:
-                raise
-            # What ended the trial is the news; a linkd that is gone as well takes its rates with it.
-            print(f"base_station: {failure}", file=sys.stderr, flush=True)
+            # Also where the last shares were refused, the scenario's have to come back.
+            for action in (self.settle, self._put_back):
+                try:
+                    action()
+                except LinkControlError as refused:
+                    failure = failure or refused
         finally:
             self._client.close()
+        if failure is None:
+            return
+        if error is None:
+            raise failure
+        # What ended the trial is the news; a linkd that is gone as well takes its rates with it.
+        print(f"base_station: {failure}", file=sys.stderr, flush=True)
+
+    def _put_back(self) -> None:
+        if not np.array_equal(self._in_force, self._scenario):
+            self.give(self._scenario, f"end of {self._trial}")
+            self.settle()
 
     def begin(self, decider: Decider) -> None:
         """Put the shares in force that a policy begins with.
@@ -92,6 +104,7 @@ class LinkControl:
         shares = decider.begin(self.links())
         if shares is not None:
             self.give(shares, f"start of {self._trial}")
+            self.settle()
 
     def links(self) -> LinkState:
         """Return the links as they are: the states that linkd told last, and the shares that it was given last.
@@ -106,33 +119,55 @@ class LinkControl:
         return links.with_shares(self._in_force)
 
     def give(self, shares: Array, why: str) -> None:
-        """Put shares in force.
+        """Ask for shares; they are in force when :meth:`settle` has returned, and other work can be done before.
 
         Args:
             shares: (2, D), of the whole band.
             why: A few words for the history of the links.
 
         Raises:
-            LinkControlError: They could not be put in force.
+            LinkControlError: They, or those asked for before, could not be put in force.
         """
+        self.settle()
         begun_s = time.monotonic()
         down, up = shares.tolist()
         named = {device: dict(zip(DIRECTIONS, pair)) for device, pair in zip(self._devices, zip(down, up))}
+        self._unanswered = why
         try:
-            self._client.allocate(named, why)
+            self._client.begin("allocate", shares=named, why=why)
         except LinkdError as error:
-            raise LinkControlError(f"the bandwidth was not allocated ({why}): {error}") from error
+            raise _not_allocated(why, error) from error
         self._in_force = shares
         self._count += 1
         self._seconds += time.monotonic() - begun_s
 
+    def settle(self) -> None:
+        """Wait until the shares that were asked for last are in force.
+
+        Raises:
+            LinkControlError: They could not be put in force.
+        """
+        why, self._unanswered = self._unanswered, None
+        if why is None:
+            return
+        begun_s = time.monotonic()
+        try:
+            self._client.answer()
+        except LinkdError as error:
+            raise _not_allocated(why, error) from error
+        self._seconds += time.monotonic() - begun_s
+
     def summary(self) -> Dict[str, Any]:
-        """Return the kind, how many times shares were put in force, and the time that took in ms."""
+        """Return the kind, how often shares were put in force, and how long the base station waited for it in ms."""
         return {
             "kind": self._kind,
             "allocations": self._count,
             "ms": round(1e3 * self._seconds, 3),
         }
+
+
+def _not_allocated(why: str, error: LinkdError) -> LinkControlError:
+    return LinkControlError(f"the bandwidth was not allocated ({why}): {error}")
 
 
 def ask_links(client: Client) -> List[Mapping[str, Any]]:

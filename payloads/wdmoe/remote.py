@@ -166,6 +166,8 @@ class Dispatcher:
             whole = keep is None and chosen == len(device_of)
             served = None if whole else served_by(index, keep, len(device_of))
             meanwhile = partial(_keep_result, beside, served, added)
+        if self.control is not None:
+            self.control.settle()
         begun_ns = time.monotonic_ns()
         answers = self._ask(layer, parts, meanwhile)
         self.wall_ns += time.monotonic_ns() - begun_ns
@@ -317,7 +319,7 @@ class Dispatcher:
                 computed_ns=result.computed_ns,
                 replied_ns=result.replied_ns,
                 late=result.late,
-                decided=decided,
+                expected=None if decided is None else decided.expected,
                 column=part.device,
             )
         )
