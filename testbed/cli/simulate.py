@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -72,12 +73,19 @@ def _write(path: Path, calibration: Calibration) -> None:
 
 
 def _number(number: Number) -> tuple[str, ...]:
-    found = number.estimate
-    interval = "" if found is None or found.low != found.low else f"{found.low:.4g} to {found.high:.4g}"
+    from testbed.report.numbers import decimals_of
+    from testbed.report.stats import Interval
+
+    found, value, interval = number.estimate, _shown(number.value), ""
+    if found is not None and number.value is not None:
+        decimals = decimals_of(Interval(number.value, found.low, found.high, found.n))
+        value = _rounded(number.value, decimals)
+        if found.low == found.low:
+            interval = f"{_rounded(found.low, decimals)} to {_rounded(found.high, decimals)}"
     return (
         number.where,
         number.name,
-        _shown(number.value),
+        value,
         interval,
         str(found.n) if found else "",
         _shown(number.assumed),
@@ -89,6 +97,16 @@ def _residual(residual: Residual) -> tuple[str, ...]:
     assumed = "" if residual.assumed is None else f"{100 * residual.assumed:.1f} %"
     shares = (residual.median, residual.p90, residual.bias)
     return (residual.what, str(residual.n), *(f"{100 * share:.1f} %" for share in shares), assumed)
+
+
+def _rounded(value: float, decimals: int) -> str:
+    """Return a number with so many decimals, which may be negative; with an exponent where it is a large one."""
+    from testbed.report.numbers import plain
+
+    if abs(value) < 1e6:
+        return plain(value, decimals)
+    digits = math.floor(math.log10(abs(value))) + decimals
+    return f"{value:.{min(max(0, digits), 3)}e}"
 
 
 def _shown(value: float | None) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from testbed.cli.common import DryRunOption, JsonOption, print_json, say
+from testbed.cli.common import DryRunOption, JsonOption, print_json, print_table, say
 
 __all__ = ["simulate"]
 
@@ -77,9 +77,10 @@ def simulate(
     )
     if dry_run:
         plan = planned(wanted)
-        print_json(plan) if as_json else typer.echo(
-            "\n".join(f"{key}: {value}" for key, value in plan.items())
-        )
+        if as_json:
+            print_json(plan)
+        else:
+            print_table([(f"{key}:", _said(value)) for key, value in plan.items()])
         return
     tell = say if sys.stderr.isatty() else _quiet
     done = execute(wanted, jobs=jobs or len(os.sched_getaffinity(0)), say=tell)
@@ -87,6 +88,13 @@ def simulate(
         print_json(done.as_json())
     else:
         typer.echo(done.as_text())
+
+
+def _said(value: object) -> str:
+    """Return a value of the plan for people."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "none" if value is None else str(value)
 
 
 def _quiet(_text: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from testbed.cli.common import DryRunOption, JsonOption, print_json, print_table, say
+from testbed.cli.common import DryRunOption, JsonOption, print_error, print_json, print_table, say
 from testbed.errors import InputError
 
 if TYPE_CHECKING:
@@ -49,26 +49,32 @@ def sweep(
 
     The tables do not depend on who does the work. What is done is kept: Ctrl-C loses what is under way and no more.
     """
-    from testbed.simulate.sweep import run_sweep
+    from testbed.simulate.sweep import check_points, is_begun, run_sweep
 
     if dask is not None and jobs is not None:
         raise InputError("--jobs is for processes of this machine, and --dask for a cluster: choose one")
     run = _target(file, resume, results)
     if dry_run:
+        check_points(run)
         _show_points(run, as_json)
         return
     told = sys.stderr.isatty()
-    with _workers(dask, jobs) as workers:
-        if told:
-            say(f"{run.name}: {len(run.points)} points on {workers.about}")
-        swept = run_sweep(
-            run,
-            workers.executor,
-            # One more for each, so that none waits while the next world is made.
-            in_flight=2 * workers.slots,
-            say=say if told else _quiet,
-            done=_counted if told else None,
-        )
+    try:
+        with _workers(dask, jobs) as workers:
+            if told:
+                say(f"{run.name}: {len(run.points)} points on {workers.about}")
+            swept = run_sweep(
+                run,
+                workers.executor,
+                # One more for each, so that none waits while the next world is made.
+                in_flight=2 * workers.slots,
+                say=say if told else _quiet,
+                done=_counted if told else None,
+            )
+    except KeyboardInterrupt:
+        if is_begun(run):
+            print_error("interrupted", f"what is done is kept: testbed sweep --resume {run.folder}")
+        raise
     if as_json:
         print_json(swept.as_json())
         return

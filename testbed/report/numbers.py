@@ -6,24 +6,41 @@ import math
 
 from testbed.report.stats import Interval
 
-__all__ = ["MINUS", "NO_VALUE", "change", "decimals_of", "number", "percent_range", "plain", "with_interval"]
+__all__ = [
+    "MINUS",
+    "NO_SPREAD",
+    "NO_VALUE",
+    "change",
+    "decimals_of",
+    "number",
+    "percent_range",
+    "plain",
+    "with_interval",
+]
 
 MINUS = "\N{MINUS SIGN}"
 NO_VALUE = "\N{EN DASH}"
+NO_SPREAD = "no spread"
+"""In place of an interval where all repeats gave the same, as those of a simulation do on links of fixed rates."""
 # Non-breaking, so that a number and its unit stay on one line.
 GAP = "\N{NO-BREAK SPACE}"
+MOST_DIGITS = 4
 
 
 def decimals_of(interval: Interval) -> int:
     """Return how many decimals an estimate deserves: to the leading digit of half its interval, or one more below 2.
 
-    Negative for tens and hundreds. Where there is no interval, three significant digits of the value.
+    Negative for tens and hundreds. Where there is no interval, three significant digits of the value; and four at most,
+    however narrow it is: repeats that hardly differ, as simulated ones do, say nothing of what all of them share.
     """
     half = interval.half_width
     if not interval.known or half <= 0:
         return _significant(interval.value, 3)
     exponent = math.floor(math.log10(half))
-    return min(6, -exponent + (1 if half < 2 * 10**exponent else 0))
+    decimals = min(6, -exponent + (1 if half < 2 * 10**exponent else 0))
+    if interval.value == 0:
+        return decimals
+    return min(decimals, max(0, _significant(interval.value, MOST_DIGITS)))
 
 
 def plain(value: float, decimals: int) -> str:
@@ -43,14 +60,14 @@ def number(value: float, digits: int = 3) -> str:
 def with_interval(interval: Interval, unit: str = "") -> tuple[str, str]:
     """Return an estimate and its interval as two texts: ``("38.4 ms", "37.9 to 38.9 ms")``.
 
-    The second is empty where there is no interval.
+    The second is empty where there is no interval, and :data:`NO_SPREAD` where it has no length.
     """
     decimals = decimals_of(interval)
     end = f"{GAP}{unit}" if unit else ""
     value = f"{plain(interval.value, decimals)}{end}"
     if not interval.known:
         return value, ""
-    return value, f"{plain(interval.low, decimals)} to {plain(interval.high, decimals)}{end}"
+    return value, _range(plain(interval.low, decimals), plain(interval.high, decimals), end)
 
 
 def change(interval: Interval) -> tuple[str, str]:
@@ -60,7 +77,7 @@ def change(interval: Interval) -> tuple[str, str]:
     value = f"{_signed(scaled.value, decimals)}{GAP}%"
     if not scaled.known:
         return value, ""
-    return value, f"{_signed(scaled.low, decimals)} to {_signed(scaled.high, decimals)}{GAP}%"
+    return value, _range(_signed(scaled.low, decimals), _signed(scaled.high, decimals), f"{GAP}%")
 
 
 def percent_range(interval: Interval) -> tuple[str, str]:
@@ -73,7 +90,12 @@ def percent_range(interval: Interval) -> tuple[str, str]:
     low, high = scaled.low, scaled.high
     if scaled.value < 0:
         low, high = -high, -low
-    return value, f"{plain(low, decimals)} to {plain(high, decimals)}{GAP}%"
+    return value, _range(plain(low, decimals), plain(high, decimals), f"{GAP}%")
+
+
+def _range(low: str, high: str, unit: str) -> str:
+    """Return both ends of an interval, or that they are the same to every digit that counts."""
+    return NO_SPREAD if low == high else f"{low} to {high}{unit}"
 
 
 def _signed(value: float, decimals: int) -> str:

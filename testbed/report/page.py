@@ -143,7 +143,10 @@ def _simulated(run: Run) -> str:
         return ""
     predicts = run.manifest.get("predicts")
     of = f" It predicts the run {predicts}." if predicts else ""
-    return f"A model made these figures; nothing was measured.{of}"
+    simulation = run.manifest.get("simulation") or {}
+    by = simulation.get("calibrated_with") or simulation.get("calibration")
+    model = f"calibrated with {by}" if by else "not calibrated: what nobody measured takes no time in it"
+    return f"A model made these figures, {model}; nothing was measured.{of}"
 
 
 def _where(run: Run) -> str:

@@ -33,7 +33,6 @@ from testbed.report.figures import bottleneck_figure, parts_figure, timeline_fig
 from testbed.report.figures_power import EnergyRow, energy_figure, energy_rows, power_figure
 from testbed.report.linkfacts import backend_entries, trial_links
 from testbed.report.metrics import planned_trials, policies_of, scenarios_of, serving_rows
-from testbed.report.numbers import number
 from testbed.report.prediction import PredictedRun
 from testbed.report.quality import Accuracy, Quality
 from testbed.report.sections_decisions import policies_section, prediction_section, quality_section
@@ -346,12 +345,12 @@ def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
             for key, inner in value.items()
             for entry in _flat(inner, f"{name}.{key}" if name else str(key))
         ]
-    if value is None or value == "":
+    if value is None or value == "" or value == []:
         return []
     if isinstance(value, list):
         return [(name, ", ".join(str(entry) for entry in value))]
     if isinstance(value, float):
-        return [(name, number(value, 6))]
+        return [(name, f"{value:.6g}")]
     return [(name or "value", f"{value:,}" if type(value) is int and abs(value) >= 10_000 else str(value))]
 
 

@@ -193,6 +193,14 @@ def _trials(run: Run, predicted: PredictedRun) -> list[Block]:
         text += f" For the time to the first token: {errors}."
     if compared:
         text += f" Of {compared} pairs of policies in one scenario, {agreed} are predicted in their measured order."
+    simulation = run.manifest.get("simulation") or {}
+    if simulation.get("calibrated_with") == predicted.name:
+        text += (
+            " The model was calibrated with this very run: how well it predicts another, this does not show."
+        )
+    if simulation.get("differs"):
+        differs = ", ".join(map(str, simulation["differs"]))
+        text += f" The campaign is not as it was in that run; what differs: {differs}."
     grouped = predicted.pairs.groupby(["policy", "scenario"], sort=False)
     rows = [whole, *(error_row(pair_name(*key), own) for key, own in grouped)]
     table = error_table(

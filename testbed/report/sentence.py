@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from testbed.report.metrics import Comparison
-from testbed.report.numbers import change, number, percent_range, with_interval
+from testbed.report.numbers import NO_SPREAD, change, number, percent_range, with_interval
 from testbed.report.quality import Quality, by_scenario, quality_scenarios, rated, worst_change
 from testbed.report.stats import Interval
 
@@ -70,7 +70,12 @@ def headline(
         )
     scenarios = len({c.scenario for c in comparisons if c.scenario is not None})
     over = f" of {scenarios} scenarios" if best.scenario is None and scenarios else ""
-    spread = f"({_interval(interval, over_all)}, {repeats_clause(best.change)}{over})"
+    repeats = f"{repeats_clause(best.change)}{over}"
+    spread = (
+        f"(the same in {repeats})"
+        if interval == NO_SPREAD
+        else f"({_interval(interval, over_all)}, {repeats})"
+    )
     if best.change.value < 0:
         cost = quality_clause(best.policy, quality, (kept or {}).get(best.policy))
         return f"{best.policy} cut the mean token latency by {size} {spread} {against}{cost}{tail}."

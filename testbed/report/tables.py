@@ -256,6 +256,7 @@ def fleet_table(manifest: Mapping[str, Any], colours: Mapping[str, str]) -> Data
     facts = manifest.get("facts") or {}
     hosts = (manifest.get("inventory") or {}).get("hosts") or {}
     rules = manifest.get("power_total") or {}
+    measured = not manifest.get("simulated")  # a simulated run has no power, so that no rule is missing
     shown = {
         "board": "board_model",
         "JetPack": "jetpack",
@@ -278,7 +279,7 @@ def fleet_table(manifest: Mapping[str, Any], colours: Mapping[str, str]) -> Data
         for key in shown.values():
             value = found.get(key) or (host.get("board") if key == "board_model" else None)
             cells.append(_fact(value, "wrap" if key == "board_model" else ""))
-        missing = name not in rules and host.get("role") == "device"
+        missing = measured and name not in rules and host.get("role") == "device"
         cells.append(Cell("no rule", style="bad") if missing else _fact(rules.get(name), "wrap"))
         cells.append(Cell(f"{memory / 2**30:.1f}", float(memory)) if memory else Cell(NO_VALUE))
         body.append(cells)

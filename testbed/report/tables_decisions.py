@@ -9,7 +9,7 @@ from testbed.report.ablation import ROLES, AblationRow
 from testbed.report.bounds import Bound
 from testbed.report.decisions import STAGES, DropRow
 from testbed.report.metrics import Comparison
-from testbed.report.numbers import NO_VALUE, change, number, with_interval
+from testbed.report.numbers import NO_VALUE, change, number, plain, with_interval
 from testbed.report.prediction import ErrorRow
 from testbed.report.quality import Accuracy, Quality
 from testbed.report.stats import Interval
@@ -236,10 +236,7 @@ def error_table(
             count_cell(row.n),
             Cell(_digits(row.median), 100 * row.median, "strong"),
             Cell(_digits(row.p90), 100 * row.p90),
-            Cell(
-                change(Interval(row.bias, math.nan, math.nan, row.n))[0].removesuffix("%").strip(),
-                100 * row.bias,
-            ),
+            Cell(_signed_digits(row.bias), 100 * row.bias),
         ]
         for row in rows
     ]
@@ -253,6 +250,13 @@ def _apart(name: str, caption: str, by_scenario: bool) -> tuple[str, str]:
 
 def _digits(share: float) -> str:
     return number(100 * share, 2 if share < 1 else 3)
+
+
+def _signed_digits(share: float) -> str:
+    """Return a share in percent with its sign: two digits, and none below a tenth of a percent."""
+    decimals = 1 if abs(share) < 0.0995 else 0
+    text = plain(100 * share, decimals)
+    return f"+{text}" if round(100 * share, decimals) > 0 else text
 
 
 def _percent(share: Interval | None) -> Interval | None:

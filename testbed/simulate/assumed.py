@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +20,8 @@ __all__ = [
     "assumed_model",
     "assumed_of_run",
     "assumed_speed",
+    "calibrated",
+    "calibrated_with",
     "latency_model",
     "load_calibration",
     "shape_of",
@@ -114,14 +116,26 @@ def latency_model(campaign: Campaign, inventory: Inventory, manifest: Sizes | No
     file = campaign.latency.calibration
     if file is None:
         return assumed
-    calibrated = load_calibration(file)
+    return calibrated(file, assumed.devices).with_shape(assumed.shape).with_terms(assumed.terms)
+
+
+def calibrated(file: Path, devices: Iterable[str]) -> LatencyModel:
+    """Return the latency model of some devices from a calibration.
+
+    Args:
+        file: A file that ``testbed calibrate`` wrote.
+        devices: The devices' names, in the order of the model's.
+
+    Raises:
+        InputError: It cannot be read, is none, or lacks a device.
+    """
+    whole = load_calibration(file)
     try:
-        chosen = calibrated.limited(assumed.devices)
+        return whole.limited(devices)
     except LatencyError as error:
         raise InputError(
             f"{file}: {error}", hint="calibrate with a run on this lab, or leave `latency.calibration` out"
         ) from error
-    return chosen.with_shape(assumed.shape).with_terms(assumed.terms)
 
 
 def assumed_of_run(manifest: Mapping[str, Any], row_bytes: int) -> LatencyModel:
@@ -154,16 +168,33 @@ def load_calibration(path: Path) -> LatencyModel:
     Raises:
         InputError: It cannot be read, or is none.
     """
-    hint = "`testbed calibrate RUN --out FILE` makes one"
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}", hint=hint) from error
-    except ValueError as error:
-        raise InputError(f"{path}: is not JSON: {error}", hint=hint) from error
-    if not isinstance(value, dict) or "model" not in value:
-        raise InputError(f"{path}: a calibration was expected, an object with the key `model`", hint=hint)
+    value = _calibration(path)
     try:
         return LatencyModel.from_json(value["model"])
     except LatencyError as error:
-        raise InputError(f"{path}: {error}", hint=hint) from error
+        raise InputError(f"{path}: {error}", hint=_HINT) from error
+
+
+def calibrated_with(path: Path) -> str | None:
+    """Return the name of the run that a calibration was made from; None where the file does not say.
+
+    Raises:
+        InputError: It cannot be read, or is none.
+    """
+    run = _calibration(path).get("run")
+    return run if isinstance(run, str) else None
+
+
+def _calibration(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}", hint=_HINT) from error
+    except ValueError as error:
+        raise InputError(f"{path}: is not JSON: {error}", hint=_HINT) from error
+    if not isinstance(value, dict) or "model" not in value:
+        raise InputError(f"{path}: a calibration was expected, an object with the key `model`", hint=_HINT)
+    return value
+
+
+_HINT = "`testbed calibrate RUN --out FILE` makes one"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from testbed.config.yaml import parse_yaml
+from testbed.errors import InputError
 from testbed.records import Run
 
-__all__ = ["Comparison", "Row", "compare"]
+__all__ = ["Comparison", "Row", "compare", "differences"]
 
 MEASURES = ("ttft", "itl")
 """Time to the first token, and between tokens: the means of a trial's measured requests."""
@@ -45,10 +48,12 @@ class Comparison:
     Attributes:
         run: The run that was measured.
         rows: The trials, in the order of the run.
+        notes: What a reader should know, one line each.
     """
 
     run: str
     rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
 
     def median_error(self, measure: str) -> float | None:
         """Return the median over the trials of the absolute relative error; None without trials."""
@@ -61,10 +66,13 @@ class Comparison:
             "run": self.run,
             "median_error": {measure: self.median_error(measure) for measure in MEASURES},
             "trials": [row._asdict() for row in self.rows],
+            "notes": list(self.notes),
         }
 
     def as_lines(self) -> list[str]:
         """Return the comparison for people, a line a trial."""
+        from testbed.report.numbers import number
+
         if not self.rows:
             return [f"{self.run} has no completed trial of the same policy, scenario and repeat"]
         heading = ["trial", "policy", "scenario", "repeat"]
@@ -77,8 +85,8 @@ class Comparison:
                 if measure in row.measured_ms:
                     measured, predicted = row.measured_ms[measure], row.predicted_ms[measure]
                     cells += [
-                        f"{measured:.2f} ms",
-                        f"{predicted:.2f} ms",
+                        f"{number(measured)} ms",
+                        f"{number(predicted)} ms",
                         f"{100 * row.error(measure):+.1f} %",
                     ]
                 else:
@@ -94,7 +102,8 @@ class Comparison:
             for measure in MEASURES
             if (error := self.median_error(measure)) is not None
         )
-        return [f"predicted beside {self.run}:", *lines, f"median error: {said}"]
+        notes = [f"note: {note}" for note in self.notes]
+        return [f"predicted beside {self.run}:", *lines, f"median error: {said}", *notes]
 
 
 def compare(simulated: Run, measured: Run) -> Comparison:
@@ -123,7 +132,49 @@ def compare(simulated: Run, measured: Run) -> Comparison:
                     {name: means[name] for name in shared},
                 )
             )
-    return Comparison(measured.name, tuple(rows))
+    return Comparison(measured.name, tuple(rows), tuple(_notes(simulated, measured)))
+
+
+def differences(campaign: str, other: str) -> list[str]:
+    """Return what of a campaign file is not as in another, of all that its trials follow from.
+
+    Policies and scenarios count where both files have one of that name: those of one file alone are not compared.
+
+    Args:
+        campaign: The text of the campaign file.
+        other: That of the other one.
+    """
+    try:
+        ours, theirs = (parse_yaml(text, Path("campaign")).data for text in (campaign, other))
+    except InputError:
+        return ["the campaign file"]
+    if not isinstance(ours, dict) or not isinstance(theirs, dict):
+        return ["the campaign file"]
+    keys = ("model", "dtype", "seed", "placement", "prompts")
+    found = [key for key in keys if ours.get(key) != theirs.get(key)]
+    for listed, one in (("policies", "the policy"), ("scenarios", "the scenario")):
+        own, others = _named(ours.get(listed)), _named(theirs.get(listed))
+        found += [f"{one} {name}" for name in own if name in others and own[name] != others[name]]
+    return found
+
+
+def _named(entries: Any) -> dict[str, Any]:
+    entries = entries if isinstance(entries, list) else []
+    return {str(entry["name"]): entry for entry in entries if isinstance(entry, dict) and "name" in entry}
+
+
+def _notes(simulated: Run, measured: Run) -> list[str]:
+    simulation = simulated.manifest.get("simulation") or {}
+    notes = []
+    if simulation.get("differs"):
+        notes.append(f"the campaign is not as in {measured.name}: {', '.join(simulation['differs'])} differ")
+    if not simulation.get("calibration"):
+        notes.append(
+            f"nothing is calibrated, so the base station takes no time; `testbed calibrate {measured.name}` measures it"
+        )
+    elif simulation.get("calibrated_with") == measured.name:
+        notes.append("calibrated with this very run: how well it predicts another, this does not show")
+    return notes
 
 
 def _trials(run: Run) -> list[Any]:

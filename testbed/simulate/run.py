@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from testbed import __version__
 from testbed.artifacts.placement import placement_json
+from testbed.campaigns.files import file_digests
 from testbed.config.campaign import Campaign
 from testbed.config.inventory import Inventory
 from testbed.records import RecordWriter, Run, load_run, write_manifest
-from testbed.simulate.compare import Comparison, compare
+from testbed.simulate.assumed import calibrated_with
+from testbed.simulate.compare import Comparison, compare, differences
 from testbed.simulate.pool import trial_records
 from testbed.simulate.prepare import MOST_ROWS, Prepared
 from testbed.simulate.tables import BACKEND, trial_tables
@@ -144,14 +146,19 @@ def run_simulation(
     write_manifest(folder, manifest)
     records = RecordWriter(folder)
     world, end_s = prepared.world, 0.0
-    for number, (trial, tables) in enumerate(_each_trial(world, jobs), 1):
-        rows = tables.pop("trials")
-        for table, frame in tables.items():
-            records.write(table, trial.name, frame)
-        records.write("trials", trial.name, rows)
-        end_s = float(rows["t_end_s"].iloc[0])
-        if done is not None:
-            done(number)
+    try:
+        for number, (trial, tables) in enumerate(_each_trial(world, jobs), 1):
+            rows = tables.pop("trials")
+            for table, frame in tables.items():
+                records.write(table, trial.name, frame)
+            records.write("trials", trial.name, rows)
+            end_s = float(rows["t_end_s"].iloc[0])
+            if done is not None:
+                done(number)
+    except BaseException as error:
+        state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        write_manifest(folder, {**manifest, "state": state})
+        raise
     seconds = time.monotonic() - begun_s
     manifest["simulation"]["seconds"] = round(seconds, 3)
     write_manifest(folder, {**manifest, "state": "completed"})
@@ -174,6 +181,9 @@ def _manifest(
     numbers = asdict(model)
     del numbers["experts"], numbers["base_station"]
     calibration = campaign.latency.calibration
+    differs = (
+        differences(campaign.text, str(predicts.manifest.get("campaign"))) if predicts is not None else []
+    )
     return {
         "run": name,
         "state": "running",
@@ -183,6 +193,7 @@ def _manifest(
         "campaign_name": campaign.campaign,
         "campaign": campaign.text,
         "command": command,
+        "files": {"read": file_digests(campaign)},
         "versions": {
             "testbed": __version__,
             "python": platform.python_version(),
@@ -211,6 +222,8 @@ def _manifest(
         "simulation": {
             "routing": prepared.routing,
             "calibration": str(calibration) if calibration else None,
+            "calibrated_with": calibrated_with(calibration) if calibration else None,
+            **({"differs": differs} if differs else {}),
             "repeats": campaign.repeats,
             "omitted": [] if world.detail else _OMITTED,
         },

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from payloads.wdmoe.user_policy import UserPolicyError
 from testbed.artifacts.weights import has_weights
 from testbed.campaigns.spec import load_prompts
 from testbed.config.campaign import Campaign, check_campaign, load_campaign
@@ -124,19 +125,22 @@ def execute(wanted: Target, *, jobs: int, say: Callable[[str], None]) -> Simulat
         say: Told how far it is.
 
     Raises:
-        InputError: The model, its placement or a channel is wrong.
+        InputError: The model, its placement or a channel is wrong, or a policy of the user's own fails.
     """
     prepared = prepare(
         wanted.campaign, wanted.inventory, run=wanted.predicts, batch_tokens=wanted.batch_tokens, say=say
     )
     trials = len(prepared.world.trials)
-    return run_simulation(
-        prepared,
-        wanted.campaign,
-        wanted.inventory,
-        wanted.results,
-        wanted.command,
-        predicts=wanted.predicts,
-        jobs=jobs,
-        done=lambda number: say(f"{number} of {trials} trials"),
-    )
+    try:
+        return run_simulation(
+            prepared,
+            wanted.campaign,
+            wanted.inventory,
+            wanted.results,
+            wanted.command,
+            predicts=wanted.predicts,
+            jobs=jobs,
+            done=lambda number: say(f"{number} of {trials} trials"),
+        )
+    except UserPolicyError as error:
+        raise InputError(str(error)) from error

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from testbed import __version__
+from testbed.artifacts.weights import has_weights
 from testbed.config.campaign import check_campaign, load_campaign
 from testbed.config.inventory import load_inventory
 from testbed.config.sweep import Point, Sweep, changed, load_sweep, points_of
@@ -33,7 +34,16 @@ from testbed.simulate.world import World
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["SweepRun", "Swept", "new_sweep", "resumed_sweep", "run_sweep", "simulate_unit"]
+__all__ = [
+    "SweepRun",
+    "Swept",
+    "check_points",
+    "is_begun",
+    "new_sweep",
+    "resumed_sweep",
+    "run_sweep",
+    "simulate_unit",
+]
 
 ABOUT_NAME = "sweep.json"
 TABLE_NAME = "sweep"
@@ -161,6 +171,20 @@ def resumed_sweep(folder: Path) -> SweepRun:
     return run
 
 
+def check_points(run: SweepRun) -> None:
+    """Check every point of a sweep, and simulate none.
+
+    Raises:
+        InputError: A point is wrong.
+    """
+    _Worlds(run, lambda _text: None)
+
+
+def is_begun(run: SweepRun) -> bool:
+    """Return whether there is anything that could be gone on with."""
+    return (run.folder / ABOUT_NAME).is_file()
+
+
 def run_sweep(
     run: SweepRun,
     executor: Executor,
@@ -235,6 +259,9 @@ class _Worlds:
         self._points = {point.number: point for point in run.points}
         for campaign in self._campaigns.values():
             check_campaign(campaign, load_inventory(run.sweep.inventory or campaign.inventory))
+            if run.sweep.batch_tokens is not None and has_weights(campaign.model):
+                text = f"{campaign.model_name} has weights, so that its prompts are as long as they are"
+                raise InputError(run.sweep.document.problem(("batch_tokens",), text))
         self._kept: tuple[int, World] | None = None
 
     def repeats(self, point: Point) -> int:

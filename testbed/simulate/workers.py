@@ -71,6 +71,7 @@ def cluster_workers(address: str) -> Iterator[Workers]:
         raise InputError(
             "dask.distributed is not installed", hint="pip install 'wireless-testbed[cluster]'"
         ) from error
+    _check_address(address)
     try:
         client: Any = Client(address, timeout=CONNECT_S, set_as_default=False)  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as error:
@@ -91,6 +92,18 @@ def cluster_workers(address: str) -> Iterator[Workers]:
             )
         executor = client.get_executor(pure=False)
         yield Workers(executor, slots, f"the Dask cluster at {address}, {slots} threads")
+
+
+def _check_address(address: str) -> None:
+    """Refuse what is no address: a client that was given one would wait for it when it is thrown away."""
+    from distributed.comm.addressing import get_address_host_port
+
+    try:
+        get_address_host_port(address)
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"--dask: {error}", hint="the scheduler's address is like tcp://10.0.0.5:8786"
+        ) from error
 
 
 def _version() -> str:

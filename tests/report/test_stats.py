@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 
 from testbed.report import stats
-from testbed.report.numbers import MINUS, change, decimals_of, number, percent_range, with_interval
+from testbed.report.numbers import MINUS, NO_SPREAD, change, decimals_of, number, percent_range, with_interval
 from testbed.report.stats import (
     Interval,
     bootstrap_mean,
@@ -122,7 +122,12 @@ def test_percentiles_of_nothing_are_missing() -> None:
         (Interval(38.4231, 38.20, 38.64, 5), (f"38.4{GAP}ms", f"38.2 to 38.6{GAP}ms")),
         (Interval(1234.5, 1110.0, 1359.0, 5), (f"1230{GAP}ms", f"1110 to 1360{GAP}ms")),
         (Interval(38.4231, math.nan, math.nan, 1), (f"38.4{GAP}ms", "")),
-        (Interval(4.0, 4.0, 4.0, 3), (f"4.00{GAP}ms", f"4.00 to 4.00{GAP}ms")),
+        (Interval(4.0, 4.0, 4.0, 3), (f"4.00{GAP}ms", NO_SPREAD)),
+        # Repeats of a simulation that differ by next to nothing: no seven digits follow from that.
+        (Interval(3.39874123, 3.39874121, 3.39874125, 2), (f"3.399{GAP}ms", NO_SPREAD)),
+        (Interval(12345.67, 12345.66, 12345.68, 5), (f"12346{GAP}ms", NO_SPREAD)),
+        # A change near nought is as exact as its interval is narrow.
+        (Interval(0.0001, -0.21, 0.2, 5), (f"0.0{GAP}ms", f"{MINUS}0.2 to 0.2{GAP}ms")),
     ],
 )
 def test_a_number_has_as_many_digits_as_its_interval_supports(

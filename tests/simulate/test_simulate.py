@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from testbed.cli.main import app
 from testbed.config.campaign import load_campaign
 from testbed.errors import InputError
 from testbed.records import load_run, write_manifest
-from testbed.simulate.compare import compare
+from testbed.simulate.compare import compare, differences
 from testbed.simulate.prepare import campaign_trials, prepare
 from testbed.simulate.run import simulate_trials
 from testbed.simulate.session import target
@@ -187,8 +188,16 @@ def test_a_run_is_predicted_trial_by_trial(call, campaign: Path) -> None:
     assert predicting.manifest["simulation"]["routing"].endswith("on the answers of the run")
     assert predicting.tokens["token"].equals(load_run(measured).tokens["token"])
     lines = compare(predicting, load_run(measured)).as_lines()
-    assert len(lines) == 1 + 1 + 8 + 1
-    assert lines[-1].startswith("median error: ttft ")
+    assert len(lines) == 1 + 1 + 8 + 1 + 1
+    assert lines[-2].startswith("median error: ttft ")
+    assert "`testbed calibrate twin-0001`" in lines[-1]
+    # Of a campaign that has changed since, what is compared is not the same, and that is said.
+    changed = campaign.read_text().replace("max_new_tokens: 4", "max_new_tokens: 3")
+    campaign.write_text(
+        changed.replace("{name: half, selection: {kind: top_k, k: 1}", "{name: half, selection: {kind: wlr}")
+    )
+    notes = call("--run", "twin-0001", "--json")["predicts"]["notes"]
+    assert notes[0] == "the campaign is not as in twin-0001: prompts, the policy half differ"
 
 
 def test_routing_is_recorded_once_and_is_the_models_own(trained: Path, monkeypatch) -> None:
@@ -209,6 +218,39 @@ def test_routing_is_recorded_once_and_is_the_models_own(trained: Path, monkeypat
         assert np.array_equal(trace.index, recorded[name].index)
 
 
+def test_what_differs_between_two_campaigns_is_what_trials_follow_from() -> None:
+    assert differences(CAMPAIGN, CAMPAIGN.replace("repeats: 2", "repeats: 9")) == []
+    assert differences(CAMPAIGN, CAMPAIGN.replace("name: even", "name: other")) == []
+    assert differences(CAMPAIGN, CAMPAIGN.replace("seed: 5", "seed: 6")) == ["seed"]
+    assert differences(CAMPAIGN, CAMPAIGN.replace("delay_ms: 2", "delay_ms: 3")) == ["the scenario even"]
+    assert differences(CAMPAIGN, "") == ["the campaign file"]
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_prediction_of_the_run_that_it_was_calibrated_with_says_so(call, campaign: Path) -> None:
+    folder = Path(call("--repeats", "1", "--json")["folder"])
+    run = load_run(folder)
+    file = campaign.parent / "calibration.json"
+    model = run.manifest["latency"]
+    idle = {**model["devices"][0], "name": "idle"}
+    text = json.dumps({"model": {**model, "devices": [*model["devices"], idle]}, "run": "twin-0001"})
+    file.write_text(text)
+    calibrated = load_run(Path(call("--calibration", str(file), "--json")["folder"]))
+    assert calibrated.manifest["simulation"]["calibrated_with"] == "twin-0001"
+    measured = replace(run, path=campaign.parent / "twin-0001", manifest={**run.manifest, "run": "twin-0001"})
+    assert any("this very run" in note for note in compare(calibrated, measured).notes)
+    assert not any("this very run" in note for note in compare(run, measured).notes)
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_simulation_is_not_resumed_as_a_run(call, campaign: Path) -> None:
+    folder = call("--repeats", "1", "--json")["folder"]
+    answer = CliRunner().invoke(app, ["run", "--resume", folder])
+    assert isinstance(answer.exception, InputError)
+    assert "sim-twin-0001 is a simulation" in answer.exception.message
+    assert answer.exception.hint.startswith("simulate it again: testbed")
+
+
 @pytest.mark.usefixtures("no_report")
 def test_errors_of_a_prediction_are_relative_to_what_was_measured(call, campaign: Path) -> None:
     folder = Path(call("--repeats", "1", "--json")["folder"])
@@ -225,6 +267,9 @@ def test_a_dry_run_says_what_would_be_simulated_and_writes_nothing(call, campaig
     assert (said["trials"], said["repeats"]) == (28, 7)
     assert said["routing"].startswith("drawn")
     assert not (campaign.parent / "results").exists()
+    text = call("--dry-run")
+    assert re.search(r"^policies: +all, half$", text, re.M)
+    assert re.search(r"^calibration: +none$", text, re.M)
 
 
 def test_a_batch_of_tokens_is_a_prompt_of_so_many(campaign: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from testbed.cli.main import app
 from testbed.config.sweep import changed, load_sweep, points_of
 from testbed.config.yaml import read_yaml
 from testbed.errors import InputError, TestbedError
-from testbed.simulate.sweep import new_sweep, resumed_sweep, run_sweep
+from testbed.simulate.sweep import SweepRun, Swept, new_sweep, resumed_sweep, run_sweep
 from testbed.simulate.workers import cluster_workers, local_workers
 
 ROOT = Path(__file__).parents[2]
@@ -89,11 +89,16 @@ def _simulated(files: Path) -> pd.DataFrame:
             "sweep.yaml:6: vary.tau.set: .* has nothing that policies.theirs",
         ),
         ("to: [1.0, 0.8]", "to: [1.0, 7]", r"point 4 \(tau = 7, snr = 5, boards = 3\).*tau"),
+        (
+            "campaign: campaign.yaml",
+            "campaign: nope.yaml",
+            "sweep.yaml:3: campaign: .*nope.yaml cannot be read",
+        ),
         ("boards:", "trial:", "a name of letters, digits and _ that is none of"),
         (
             "{devices: [3, 10]}",
             "{devices: [3], to: [1]}",
-            "either `set` and `to` were expected, or `devices`",
+            "sweep.yaml:8: vary.boards: either `set` and `to` were expected, or `devices`",
         ),
     ],
 )
@@ -103,6 +108,10 @@ def test_a_mistake_is_named_before_anything_is_simulated(
     (files / "sweep.yaml").write_text(SWEEP.replace(old, new))
     with pytest.raises(InputError, match=problem):
         _simulated(files)
+    shown = CliRunner().invoke(
+        app, ["sweep", str(files / "sweep.yaml"), "--results", str(files), "--dry-run"]
+    )
+    assert isinstance(shown.exception, InputError)
     assert not list(files.glob("sweep-small-*"))
 
 
@@ -185,3 +194,43 @@ def test_the_command_shows_the_points_and_then_simulates_them(files: Path) -> No
     assert isinstance(refused.exception, InputError)
     done = CliRunner().invoke(app, [*command, "--jobs", "1"])
     assert json.loads(done.stdout)["units"] == 16, done.stderr
+
+
+@pytest.mark.parametrize("address", ["nonsense", "tcp://127.0.0.1", "carrier-pigeon://home:1"])
+def test_what_is_no_address_of_a_cluster_is_refused_at_once(files: Path, address: str) -> None:
+    answer = CliRunner().invoke(
+        app, ["sweep", str(files / "sweep.yaml"), "--results", str(files), "--dask", address]
+    )
+    assert isinstance(answer.exception, InputError)
+    assert answer.exception.message.startswith("--dask: ")
+    assert not list(files.glob("sweep-small-*"))
+
+
+def test_ctrl_c_says_how_the_sweep_goes_on(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(done: int, _of: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    def stopped(run: SweepRun, executor: Executor, **options: Any) -> Swept:
+        return run_sweep(run, executor, **{**options, "done": stop})
+
+    monkeypatch.setattr("testbed.simulate.sweep.run_sweep", stopped)
+    command = ["sweep", "--results", str(files), "--jobs", "1"]
+    answer = CliRunner().invoke(app, [*command, str(files / "sweep.yaml")])
+    assert answer.exit_code == 130
+    assert f"testbed sweep --resume {files / 'sweep-small-0001'}" in answer.stderr
+    monkeypatch.undo()
+    rest = CliRunner().invoke(app, [*command, "--resume", "sweep-small-0001", "--json"])
+    assert 0 < json.loads(rest.stdout)["simulated"] < 16
+
+
+def test_a_batch_is_for_models_without_weights(files: Path) -> None:
+    (files / "shape").mkdir()
+    (files / "shape" / "config.json").write_bytes(
+        (ROOT / "payloads/models/mixtral-8x7b-shape/config.json").read_bytes()
+    )
+    (files / "shape" / "model.safetensors").touch()
+    text = (files / "campaign.yaml").read_text()
+    (files / "campaign.yaml").write_text(text.replace("model: mixtral-8x7b-shape", "model: shape"))
+    with pytest.raises(InputError, match=r"sweep\.yaml:4: batch_tokens: shape has weights"):
+        _simulated(files)

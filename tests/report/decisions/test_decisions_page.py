@@ -91,6 +91,19 @@ class TestPage:
         assert 'role="alert"' not in page
         assert not [c for c in checks_of(run, run.energy(), predicted_trials(run)) if c.state == "bad"]
         assert "Quality was not simulated: it was measured in measured-0001." in page
+        assert "no rule" not in page  # of power, which nothing was to have
+        assert "not calibrated" in page
+        manifest = read_manifest(folder)
+        manifest["simulation"] = {
+            "calibration": "c.json",
+            "calibrated_with": "measured-0001",
+            "differs": ["seed"],
+        }
+        write_manifest(folder, manifest)
+        page = render_report(load_run(folder))
+        assert "calibrated with measured-0001; nothing was measured" in page
+        assert "calibrated with this very run" in page
+        assert "what differs: seed." in page
 
     def test_quality_of_other_policies_is_not_borrowed(self, make_many: Maker) -> None:
         options = {**SMALL, "policies": ("top-2", "top-1"), "scenarios": ("even",)}
