@@ -10,7 +10,7 @@ are together is what is shared anew, and "the band" below. What rate a share giv
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -159,6 +159,7 @@ class Allocator:
 
     Attributes:
         shares_at_start: (2, D), the scenario's shares.
+        bands: (2,), what there is to share.
 
     Args:
         settings: The allocation, as :func:`check_bandwidth` accepts it.
@@ -168,11 +169,12 @@ class Allocator:
     def __init__(self, settings: Settings, shares_at_start: Array) -> None:
         self._settings = settings
         self.shares_at_start = shares_at_start
-        self._bands: Array = shares_at_start.sum(axis=1)
+        self.bands: Array = shares_at_start.sum(axis=1)
         self._period = period_of(settings)
         self._request: Optional[str] = None
         self._done = settings["kind"] == LEAVE_ALONE["kind"]
         self._demands: Dict[Any, Demand] = {}
+        self._odd_start: Optional[bool] = None
 
     @property
     def period(self) -> Optional[str]:
@@ -183,6 +185,59 @@ class Allocator:
     def rounds(self) -> int:
         """How often a selection and :meth:`layer` may be made in turn for one layer, at most."""
         return rounds_of(self._settings)
+
+    @property
+    def settings(self) -> Settings:
+        """The allocation's settings."""
+        return self._settings
+
+    def shares_for(self, demand: Demand, links: LinkState) -> Array:
+        """Return the shares (2, D) that one layer gets where an allocation is made for each; nothing is remembered.
+
+        Where ``minmax`` cannot do what the scenario's shares do, as when these leave a device less than the floor,
+        the better of both are returned.
+
+        Args:
+            demand: What the layer asks of the links.
+            links: The links as they are.
+        """
+        shares = allocate(self._settings, [demand], links, self.bands)
+        if self._start_may_win(links):
+            start = self.shares_at_start
+            if _layer_s(demand, links.with_shares(start)) < _layer_s(demand, links.with_shares(shares)):
+                return start
+        return shares
+
+    def limits(self, links: LinkState) -> Tuple[Array, Array]:
+        """Return (2, D) the least and (2, D) the largest shares that :meth:`shares_for` may give."""
+        import numpy as np
+
+        devices = links.states.shape[1]
+        kept = 0.0
+        if self._settings["kind"] == "minmax" and not self._start_may_win(links):
+            kept = kept_share(float(self._settings.get("floor", DEFAULT_FLOOR)), devices)
+        each = np.repeat(self.bands[:, None], devices, axis=1)
+        return each * kept, each * (1.0 - kept * (devices - 1))
+
+    def one_share(self, links: LinkState) -> bool:
+        """Return whether :meth:`shares_for` gives a device the same part of both bands."""
+        one = self._settings.get("directions", DIRECTIONS[0]) == DIRECTIONS[0]
+        return self._settings["kind"] == "minmax" and one and not self._start_may_win(links)
+
+    def _start_may_win(self, links: LinkState) -> bool:
+        """Return whether the scenario's shares may be none that ``minmax`` would find, and no worse."""
+        if self._settings["kind"] != "minmax":
+            return False
+        if links.rule.kind == "table":
+            return True
+        if self._odd_start is None:
+            start = self.shares_at_start
+            parts = start / self.bands[:, None]
+            kept = kept_share(float(self._settings.get("floor", DEFAULT_FLOOR)), start.shape[1])
+            one = self._settings.get("directions", DIRECTIONS[0]) == DIRECTIONS[0]
+            uneven = one and (abs(parts[0] - parts[1]) > 1e-9).any()
+            self._odd_start = bool((parts < kept * (1 - 1e-9)).any() or uneven)
+        return self._odd_start
 
     def begin(self, links: LinkState) -> Optional[Array]:
         """Make an allocation that depends on nothing that the trial brings."""
@@ -232,8 +287,15 @@ class Allocator:
         return None
 
     def _allocate(self, demands: Sequence[Demand], links: LinkState) -> Optional[Array]:
-        shares = allocate(self._settings, demands, links, self._bands)
+        shares = allocate(self._settings, demands, links, self.bands)
         return shares if changed(links.shares, shares) else None
+
+
+def _layer_s(demand: Demand, links: LinkState) -> float:
+    """Return the latency of one layer at the shares of its links, in seconds."""
+    down_mbit, up_mbit = links.rates_mbit()
+    link_s = 1e-6 * (demand.downlink_bits / down_mbit + demand.uplink_bits / up_mbit)
+    return float((demand.fixed_s + link_s).max())
 
 
 def _uniform(settings: Settings, demands: Sequence[Demand], links: LinkState, bands: Array) -> Array:
@@ -271,7 +333,7 @@ def _minmax(settings: Settings, demands: Sequence[Demand], links: LinkState, ban
         return minmax(demands[0], links, bands.tolist(), directions, floor)
     from payloads.wdmoe.epigraph import epigraph
 
-    return epigraph(demands, links, bands.tolist(), directions, floor)
+    return epigraph(demands, links, bands.tolist(), directions, floor, quick=True)
 
 
 def _is_share(value: Any) -> bool:

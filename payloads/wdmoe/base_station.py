@@ -31,6 +31,7 @@ from payloads.wdmoe.generate import AbandonedError
 from payloads.wdmoe.links import LinkControlError
 from payloads.wdmoe.spec import SpecError, read_spec
 from payloads.wdmoe.station import Station, StationError, lay_out_model
+from payloads.wdmoe.user_policy import UserPolicyError
 from payloads.wire.auth import AuthError, read_key
 from payloads.wire.client import DeviceError
 from payloads.wire.frames import DTYPE_BYTES, FrameError
@@ -38,6 +39,18 @@ from payloads.wire.frames import DTYPE_BYTES, FrameError
 __all__ = ["main", "serve"]
 
 NAME = "base_station"
+
+#: What ends a job and is no mistake of ours.
+_FAILURES = (
+    DeviceError,
+    FleetError,
+    FrameError,
+    LinkControlError,
+    OSError,
+    SpecError,
+    StationError,
+    UserPolicyError,
+)
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
@@ -88,7 +101,7 @@ def _answer(station: Station, job: Job) -> Dict[str, Any]:
     except AbandonedError as error:
         _say(f"{job.title}: abandoned: {error}")
         return {"error": "abandoned"}
-    except (DeviceError, FleetError, LinkControlError, SpecError, StationError, FrameError, OSError) as error:
+    except _FAILURES as error:
         _say(f"{job.title}: {error}")
         return {"error": str(error)}
     except Exception as error:

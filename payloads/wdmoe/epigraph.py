@@ -15,15 +15,15 @@ smoothed or taken as linear at the rows in force, and its T_i are scaled until t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, List, NamedTuple, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Callable, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
 from payloads.wdmoe.bandwidth import DEFAULT_FLOOR, kept_share
-from payloads.wdmoe.interior import Epigraph, solve
+from payloads.wdmoe.interior import GAP, Epigraph, solve
 from payloads.wdmoe.inverse import Inverse, Sent, inverse_of, share_of_rate
-from payloads.wdmoe.minmax_many import least_time, many_same
-from payloads.wdmoe.minmax_separate import many_separate
+from payloads.wdmoe.minmax import minmax
+from payloads.wdmoe.minmax_many import least_time
 from payloads.wdmoe.rates import offered_mbit, rates_mbit
 
 if TYPE_CHECKING:
@@ -42,6 +42,12 @@ __all__ = ["epigraph"]
 _ROUNDS = 6
 #: Layers that are solved for themselves where a limit or a table matters.
 _MOST_EACH = 32
+#: What a round has to gain for another one to be worth it.
+_ENOUGH = 1e-9
+#: The same where a request waits for the answer, and what gap is small enough there.
+_QUICK_ROUNDS = 4
+_QUICK_ENOUGH = 1e-4
+_QUICK_GAP = 1e-5
 #: Where a table's row is looked up for a device that has no band at all.
 _LEAST_SHARE = 1e-6
 _MBIT = 1e-6
@@ -54,6 +60,7 @@ def epigraph(
     budget: Sequence[float] = (1.0, 1.0),
     directions: str = "same",
     floor: float = DEFAULT_FLOOR,
+    quick: bool = False,
 ) -> Array:
     """Share both bands once for all layers so that the sum over layers of the slowest device's time is least.
 
@@ -63,6 +70,8 @@ def epigraph(
         budget: What of the downlink's and of the uplink's band there is to share.
         directions: ``same`` (one share for both directions) or ``separate``.
         floor: The part of the budget that every device keeps; at most half of an equal share.
+        quick: Whether somebody waits for it: a gap of 1e-5 is enough then, and where a limit or a table matters fewer
+            beginnings are tried.
 
     Returns:
         (2, D) shares of the whole band, in each direction the budget together at most.
@@ -85,9 +94,26 @@ def epigraph(
         loaded=loaded,
         floor=kept_share(floor, devices),
         same=directions == "same",
+        quick=quick,
     )
-    shares: Array = _best(layers) * bands[:, None]
+
+    def seed() -> Array:
+        if quick:
+            return _in_force(links, layers.floor, layers.same)
+        return _mean_of_each(taking, links, bands, directions, floor)
+
+    shares: Array = _best(layers, seed) * bands[:, None]
     return shares
+
+
+def _in_force(links: LinkState, floor: float, same: bool) -> Array:
+    """Return the links' shares, (2, D), as fractions of what they are together, each at least the floor."""
+    shares = np.repeat(links.shares.mean(axis=0)[None], 2, axis=0) if same else links.shares
+    parts = shares / np.maximum(shares.sum(axis=1, keepdims=True), _LEAST_SHARE)
+    above = np.maximum(parts - floor, 1e-12)
+    room = 1.0 - floor * shares.shape[1]
+    found: Array = floor + above * (room / above.sum(axis=1, keepdims=True))
+    return found
 
 
 class _Layers(NamedTuple):
@@ -99,6 +125,7 @@ class _Layers(NamedTuple):
     loaded: Mask
     floor: float
     same: bool
+    quick: bool
 
     def parts_s(self, shares: Array) -> Array:
         """Return the time of each direction, (2, I, D), with shares (2, D)."""
@@ -122,7 +149,7 @@ class _Layers(NamedTuple):
         return used & (offered > self.rule.max_mbit), used & (offered < self.rule.min_mbit)
 
 
-def _best(layers: _Layers) -> Array:
+def _best(layers: _Layers, seed: Callable[[], Array]) -> Array:
     """Return the best shares (2, D) that are found."""
     devices = layers.loaded.shape[1]
     equal = np.full((2, devices), 1.0 / devices)
@@ -134,15 +161,15 @@ def _best(layers: _Layers) -> Array:
         return shares
     inverses = _inverses(layers)
     best, best_s = equal, float(layers.tops_s(equal).sum())
-    for seed in (_mean_of_each(layers), shares):
-        shares, before = seed, np.inf
-        for _ in range(_ROUNDS):
+    for begun in (seed(), shares):
+        shares, before = begun, np.inf
+        for left in reversed(range(_QUICK_ROUNDS if layers.quick else _ROUNDS)):
             found = [shares, _fitted(layers, inverses, shares)]
             sums = [float(layers.tops_s(each).sum()) for each in found]
             shares = found[int(np.argmin(sums))]
             if min(sums) < best_s:
                 best, best_s = shares, min(sums)
-            if not min(sums) < before * (1 - 1e-9):
+            if not left or not min(sums) < before * (1 - (_QUICK_ENOUGH if layers.quick else _ENOUGH)):
                 break
             before = min(sums)
             high, lost = layers.limited(shares)
@@ -150,15 +177,13 @@ def _best(layers: _Layers) -> Array:
     return best
 
 
-def _mean_of_each(layers: _Layers) -> Array:
+def _mean_of_each(
+    demands: Sequence[Demand], links: LinkState, bands: Array, directions: str, floor: float
+) -> Array:
     """Return the mean of the shares (2, D) that would be best for each layer alone; with one layer the best."""
-    sent = layers.sent
-    few = slice(0, None, max(1, len(layers.loaded) // _MOST_EACH))
-    each = sent._replace(mbit=sent.mbit[:, few], states=sent.states[:, few])
-    solver = many_same if layers.same else many_separate
-    shares = solver(layers.rule, layers.fixed_s[few], each, layers.loaded[few], layers.floor)
-    both = np.stack([shares, shares]) if layers.same else shares
-    mean: Array = both.mean(axis=1)
+    few = demands[:: max(1, len(demands) // _MOST_EACH)]
+    each = [minmax(demand, links, bands.tolist(), directions, floor) for demand in few]
+    mean: Array = np.mean(each, axis=0) / bands[:, None]
     return mean
 
 
@@ -199,7 +224,8 @@ def _relaxed(layers: _Layers, high: Mask, lost: Mask, around: Optional[Array]) -
         low = np.where(high, np.maximum(np.minimum(ends, around), low), low)
     if layers.same:
         low = np.repeat(low.max(axis=0)[None], 2, axis=0)
-    return solve(Epigraph(held_s, work, sigma, layers.loaded, low, layers.same)).shares
+    problem = Epigraph(held_s, work, sigma, layers.loaded, low, layers.same)
+    return solve(problem, _QUICK_GAP if layers.quick else GAP).shares
 
 
 def _inverses(layers: _Layers) -> List[Inverse]:
@@ -222,20 +248,32 @@ def _fitted(layers: _Layers, inverses: Sequence[Inverse], shares: Array) -> Arra
     divided = parts_s / np.where(total > 0, total, 1.0) if len(inverses) == 2 else np.ones((1, *total.shape))
     divided = np.maximum(divided, 1e-9)
 
+    device = np.arange(parts_s.shape[2])
+
     def smallest(factor: float) -> Tuple[Array, Array]:
+        """Return the smallest shares (1 or 2, D), and how fast they fall as the factor rises."""
         span = np.where(layers.loaded, factor * tops_s[:, None] - layers.fixed_s, 1e300)
-        found = [inverse(part * span) for inverse, part in zip(inverses, divided)]
-        return np.stack([each[0].max(axis=0) for each in found]), span
+        shares, bends = [], []
+        for inverse, part in zip(inverses, divided):
+            needs, falls = inverse(part * span)
+            # Each device has what the layer that needs most needs.
+            most = needs.argmax(axis=0), device
+            shares.append(needs[most])
+            bends.append((falls * part * tops_s[:, None])[most])
+        return np.stack(shares), np.stack(bends)
 
     def area(factor: Array) -> Tuple[Array, Array, Array]:
-        sums = smallest(float(factor[0]))[0].sum(axis=1)
-        return np.zeros(1), np.array([sums.max()]), np.zeros(1)
+        shares, bends = smallest(float(factor[0]))
+        fuller = int(shares.sum(axis=1).argmax())
+        share, bend = shares[fuller], bends[fuller]
+        falls = np.where(bend > 0, share, 0.0).sum(keepdims=True)
+        return falls, np.where(bend > 0, 0.0, share).sum(keepdims=True), bend.sum(keepdims=True)
 
     best_s = np.stack([inverse.best_s for inverse in inverses]) / divided
     needed = np.where(layers.loaded, layers.fixed_s + best_s, 0.0).max(axis=(0, 2)) / tops_s
     # With the shares themselves the factor is 1; no device has less than the floor, which may take a little more.
     most = 2.0
-    while area(np.array([most]))[1][0] > 1.0 and most < 1e12:
+    while smallest(most)[0].sum(axis=1).max() > 1.0 and most < 1e12:
         most *= 2.0
     factor = least_time(area, np.array([needed.max()]), np.array([most]))
     found = np.minimum(smallest(float(factor[0]))[0], 1.0)

@@ -9,20 +9,22 @@ bandwidth allocation; a reconstruction). ``same`` gives a device one share for b
 ``separate`` shares each direction's band for itself, which is never worse. Exactness, methods and costs:
 docs/bandwidth.md.
 
-A few devices are solved in plain floats (minmax_few.py), everything else in arrays (minmax_many.py,
-minmax_separate.py), to the same result.
+A few devices are solved in plain floats (minmax_few.py, minmax_bands.py, minmax_rows.py), as fast as a base station
+needs it before each layer; many devices and many problems at once in arrays (minmax_many.py, minmax_separate.py).
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, List, Optional, Sequence
+from typing import TYPE_CHECKING, Any, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from payloads.wdmoe.bandwidth import DEFAULT_FLOOR, kept_share
 from payloads.wdmoe.inverse import Sent
-from payloads.wdmoe.minmax_few import Link, few_same, few_separate
+from payloads.wdmoe.minmax_bands import few_separate
+from payloads.wdmoe.minmax_few import Link, few_same
+from payloads.wdmoe.minmax_rows import Sending, rows_same, rows_separate
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -61,9 +63,8 @@ def minmax(
         be less together: what is left over would only lower somebody's SNR.
     """
     loaded = demand.loaded
-    devices = len(loaded)
-    if devices <= FEW_DEVICES and links.rule.kind != "table":
-        found = _minmax_few(demand, links, budget, directions, kept_share(floor, devices))
+    if len(loaded) <= FEW_DEVICES:
+        found = _minmax_few(demand, links, budget, directions, kept_share(floor, len(loaded)))
         if found is not None:
             return found
     bits = np.array([demand.downlink_bits, demand.uplink_bits], float)
@@ -129,58 +130,67 @@ def minmax_batch(
 def _minmax_few(
     demand: Demand, links: LinkState, budget: Sequence[float], directions: str, floor: float
 ) -> Optional[Array]:
-    """Return the shares (2, D), or ``None`` where a limit of the rates matters, or floats are too far apart."""
+    """Return the shares (2, D), or ``None`` where numbers are too far apart for floats."""
     loaded = demand.loaded.tolist()
     at = [number for number, some in enumerate(loaded) if some]
     devices = len(loaded)
     bands = [float(band) for band in budget]
     if not at:
         return np.array([[band / devices] * devices for band in bands])
-    rule = links.rule
     fixed = np.asarray(demand.fixed_s, float).tolist()
     fixed = [fixed[number] for number in at]
-    states = links.states.tolist()
-    sides: List[List[Link]] = []
-    for row, bits in enumerate((demand.downlink_bits, demand.uplink_bits)):
-        side = []
-        each = bits.tolist()
-        for number in at:
-            state, mbit = states[row][number], each[number] * _MBIT
-            if state <= 0.0:
-                if mbit:
-                    return None
-                side.append(Link(0.0, 1.0 if rule.kind == "shannon" else math.inf))
-            elif rule.kind == "linear":
-                side.append(Link(mbit / (state * bands[row]), math.inf))
-            else:
-                width = bands[row] * rule.bandwidth_mhz
-                side.append(Link(mbit * _LN_2 / (width * rule.scale), state / width))
-        sides.append(side)
-    if not any(link.work for side in sides for link in side):
-        return None
     left = 1.0 - floor * (devices - len(at))
-    if directions == "same":
-        one = few_same(fixed, sides[0], sides[1], left, floor)
-        parts = None if one is None else (one, one)
+    parts: Optional[Tuple[List[float], List[float]]]
+    if links.rule.kind == "table":
+        mbit = np.array([demand.downlink_bits, demand.uplink_bits]) * _MBIT
+        states = links.states
+        if len(at) < devices:
+            mbit, states = mbit[:, at], states[:, at]
+        sending = Sending(fixed, mbit, states, bands, left, floor)
+        if directions == "same":
+            one = rows_same(links.rule, sending)
+            parts = one, one
+        else:
+            parts = rows_separate(links.rule, sending)
     else:
-        parts = few_separate(fixed, sides[0], sides[1], left, floor)
+        down, up = _links(demand, links, bands, at, fixed)
+        if directions == "same":
+            some = few_same(fixed, down, up, left, floor)
+            parts = None if some is None else (some, some)
+        else:
+            parts = few_separate(fixed, down, up, left, floor)
     if parts is None:
         return None
-    for band, side, part, row in zip(bands, sides, parts, states):
-        pace = band * rule.bandwidth_mhz * rule.scale / _LN_2
-        for number, link, share in zip(at, side, part):
-            if link.work:
-                if rule.kind == "linear":
-                    rate = row[number] * band * share
-                else:
-                    rate = pace * share * math.log1p(link.sigma / share)
-                if not rule.min_mbit <= rate <= rule.max_mbit:
-                    return None
     shares = [[floor * band] * devices for band in bands]
-    for row, part in enumerate(parts):
+    for row, part, band in zip(shares, parts, bands):
         for number, share in zip(at, part):
-            shares[row][number] = share * bands[row]
+            row[number] = share * band
     return np.array(shares)
+
+
+def _links(
+    demand: Demand, links: LinkState, bands: Sequence[float], at: Sequence[int], fixed: List[float]
+) -> Tuple[List[Link], List[Link]]:
+    """Return the links of the devices ``at``; to their ``fixed`` is added what takes its time whatever the share."""
+    rule = links.rule
+    linear = rule.kind == "linear"
+    sides: List[List[Link]] = []
+    for band, states, bits in zip(bands, links.states.tolist(), (demand.downlink_bits, demand.uplink_bits)):
+        each = bits.tolist()
+        width = band * rule.bandwidth_mhz
+        pace = width * rule.scale / _LN_2
+        side = []
+        for place, number in enumerate(at):
+            state, mbit = states[number], each[number] * _MBIT
+            sigma = math.inf if linear else state / width
+            if mbit == 0.0 or state <= 0.0:
+                fixed[place] += mbit / rule.min_mbit
+                side.append(Link(0.0, sigma, 0.0, 0.0))
+            else:
+                work = mbit / (state * band if linear else pace)
+                side.append(Link(work, sigma, mbit / rule.max_mbit, mbit / rule.min_mbit))
+        sides.append(side)
+    return sides[0], sides[1]
 
 
 _LN_2 = math.log(2.0)

@@ -1,37 +1,41 @@
-"""The least attention waiting latency for a handful of devices, in plain floats, as a base station asks for it.
+"""One share for both directions of each of a few devices, in plain floats, as a base station asks for it.
 
 Up to some hundred devices Python's floats beat NumPy, whose every operation costs a microsecond. The mathematics, and
 where it comes from, stand in docs/bandwidth.md; in short, with u = 1 / share:
 
-- linear rule, one share for both directions: device k takes f_k + c_k u_k, so at the optimum u_k = (T - f_k) / c_k, and
-  Newton's method on 1 / sum of shares finds T from below without ever passing it;
-- linear rule, a share of each band: the split of a device's time between its directions has a closed form, and T is
-  where the largest eigenvalue of a 2 x 2 matrix is 1; the same Newton's method finds it;
+- linear rule: device k takes f_k + c_k u_k, so at the optimum u_k = (T - f_k) / c_k, and Newton's method on 1 / sum of
+  shares finds T from below without ever passing it;
 - Shannon's rule: the time of a direction is concave in u, so its tangent lies above it: a linear problem whose optimum
   is feasible and never worse. Repeated, it converges to the optimum.
 
-Limits of the rates are left out: where a solution meets one, nothing is returned, and minmax_many finds another.
+A link at a limit of its rate has a tangent too: the limit's time, whatever its share. Shares at which all who have more
+than the smallest are done at once, and each of them would be later with less, cannot be beaten, limits or not. Where
+the tangents do not come to such shares, as where a device is at both its highest rates, T is searched for
+(:mod:`payloads.wdmoe.minmax_search`).
 """
 
 from __future__ import annotations
 
-from math import log1p, sqrt
+from math import log1p
 from typing import List, NamedTuple, Optional, Sequence, Tuple
 
-__all__ = ["Link", "few_same", "few_separate", "linear_same", "linear_separate"]
+from payloads.wdmoe.minmax_search import LinearNeed, Need, ShannonNeed, search_same
+
+__all__ = ["Link", "few_same", "linear_same", "tangent"]
 
 _INFINITE = float("inf")
 _ROUNDS = 200
 _PRECISION = 1e-13
-#: What the last round gains when each squares what is left, as with one share under Shannon's rule.
-_LAST_GAIN = 1e-7
-#: What a round may still gain when the rounds of two bands under Shannon's rule end: each gains a tenth of the last.
-_ENOUGH = 1e-9
+#: Rounds of tangents before T is searched for, which costs about as much as five of them, and always ends.
+_TANGENT_ROUNDS = 6
+#: What a round changes of the time when the next one squares it away.
+_LAST_GAIN = 1e-6
+#: By how much of it the times of those who are done last may differ.
+_ALIKE = 1e-11
 #: Below this, log1p(x) - x / (1 + x) is better taken from its series.
-_SMALL_X = 1e-3
+SMALL_X = 1e-3
 
 Floats = List[float]
-Low = Tuple[List[bool], List[bool]]
 
 
 class Link(NamedTuple):
@@ -40,10 +44,14 @@ class Link(NamedTuple):
     Attributes:
         work: Seconds at the whole band, but for Shannon's logarithm; 0 where nothing is sent.
         sigma: The SNR over the whole band; infinite for the linear rule.
+        least_s: Seconds at the highest rate, which no share makes fewer.
+        most_s: Seconds at the lowest rate, which no share makes more.
     """
 
     work: float
     sigma: float
+    least_s: float
+    most_s: float
 
 
 def few_same(
@@ -61,74 +69,87 @@ def few_same(
     Returns:
         The shares; ``None`` where no optimum was found, which floats that are far apart may come to.
     """
+    needs: List[Need]
     if down[0].sigma == _INFINITE:
-        return linear_same(fixed, [one.work + two.work for one, two in zip(down, up)], budget, floor)[1]
-    share = budget / len(fixed)
-    shares = [share] * len(fixed)
-    before = _INFINITE
-    for _ in range(_ROUNDS):
-        at, per = [], []
-        for f, w, one, two in zip(fixed, shares, down, up):
-            f_one, c_one = _tangent(one, w)
-            f_two, c_two = _tangent(two, w)
-            at.append(f + f_one + f_two)
-            per.append(c_one + c_two)
-        time_s, shares = linear_same(at, per, budget, floor, before, 1e-8)
-        # Each round squares what is left: after one that gained this little there is nothing.
-        if before - time_s <= _LAST_GAIN * time_s:
-            return shares
-        before = time_s
-    return None
+        per = [one.work + two.work for one, two in zip(down, up)]
+        time_s, shares = _INFINITE, [budget / len(fixed)] * len(fixed)
+        if any(per):
+            time_s, shares = linear_same(fixed, per, budget, floor)
+            if all(
+                one.least_s <= one.work / w <= one.most_s and two.least_s <= two.work / w <= two.most_s
+                for w, one, two in zip(shares, down, up)
+                if w > 0.0
+            ):
+                return shares
+        needs = [LinearNeed(one, two, budget, floor) for one, two in zip(down, up)]
+        return search_same(fixed, needs, budget, shares, time_s)
+    time_s, shares, optimal = _by_tangents(fixed, down, up, budget, floor)
+    if optimal:
+        return shares
+    needs = [ShannonNeed(one, two, budget, floor, w) for one, two, w in zip(down, up, shares)]
+    return search_same(fixed, needs, budget, shares, time_s)
 
 
-def few_separate(
+def _by_tangents(
     fixed: Floats, down: Sequence[Link], up: Sequence[Link], budget: float, floor: float
-) -> Optional[Tuple[Floats, Floats]]:
-    """Return each device's shares of both bands, as fractions of them.
+) -> Tuple[float, Floats, bool]:
+    """Return a time, shares, and whether nothing beats them."""
+    time_s = before_s = _INFINITE
+    shares = [budget / len(fixed)] * len(fixed)
+    above = False  # whether the last time is known not to be below the least
+    for _ in range(_TANGENT_ROUNDS):
+        at, per = [], []
+        optimal = before_s - time_s <= _LAST_GAIN * time_s
+        limited = tight = False
+        latest_s = time_s * (1.0 + _ALIKE)
+        for f, w, one, two in zip(fixed, shares, down, up):
+            f_one, c_one = tangent(one, w)
+            f_two, c_two = tangent(two, w)
+            f += f_one + f_two
+            c = c_one + c_two
+            at.append(f)
+            per.append(c)
+            if (c_one == 0.0 and one.work) or (c_two == 0.0 and two.work):
+                limited = True
+            if optimal:
+                done_s = f + c / w if c else f
+                if done_s > latest_s:
+                    optimal = False
+                elif w > floor:
+                    tight = True
+                    if not (c and done_s >= time_s * (1.0 - _ALIKE)):
+                        optimal = False
+        if optimal and tight:
+            return time_s, shares, True
+        if not any(per):
+            break
+        before_s = time_s
+        # Newton's method starts from the last time where that is an upper bound.
+        above = above and not limited
+        time_s, shares = linear_same(at, per, budget, floor, before_s if above else _INFINITE, 1e-9)
+        above = not limited
+        if limited and max([f for f, c in zip(at, per) if c == 0.0], default=0.0) >= time_s * (1.0 - _ALIKE):
+            break  # the last is one whose links are both at a limit
+    return time_s, shares, False
 
-    Args:
-        fixed: What each device takes beside its bits, in seconds.
-        down: Its downlink.
-        up: Its uplink.
-        budget: What the shares of a direction are together.
-        floor: The smallest share.
 
-    Returns:
-        The shares of the downlink and of the uplink; ``None`` where no optimum was found.
-    """
-    count = len(fixed)
-    if down[0].sigma == _INFINITE:
-        found = linear_separate(fixed, [one.work for one in down], [two.work for two in up], budget, floor)
-        return None if found is None else found[1:]
-    one_w = two_w = [budget / count] * count
-    before = _INFINITE
-    low: Optional[Low] = None
-    for _ in range(_ROUNDS):
-        ones = [_tangent(link, w) for link, w in zip(down, one_w)]
-        twos = [_tangent(link, w) for link, w in zip(up, two_w)]
-        at = [f + one[0] + two[0] for f, one, two in zip(fixed, ones, twos)]
-        slopes = [one[1] for one in ones], [two[1] for two in twos]
-        low = low or ([slope == 0.0 for slope in slopes[0]], [slope == 0.0 for slope in slopes[1]])
-        found = linear_separate(at, *slopes, budget, floor, low)
-        if found is None:
-            return None
-        time_s, one_w, two_w = found
-        if before - time_s <= _ENOUGH * time_s:
-            return one_w, two_w
-        before = time_s
-    return None
-
-
-def _tangent(link: Link, share: float) -> Tuple[float, float]:
-    """Return f and c such that f + c u touches the link's time at u = 1 / share, and lies above it elsewhere."""
-    work, sigma = link
+def tangent(link: Link, share: float) -> Tuple[float, float]:
+    """Return f and c such that f + c u touches the link's time at u = 1 / share, and lies above it near there."""
+    work, sigma, least_s, most_s = link
     if work == 0.0:
         return 0.0, 0.0
+    if share <= 0.0:
+        return most_s, 0.0
     x = sigma / share
     log = log1p(x)
-    bend = x * x * (0.5 - x * (2 / 3 - 0.75 * x)) if x < _SMALL_X else log - x / (1.0 + x)
+    time_s = work / (share * log)
+    if time_s <= least_s:
+        return least_s, 0.0
+    if time_s >= most_s:
+        return most_s, 0.0
+    bend = x * x * (0.5 - x * (2 / 3 - 0.75 * x)) if x < SMALL_X else log - x / (1.0 + x)
     slope = work * bend / (log * log)
-    return work / (share * log) - slope / share, slope
+    return time_s - slope / share, slope
 
 
 def linear_same(
@@ -177,144 +198,14 @@ def linear_same(
             break
         step = above * (above / left - 1.0) / bend
         # From above it comes below; there it stays.
-        time_s = max(time_s + step, least_s)
-        if -precision * time_s <= step <= precision * time_s:
+        before_s, time_s = time_s, max(time_s + step, least_s)
+        if abs(time_s - before_s) <= precision * time_s:
             break
     shares = []
     for f, c in zip(fixed, per):
         share = c / (time_s - f) if time_s > f else 0.0
         shares.append(share if share > floor else floor)
     return time_s, _fill(shares, budget, floor)
-
-
-def linear_separate(
-    fixed: Floats, down: Floats, up: Floats, budget: float, floor: float, low: Optional[Low] = None
-) -> Optional[Tuple[float, Floats, Floats]]:
-    """Minimise the largest ``fixed + down / share_down + up / share_up``; both bands are shared for themselves.
-
-    Args:
-        fixed: Seconds that no share changes.
-        down: Seconds of the downlink at share 1; not negative.
-        up: Seconds of the uplink at share 1; not negative.
-        budget: What the shares of a direction are together; more than all floors.
-        floor: The smallest share.
-        low: Which shares of both bands are thought to be at the floor, to begin with; it is changed to those that are.
-
-    Returns:
-        The largest time among the devices with a share above the floor, and the shares of both bands; ``None`` where
-        the set of shares at the floor is not found.
-    """
-    count = len(fixed)
-    low = low or ([value == 0.0 for value in down], [value == 0.0 for value in up])
-    for _ in range(20):
-        budgets = budget - floor * sum(low[0]), budget - floor * sum(low[1])
-        at, ones, twos = list(fixed), [0.0] * count, [0.0] * count
-        for k in range(count):
-            for pinned, work, root, band in (
-                (low[0][k], down[k], ones, budgets[0]),
-                (low[1][k], up[k], twos, budgets[1]),
-            ):
-                if not pinned:
-                    root[k] = sqrt(work / band)
-                elif work:
-                    at[k] += work / floor
-        time_s, price_one, price_two = _largest_eigenvalue_one(at, ones, twos)
-        one_w, two_w, same = _split(fixed, down, up, low, (price_one, price_two, time_s, floor), budgets)
-        if same:
-            return time_s, _fill(one_w, budget, floor), _fill(two_w, budget, floor)
-    return None
-
-
-def _largest_eigenvalue_one(fixed: Floats, ones: Floats, twos: Floats) -> Tuple[float, float, float]:
-    """Return where the matrix sum of v v' / (T - fixed), v = (one, two), has the eigenvalue 1, and its eigenvector.
-
-    Newton's method on 1 / (largest eigenvalue), which is concave in T, never passes it from below.
-    """
-    aa = sum(map(_times, ones, ones))
-    ab = sum(map(_times, ones, twos))
-    bb = sum(map(_times, twos, twos))
-    value, e, g = _eigen(aa, ab, bb)
-    weights = [(e * one + g * two) ** 2 for one, two in zip(ones, twos)]
-    time_s = sum(map(_times, weights, fixed)) / value + value
-    for f, one, two in zip(fixed, ones, twos):
-        alone = f + one * one + two * two
-        if alone > time_s and alone > f:
-            time_s = alone
-    for _ in range(_ROUNDS):
-        aa = ab = bb = aa_bend = ab_bend = bb_bend = 0.0
-        for f, one, two in zip(fixed, ones, twos):
-            if one == 0.0 and two == 0.0:
-                continue
-            part = 1.0 / (time_s - f)
-            one_part, two_part = one * part, two * part
-            aa += one * one_part
-            ab += one * two_part
-            bb += two * two_part
-            aa_bend += one_part * one_part
-            ab_bend += one_part * two_part
-            bb_bend += two_part * two_part
-        value, e, g = _eigen(aa, ab, bb)
-        bend = e * e * aa_bend + 2.0 * e * g * ab_bend + g * g * bb_bend
-        step = value * (value - 1.0) / bend
-        time_s += step
-        if step <= _PRECISION * time_s:
-            break
-    return time_s, e, g
-
-
-def _eigen(aa: float, ab: float, bb: float) -> Tuple[float, float, float]:
-    """Return the largest eigenvalue of ((aa, ab), (ab, bb)), none negative, and its eigenvector of length 1."""
-    half = (aa - bb) / 2.0
-    root = sqrt(half * half + ab * ab)
-    e, g = (half + root, ab) if half >= 0.0 else (ab, root - half)
-    length = sqrt(e * e + g * g)
-    if length == 0.0:  # a multiple of the identity
-        return aa, sqrt(0.5), sqrt(0.5)
-    return (aa + bb) / 2.0 + root, e / length, g / length
-
-
-def _split(
-    fixed: Floats,
-    down: Floats,
-    up: Floats,
-    low: Low,
-    at: Tuple[float, float, float, float],
-    budgets: Tuple[float, float],
-) -> Tuple[Floats, Floats, bool]:
-    """Return the shares at prices of the bands and a time, and whether those at the floor are the ones that were taken.
-
-    ``low``, which shares are at the floor, is changed to what it ought to be.
-    """
-    price_one, price_two, time_s, floor = at
-    scale_one, scale_two = price_one / sqrt(budgets[0]), price_two / sqrt(budgets[1])
-    one_w, two_w = [floor] * len(fixed), [floor] * len(fixed)
-    same = True
-    for k, (f, a, b) in enumerate(zip(fixed, down, up)):
-        span = time_s - f
-        if span <= 0.0:  # whatever it gets, it is not what the others wait for
-            one, two = 0.0, 0.0
-        elif a == 0.0 or b == 0.0:
-            one, two = a / span, b / span
-        else:
-            one_root, two_root = sqrt(a), sqrt(b)
-            both = one_root * scale_one + two_root * scale_two
-            # A band that nobody is short of is given away.
-            one = one_root * both / (scale_one * span) if scale_one > 0.0 else _INFINITE
-            two = two_root * both / (scale_two * span) if scale_two > 0.0 else _INFINITE
-            # Who is given more than it would take in one direction takes less of the other.
-            if one < floor and two >= floor:
-                two = b / (span - a / floor)
-            elif two < floor and one >= floor:
-                one = a / (span - b / floor)
-        slack = 1e-12 * floor
-        for pinned, share, shares in ((low[0], one, one_w), (low[1], two, two_w)):
-            if share > floor:
-                shares[k] = share
-            at_floor = share <= floor + slack if pinned[k] else share < floor - slack
-            if at_floor != pinned[k]:
-                pinned[k] = at_floor
-                same = False
-    return one_w, two_w, same
 
 
 def _fill(shares: Floats, budget: float, floor: float) -> Floats:

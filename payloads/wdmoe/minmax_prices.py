@@ -17,9 +17,12 @@ _INFINITE = float("inf")
 _ROUNDS = 200
 #: The last step's part of the time; each leaves less than its square.
 _PRECISION = 1e-13
-_PINNED_ROUNDS = 60
+_PINNED_ROUNDS = 40
 #: Rounds in which all shares move to and from their ends together; after that one at a time, as they may go in circles.
 _ALL_AT_ONCE = 6
+_HALVES = 60
+#: Where the search of a time begins, in seconds, where nothing is known to take longer.
+_SHORTEST_S = 1e-12
 #: By how much of it a time may be beyond its end.
 _SLACK = 1e-12
 
@@ -53,7 +56,7 @@ def linear_bands(
         near_s: A time that the largest is thought to be near.
 
     Returns:
-        The largest time, and the shares of both bands; ``None`` where the shares at their ends are not found.
+        The largest time, and the shares of both bands; ``None`` where numbers are too far apart.
     """
     # Nobody is done before all of its links have their highest rates.
     wall_s = max([f + max(one, 0.0) + max(two, 0.0) for f, one, two in zip(fixed, *least)])
@@ -83,14 +86,57 @@ def linear_bands(
         near_s = time_s
         prices = price_one / sqrt(left[0]), price_two / sqrt(left[1])
         shares, moved = _split(fixed, works, least, lows, pins, prices, time_s)
-        for row, k, where in (
-            moved if turn < _ALL_AT_ONCE else moved[turn % len(moved) :][:1] if moved else []
-        ):
+        if turn >= _ALL_AT_ONCE and moved:
+            which = turn // 3 % len(moved)
+            moved = moved[which : which + 1]
+        for row, k, where in moved:
             pins[row][k] = where
         if not moved:
             filled = _fill(shares[0], budgets[0], lows[0]), _fill(shares[1], budgets[1], lows[1])
             return max(time_s, *at), filled
-    return None
+    return _by_halves(fixed, works, least, budgets, lows, wall_s)
+
+
+def _by_halves(
+    fixed: Floats, works: Pair, least: Pair, budgets: Tuple[float, float], lows: Pair, low_s: float
+) -> Optional[Tuple[float, Pair]]:
+    """Return what :func:`linear_bands` does, where its sets go in circles: slow, and certain.
+
+    At a time T the need for a band falls as its price rises, and that for the other rises. So a price at which both
+    are short proves that T is too early, one at which none is that it is not.
+    """
+    ends = [FREE if work else LOW for work in works[0]], [FREE if work else LOW for work in works[1]]
+
+    def fits(time_s: float) -> Optional[Pair]:
+        cheap, dear = 0.0, 1.0
+        for _ in range(_HALVES):
+            price = (cheap + dear) / 2.0
+            shares, _moved = _split(fixed, works, least, lows, ends, (price, 1.0 - price), time_s)
+            short = sum(shares[0]) > budgets[0], sum(shares[1]) > budgets[1]
+            if short[0] and short[1]:
+                return None
+            if not (short[0] or short[1]):
+                return shares
+            cheap, dear = (price, dear) if short[0] else (cheap, price)
+        return None
+
+    high_s = low_s = max(low_s * (1.0 + 1e-15), _SHORTEST_S)
+    best = fits(high_s)
+    while best is None and high_s < _INFINITE:
+        low_s, high_s = high_s, 2.0 * high_s
+        best = fits(high_s)
+    if best is None:
+        return None
+    while high_s - low_s > _PRECISION * high_s:
+        time_s = (low_s + high_s) / 2.0
+        if not low_s < time_s < high_s:
+            break
+        found = fits(time_s)
+        if found is None:
+            low_s = time_s
+        else:
+            best, high_s = found, time_s
+    return high_s, (_fill(best[0], budgets[0], lows[0]), _fill(best[1], budgets[1], lows[1]))
 
 
 def _largest_eigenvalue_one(

@@ -189,7 +189,11 @@ def _linear(fixed_s: Array, work: Array, low: Array, at_low: Mask) -> Tuple[Arra
     above = np.where(shares > low, shares - low, 0.0)
     total = above.sum(axis=-1, keepdims=True)
     left = 1.0 - low.sum(axis=-1, keepdims=True)
-    return time_s, low + above * np.where(total > 0, left / np.where(total > 0, total, 1.0), 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        parts = above / np.where(total > 0, total, 1.0)
+    # Where the prices ran away there is no better start than equal parts.
+    sound = np.isfinite(parts).all(axis=-1, keepdims=True)
+    return time_s, low + left * np.where(sound, parts, 1.0 / parts.shape[-1])
 
 
 def _eigenvalue_one(fixed_s: Array, roots: Array) -> Tuple[Array, Array]:

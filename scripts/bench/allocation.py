@@ -8,8 +8,9 @@
   timed from equal shares; then it is started again from our shares, in case there is anything left to gain. The gap
   is to the better of both, and the times' ratio is of all problems together. A proven bound stands beside it: the
   duality gap of the interior point method on the same problem;
-- ``for one layer``: what the base station waits for, for each rule, few devices and many;
-- ``for many layers``: one allocation for 32 layers, and a batch of problems solved at once.
+- ``for one layer``: what the base station waits for, for each rule, with and without limits that rates meet, few
+  devices and many. The gap is to the best one share for both directions as arrays find it;
+- ``for many layers``: one allocation for 32 layers, as good as can be and in a hurry, and a batch solved at once.
 
 The exit status is 1 when a floor is missed, which is named.
 """
@@ -36,12 +37,40 @@ from payloads.wdmoe.bandwidth import kept_share
 from payloads.wdmoe.epigraph import epigraph
 from payloads.wdmoe.interior import Epigraph, solve
 from payloads.wdmoe.minmax import minmax, minmax_batch
-from tests.wdmoe.allocation import demand_of, latency_s, links_of, rule_of, slsqp
+from tests.wdmoe.allocation import (
+    TIGHT,
+    WIDE,
+    demand_of,
+    latency_s,
+    links_of,
+    rule_of,
+    slsqp,
+    street_of,
+    total_s,
+)
 
 DIRECTIONS = ("same", "separate")
 MOST_GAP = 1e-6
+MOST_QUICK_GAP = 1e-5
 LEAST_RATIO = 100.0
-MOST_US = 150.0
+#: For 4 and 8 devices: the median and the 95th percentile. A share of each band asks for more, under a table most.
+MOST_US = {"same": (150.0, 300.0), "separate": (500.0, 1000.0)}
+MOST_US_TABLE = {"same": (200.0, 300.0), "separate": (1000.0, 2000.0)}
+
+
+def _links(kind: str, limits: Any = WIDE) -> Callable[[np.random.Generator, int], Any]:
+    return lambda generator, devices: links_of(generator, devices, rule_of(kind, limits))
+
+
+LINKS = {
+    "linear": _links("linear"),
+    "linear, limits": _links("linear", TIGHT),
+    "shannon": _links("shannon"),
+    "shannon, limits": _links("shannon", TIGHT),
+    "street": street_of,
+    "table": _links("table"),
+    "table, limits": _links("table", TIGHT),
+}
 
 
 def main() -> int:
@@ -125,34 +154,60 @@ def bound_gap(demand: Any, links: Any, floor: float, directions: str, shares: An
 
 
 def one_layer() -> list[dict[str, Any]]:
-    """Return the time of one allocation, the median of many problems."""
+    """Return the time of one allocation: the median of many problems, and for few devices the 95th percentile too.
+
+    ``limits`` are links of which many are at a limit of their rate; a ``street`` is Shannon's rule under Rayleigh
+    fading, with limits too. The gap is to the solver for many problems at once, which is as exact with one share.
+    """
     rows = []
-    for kind in ("linear", "shannon", "table"):
+    for name, make in LINKS.items():
         for directions in DIRECTIONS:
-            row: dict[str, Any] = {"rule": kind, "directions": directions}
+            row: dict[str, Any] = {"rule": name, "directions": directions, "largest_gap": 0.0}
             for devices in (4, 8, 16, 64, 1024):
                 generator = np.random.default_rng(devices)
                 problems = [
-                    (demand_of(generator, devices), links_of(generator, devices, rule_of(kind)))
-                    for _ in range(200 if devices < 64 else 10)
+                    (demand_of(generator, devices), make(generator, devices))
+                    for _ in range(300 if devices < 16 else 50 if devices < 64 else 10)
                 ]
                 for demand, links in problems[:10]:
                     minmax(demand, links, directions=directions)
-                times = [timed(partial(minmax, d, n, directions=directions))[1] for d, n in problems]
-                row[f"us_{devices}"] = 1e6 * statistics.median(times)
+                found = [timed(partial(minmax, d, n, directions=directions)) for d, n in problems]
+                times = [1e6 * seconds for _, seconds in found]
+                row[f"us_{devices}"] = statistics.median(times)
+                if devices <= 8:
+                    row[f"p95_us_{devices}"] = statistics.quantiles(times, n=20)[-1]
+                    for (demand, links), (shares, _) in zip(problems, found, strict=True):
+                        row["largest_gap"] = max(
+                            row["largest_gap"], gap_to_arrays(demand, links, directions, shares)
+                        )
             rows.append(row)
     return rows
 
 
+def gap_to_arrays(demand: Any, links: Any, directions: str, shares: Any) -> float:
+    """Return by how much of it a latency is above that of the best one share for both directions, in arrays.
+
+    With separate bands that is no bound, but what must not be missed.
+    """
+    bits = np.array([demand.downlink_bits, demand.uplink_bits])
+    other = minmax_batch(demand.fixed_s, bits, demand.loaded, links.rule, links.states)
+    return latency_s(demand, links, shares) / latency_s(demand, links, other) - 1
+
+
 def many_layers() -> list[dict[str, Any]]:
-    """Return the time of one allocation for 32 layers, and of each problem in a batch of 1,000."""
+    """Return the time of one allocation for 32 layers, as good as can be and in a hurry, and of problems in a batch."""
     rows = []
-    for kind in ("linear", "shannon", "table"):
+    for name, make in LINKS.items():
         for directions in DIRECTIONS:
             generator = np.random.default_rng(1)
-            links = links_of(generator, 8, rule_of(kind))
-            demands = [demand_of(generator, 8) for _ in range(32)]
-            times = [timed(partial(epigraph, demands, links, directions=directions))[1] for _ in range(5)]
+            full, quick, worse = [], [], []
+            for _ in range(10):
+                links, demands = make(generator, 8), [demand_of(generator, 8) for _ in range(32)]
+                best, seconds = timed(partial(epigraph, demands, links, directions=directions))
+                full.append(1e3 * seconds)
+                some, seconds = timed(partial(epigraph, demands, links, directions=directions, quick=True))
+                quick.append(1e3 * seconds)
+                worse.append(total_s(demands, links, some) / total_s(demands, links, best) - 1)
             many = [demand_of(generator, 8) for _ in range(1000)]
             bits = np.array([[demand.downlink_bits, demand.uplink_bits] for demand in many])
             fixed_s = np.array([demand.fixed_s for demand in many])
@@ -163,9 +218,12 @@ def many_layers() -> list[dict[str, Any]]:
             batch = [timed(whole)[1] for _ in range(3)]
             rows.append(
                 {
-                    "rule": kind,
+                    "rule": name,
                     "directions": directions,
-                    "epigraph_32x8_ms": 1e3 * min(times),
+                    "epigraph_32x8_ms": statistics.median(full),
+                    "quick_32x8_ms": statistics.median(quick),
+                    "quick_worst_ms": max(quick),
+                    "quick_worse": statistics.mean(worse),
                     "batch_us_each": 1e6 * min(batch) / len(many),
                 }
             )
@@ -188,8 +246,17 @@ def missed_floors(found: dict[str, list[dict[str, Any]]]) -> Any:
     if not ratio_of_all(found["beside_slsqp"]) >= LEAST_RATIO:
         yield f"all problems: at least {LEAST_RATIO:g} times the speed of SLSQP is asked for"
     for row in found["one_layer"]:
-        if row["rule"] != "table" and row["directions"] == "same" and not row["us_8"] <= MOST_US:
-            yield f"{row['rule']}, {row['directions']}: at most {MOST_US:g} us for 8 devices is asked for"
+        name, directions = f"{row['rule']}, {row['directions']}", row["directions"]
+        most = (MOST_US_TABLE if row["rule"].startswith("table") else MOST_US)[directions]
+        for devices in (4, 8):
+            if not (row[f"us_{devices}"] <= most[0] and row[f"p95_us_{devices}"] <= most[1]):
+                yield f"{name}: at most {most[0]:g} us, and 95 % in {most[1]:g}, are asked for with {devices} devices"
+        if not row["largest_gap"] <= MOST_GAP:
+            yield f"{name}: no more than one share for both directions in arrays, but for {MOST_GAP:g}, is asked for"
+    for row in found["many_layers"]:
+        name = f"{row['rule']}, {row['directions']}, many layers"
+        if row["rule"] in ("linear", "shannon") and not row["quick_worse"] <= MOST_QUICK_GAP:
+            yield f"{name}: in a hurry a gap of at most {MOST_QUICK_GAP:g} is asked for"
 
 
 def ratio_of_all(rows: list[dict[str, Any]]) -> float:
@@ -211,16 +278,27 @@ def show(found: dict[str, list[dict[str, Any]]]) -> None:
             f"{row['ratio']:>8.0f}{row['median_ratio']:>8.0f}"
         )
     print(f"all: {ratio_of_all(found['beside_slsqp']):.0f} times the speed of SLSQP")
-    print("\nfor one layer, median us by devices")
+    print("\nfor one layer, us by devices: the median, and in brackets what 95 % are below")
     sizes = [name for name in found["one_layer"][0] if name.startswith("us_")]
-    print(f"{'rule':<9}{'shares':<10}" + "".join(f"{name[3:]:>9}" for name in sizes))
+    print(f"{'rule':<17}{'shares':<10}" + "".join(f"{name[3:]:>14}" for name in sizes) + f"{'gap':>9}")
     for row in found["one_layer"]:
-        print(f"{row['rule']:<9}{row['directions']:<10}" + "".join(f"{row[name]:>9.0f}" for name in sizes))
-    print("\nfor many layers")
-    print(f"{'rule':<9}{'shares':<10}{'32 layers, 8 devices: ms':>26}{'batch of 1,000: us each':>26}")
+        cells = [
+            f"{row[name]:.0f}" + (f" ({row['p95_' + name]:.0f})" if "p95_" + name in row else "")
+            for name in sizes
+        ]
+        print(
+            f"{row['rule']:<17}{row['directions']:<10}"
+            + "".join(f"{cell:>14}" for cell in cells)
+            + f"{row['largest_gap']:>9.0e}"
+        )
+    print(
+        "\nfor 32 layers and 8 devices, ms; in a hurry: the median, the longest, and how much worse; a batch of 1,000"
+    )
+    print(f"{'rule':<17}{'shares':<10}{'ms':>8}{'hurry':>8}{'longest':>9}{'worse':>9}{'us each':>9}")
     for row in found["many_layers"]:
         print(
-            f"{row['rule']:<9}{row['directions']:<10}{row['epigraph_32x8_ms']:>26.1f}{row['batch_us_each']:>26.1f}"
+            f"{row['rule']:<17}{row['directions']:<10}{row['epigraph_32x8_ms']:>8.1f}{row['quick_32x8_ms']:>8.1f}"
+            f"{row['quick_worst_ms']:>9.1f}{row['quick_worse']:>9.0e}{row['batch_us_each']:>9.1f}"
         )
 
 

@@ -9,6 +9,7 @@ from testbed.cli import main
 from testbed.config import campaign as module
 from testbed.config.campaign import Campaign, check_campaign, load_campaign
 from testbed.config.inventory import Inventory
+from testbed.config.sizes import ModelSizes, size_problems
 from testbed.errors import InputError
 
 GOOD = """\
@@ -59,6 +60,14 @@ BROKEN = {
         ("k: 2}", "k: 2}\n    bandwidth: {kind: proportional, pre: layer}"),
         "run.yaml:10: policies[0].bandwidth.pre: ",
     ),
+    "a layer's cost for another model": (
+        ("kind: top_k, k: 2", "kind: budget, tau: 0.9, layer_cost: [1, 2]"),
+        "run.yaml:9: policies[0].selection.layer_cost: 4 numbers were expected (one a layer of the model), not 2",
+    ),
+    "a similarity of another model's experts": (
+        ("kind: top_k, k: 2", "kind: similar, similarity: [[1, 0], [0, 1]]"),
+        "run.yaml:9: policies[0].selection.similarity: a matrix of 8 x 8 was expected (the model's experts), not of 2",
+    ),
     "more experts than there are": (
         ("k: 2", "k: 9"),
         "run.yaml:9: policies[0].selection.k: at most 8 was expected (the model's experts), not 9",
@@ -101,7 +110,9 @@ Write = Callable[[str], Path]
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models" / "tiny").mkdir(parents=True)
-    (tmp_path / "models" / "tiny" / "config.json").write_text(json.dumps({"num_local_experts": 8}))
+    (tmp_path / "models" / "tiny" / "config.json").write_text(
+        json.dumps({"num_local_experts": 8, "num_hidden_layers": 4})
+    )
     monkeypatch.setattr(module, "models_folder", lambda: tmp_path / "models")
     Path("prompts.jsonl").write_text('{"id": "p", "text": "Hello"}\n')
 
@@ -218,3 +229,14 @@ def test_a_campaign_made_in_a_program_needs_no_file(write: Write, tmp_path: Path
     again = Campaign.model_validate_json(campaign.model_dump_json())
     assert again.model_dump() == campaign.model_dump()
     assert json.loads(again.text)["campaign"] == "first"
+
+
+def test_a_matrix_of_experts_for_each_layer_fits_the_model_or_is_refused() -> None:
+    one = [[1, 0], [0, 1]]
+    sizes = ModelSizes(layers=3, experts=2)
+    assert not list(size_problems({"kind": "similar", "similarity": [one] * 3}, sizes))
+    assert [text for _, text in size_problems({"kind": "similar", "similarity": [one] * 2}, sizes)] == [
+        "3 matrices were expected (one a layer of the model), not 2"
+    ]
+    # A model whose config.json does not say how large it is refuses nothing.
+    assert not list(size_problems({"layer_cost": [1], "similarity": one, "k": 9}, ModelSizes(None, None)))

@@ -13,6 +13,8 @@ from payloads.wdmoe.link_state import LinkState
 #: Limits that nothing in these problems meets, and limits that much does.
 WIDE = {"min_mbit": 0.01, "max_mbit": 10_000.0}
 TIGHT = {"min_mbit": 0.5, "max_mbit": 20.0}
+#: A highest rate that many links meet, and a lowest that none does: convex, as without limits.
+CAPPED = {"min_mbit": 0.01, "max_mbit": 20.0}
 TABLE = {
     "thresholds_db": tuple(np.linspace(-6, 22, 15).tolist()),
     "efficiencies": tuple(np.linspace(0.15, 5.5, 15).tolist()),
@@ -29,6 +31,15 @@ def demand_of(generator, devices, idle=0.2):
     fixed_s = generator.uniform(0.1, 5, devices) * 1e-3
     bits = 10 ** generator.uniform(4, 6.5, (2, devices))
     return Demand(fixed_s * loaded, bits[0] * loaded, bits[1] * loaded, loaded)
+
+
+def street_of(generator, devices):
+    """Return links as those of a street: Shannon's rule under Rayleigh fading, where some links meet a limit."""
+    rule = Rule("shannon", bandwidth_mhz=20.0, scale=0.35, min_mbit=0.5, max_mbit=20.0)
+    mean = 10 ** generator.uniform(0.5, 3.5, (2, devices))
+    return LinkState(
+        rule, mean * generator.exponential(1.0, (2, devices)), np.full((2, devices), 1 / devices)
+    )
 
 
 def links_of(generator, devices, rule):

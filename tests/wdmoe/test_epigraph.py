@@ -73,6 +73,23 @@ def test_a_general_solver_finds_nothing_better(problem, directions):
     assert best_s <= total_s(demands, links, slsqp(demands, links, floor, directions)) * (1 + 3 * GAP)
 
 
+@settings(max_examples=25)
+@given(problems(layers=4), DIRECTIONS)
+def test_in_a_hurry_it_is_nearly_as_good(problem, directions):
+    demands, links, floor = problem
+    best_s = total_s(demands, links, epigraph(demands, links, directions=directions, floor=floor))
+    quick = epigraph(demands, links, directions=directions, floor=floor, quick=True)
+    assert total_s(demands, links, quick) <= best_s * (1 + 1.1e-5)
+
+
+@settings(max_examples=25)
+@given(problems(layers=3, **ALL), DIRECTIONS)
+def test_in_a_hurry_it_is_never_worse_than_the_shares_in_force(problem, directions):
+    demands, links, floor = problem
+    quick = epigraph(demands, links, directions=directions, floor=floor, quick=True)
+    assert total_s(demands, links, quick) <= total_s(demands, links, links.shares) * (1 + 1e-9)
+
+
 @pytest.mark.parametrize("same", [True, False])
 @pytest.mark.parametrize("devices", [3, 40])
 def test_the_gap_bounds_how_far_it_is_from_the_least(same, devices):

@@ -9,12 +9,14 @@ from hypothesis import strategies as st
 
 from payloads.linkd.channel import Rule
 from payloads.wdmoe import minmax as module
+from payloads.wdmoe import minmax_prices as prices
 from payloads.wdmoe.bandwidth import kept_share
 from payloads.wdmoe.latency import Demand
 from payloads.wdmoe.link_state import LinkState
 from payloads.wdmoe.minmax import minmax, minmax_batch
 from payloads.wdmoe.rates import rates_mbit
 from tests.wdmoe.allocation import (
+    CAPPED,
     TIGHT,
     WIDE,
     demand_of,
@@ -24,6 +26,7 @@ from tests.wdmoe.allocation import (
     random_shares,
     rule_of,
     slsqp,
+    street_of,
 )
 
 DIRECTIONS = ["same", "separate"]
@@ -58,7 +61,7 @@ def test_nothing_drawn_at_random_is_better(problem, seed):
 
 
 @SOME
-@given(problems(), st.integers(0, 2**32 - 1))
+@given(problems(limits=(WIDE, CAPPED)), st.integers(0, 2**32 - 1))
 def test_nothing_near_it_is_better_with_separate_bands(problem, seed):
     (demand,), links, floor = problem
     generator = np.random.default_rng(seed)
@@ -84,23 +87,61 @@ def test_who_has_more_than_the_floor_finishes_last_with_all_others(problem):
 @given(problems(**ALL))
 def test_bands_of_their_own_are_never_worse_than_one_share(problem):
     (demand,), links, floor = problem
-    if links.rule.kind == "table":
-        return  # what divides a device's time there is not exact
     same = latency_s(demand, links, minmax(demand, links, floor=floor))
     separate = latency_s(demand, links, minmax(demand, links, directions="separate", floor=floor))
     assert separate <= same * (1 + 1e-8)
 
 
-@SOME
-@given(problems(limits=(WIDE, TIGHT)), st.sampled_from(DIRECTIONS))
-def test_floats_and_arrays_come_to_the_same(problem, directions):
-    (demand,), links, floor = problem
-    few = latency_s(demand, links, minmax(demand, links, directions=directions, floor=floor))
+def in_arrays_s(demand, links, directions, floor):
+    """Return the latency that the solver for many problems at once comes to."""
     bits = np.array([demand.downlink_bits, demand.uplink_bits])
-    many = minmax_batch(
+    shares = minmax_batch(
         demand.fixed_s, bits, demand.loaded, links.rule, links.states, directions=directions, floor=floor
     )
-    assert few == pytest.approx(latency_s(demand, links, many), rel=1e-7)
+    return latency_s(demand, links, shares)
+
+
+@SOME
+@given(problems(kinds=("linear", "shannon", "table"), limits=(WIDE, CAPPED, TIGHT)))
+def test_floats_and_arrays_come_to_the_same(problem):
+    (demand,), links, floor = problem
+    few = latency_s(demand, links, minmax(demand, links, floor=floor))
+    assert few == pytest.approx(in_arrays_s(demand, links, "same", floor), rel=1e-8)
+
+
+@SOME
+@given(problems(limits=(WIDE, CAPPED)))
+def test_floats_are_no_worse_than_arrays_with_separate_bands(problem):
+    (demand,), links, floor = problem
+    few = latency_s(demand, links, minmax(demand, links, directions="separate", floor=floor))
+    assert few <= in_arrays_s(demand, links, "separate", floor) * (1 + 1e-8)
+    if links.rule.max_mbit > 1000:
+        assert few == pytest.approx(in_arrays_s(demand, links, "separate", floor), rel=1e-7)
+
+
+@SOME
+@given(st.integers(0, 2**32 - 1), st.integers(1, 8), st.sampled_from([0.0, 0.01, 0.1]))
+def test_a_street_is_solved_as_well_in_floats(seed, devices, floor):
+    generator = np.random.default_rng(seed)
+    links, demand = street_of(generator, devices), demand_of(generator, devices)
+    best_s = latency_s(demand, links, minmax(demand, links, floor=floor))
+    assert best_s == pytest.approx(in_arrays_s(demand, links, "same", floor), rel=1e-8)
+    apart_s = latency_s(demand, links, minmax(demand, links, directions="separate", floor=floor))
+    assert apart_s <= best_s * (1 + 1e-8)
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.01]))
+def test_no_shares_of_both_bands_are_better_for_two_devices_at_their_highest_rates(seed, floor):
+    generator = np.random.default_rng(seed)
+    rule = rule_of("linear", CAPPED)
+    links, demand = links_of(generator, 2, rule), demand_of(generator, 2, idle=0.0)
+    best_s = latency_s(demand, links, minmax(demand, links, directions="separate", floor=floor))
+    one, two = np.meshgrid(np.linspace(floor, 1 - floor, 301), np.linspace(floor, 1 - floor, 301))
+    shares = np.stack([np.stack([one, 1 - one], axis=-1), np.stack([two, 1 - two], axis=-1)])
+    rates = rates_mbit(rule, links.states[:, None, None], shares) * 1e6
+    times = demand.fixed_s + demand.downlink_bits / rates[0] + demand.uplink_bits / rates[1]
+    assert best_s <= float(times.max(axis=-1).min()) * (1 + 1e-9)
 
 
 @SOME
@@ -116,8 +157,16 @@ def test_devices_may_be_numbered_otherwise(problem, directions, random):
     )
 
 
-@pytest.mark.parametrize("kind", ["linear", "shannon", "table"])
-@pytest.mark.parametrize("directions", DIRECTIONS)
+@pytest.mark.parametrize(
+    ("kind", "directions"),
+    [
+        ("linear", "same"),
+        ("shannon", "same"),
+        ("table", "same"),
+        ("linear", "separate"),
+        ("shannon", "separate"),
+    ],
+)
 def test_a_batch_is_its_problems_one_by_one(kind, directions):
     generator = np.random.default_rng(1)
     rule = rule_of(kind)
@@ -141,6 +190,27 @@ def test_a_general_solver_finds_nothing_better(problem, directions):
     best_s = latency_s(demand, links, minmax(demand, links, directions=directions, floor=floor))
     found_s = latency_s(demand, links, slsqp([demand], links, floor, directions))
     assert best_s <= found_s * (1 + 1e-8)
+
+
+@SOME
+@given(st.integers(0, 2**32 - 1), st.integers(1, 8), st.sampled_from([0.0, 0.01, 0.1]))
+def test_sets_of_shares_at_their_ends_are_those_that_halving_finds(seed, devices, floor):
+    generator = np.random.default_rng(seed)
+    floor = kept_share(floor, devices)
+    fixed = generator.uniform(0, 0.01, devices).tolist()
+    works = 10 ** generator.uniform(-4, -1, (2, devices)) * (generator.random((2, devices)) < 0.9)
+    works[0, 0] = 0.01
+    # A direction takes no less than at some share that it may well be given.
+    least = works * generator.choice([0, 1, 4], (2, devices)) * generator.uniform(0.5, 1.5, (2, devices))
+    if floor:
+        least = np.minimum(least, 0.99 * works / floor)
+    pair, fewest = tuple(works.tolist()), tuple(least.tolist())
+    lows, budgets = ([floor] * devices, [floor] * devices), (1.0, 1.0)
+    ends = tuple([prices.FREE if work else prices.LOW for work in row] for row in pair)
+    time_s, shares = prices.linear_bands(fixed, pair, fewest, budgets, lows, ends)
+    wall_s = float((np.array(fixed) + least.sum(axis=0)).max())
+    assert time_s == pytest.approx(prices._by_halves(fixed, pair, fewest, budgets, lows, wall_s)[0], rel=1e-9)
+    assert (np.array(shares).sum(axis=1) <= 1 + 1e-9).all()
 
 
 @settings(max_examples=40)
