@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -9,10 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-# The machine may be busy: no property is judged by the clock.
-settings.register_profile("testbed", deadline=None)
+# The machine may be busy: no property is judged by the clock. And the same examples every time, so that a change is not
+# refused for what a new one finds in code that it does not touch; TESTBED_EXPLORE=1 looks for new ones.
+settings.register_profile(
+    "testbed",
+    deadline=None,
+    derandomize="TESTBED_EXPLORE" not in os.environ,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("testbed")
 
 CHROMIUM_FLAGS = (

@@ -41,8 +41,8 @@ _INFINITE = float("inf")
 _INSIDE = 1.0 - 1e-12
 #: A little more than a time at which all fits, so that no rounding says that it does not.
 _BEYOND = 1.0 + 1e-9
-#: Divisions of the devices' times that are tried beside that of one share for both directions.
-_DIVISIONS = 3
+#: Divisions of the devices' times that are tried in turn, from each of two beginnings.
+_DIVISIONS = 4
 _LEAST_PART = 1e-9
 
 Floats = List[float]
@@ -171,18 +171,16 @@ def rows_separate(rule: Rule, sending: Sending) -> Pair:
     share = rows_same(rule, sending)
     best: Pair = share, share
     best_s = bands.seconds(best)
-    spent = bands.spent(best)
-    for _ in range(1 + _DIVISIONS):
-        found = bands.fitted(spent, best_s)
-        if found is not None:
+    equal = [sending.budget / len(share)] * len(share)
+    for spent in (bands.spent(best), bands.spent_as_linear((equal, equal))):
+        for _ in range(_DIVISIONS):
+            found = None if spent is None else bands.fitted(spent, best_s)
+            if found is None:
+                break
             found_s = bands.seconds(found)
             if found_s < best_s:
                 best, best_s = found, found_s
-        around = best if found is None else found
-        divided = bands.spent_as_linear(around)
-        if divided is None or divided == spent:
-            break
-        spent = divided
+            spent = bands.spent_as_linear(found)
     return best
 
 

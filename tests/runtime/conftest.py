@@ -17,7 +17,6 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-import hypothesis
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -36,12 +35,6 @@ from testbed.artifacts.placement import DeviceCapacity, place_auto, placement_js
 from testbed.artifacts.shard import shard_model
 
 UNPACED = Pace(None, None)
-# The machine may be busy: how long an example takes says nothing.
-hypothesis.settings.register_profile(
-    "runtime", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
-)
-hypothesis.settings.load_profile("runtime")
-
 #: Three devices that get 4, 3 and 1 of the 8 experts of a layer.
 SPEEDS = {"big": 4.0, "middle": 3.0, "small": 1.0}
 TEXT = (
