@@ -42,7 +42,9 @@ _INSIDE = 1.0 - 1e-12
 #: A little more than a time at which all fits, so that no rounding says that it does not.
 _BEYOND = 1.0 + 1e-9
 #: Divisions of the devices' times that are tried in turn, from each of two beginnings.
-_DIVISIONS = 4
+_DIVISIONS = 5
+#: How much worse than the best a division may be that another is looked for from.
+_DETOUR = 1.5
 _LEAST_PART = 1e-9
 
 Floats = List[float]
@@ -174,7 +176,7 @@ def rows_separate(rule: Rule, sending: Sending) -> Pair:
     equal = [sending.budget / len(share)] * len(share)
     for spent in (bands.spent(best), bands.spent_as_linear((equal, equal))):
         for _ in range(_DIVISIONS):
-            found = None if spent is None else bands.fitted(spent, best_s)
+            found = None if spent is None else bands.fitted(spent, _DETOUR * best_s)
             if found is None:
                 break
             found_s = bands.seconds(found)
