@@ -17,8 +17,9 @@ _INFINITE = float("inf")
 _ROUNDS = 200
 #: The last step's part of the time; each leaves less than its square.
 _PRECISION = 1e-13
-_PINNED_ROUNDS = 40
-#: Rounds in which all shares move to and from their ends together; after that one at a time, as they may go in circles.
+_PINNED_ROUNDS = 60
+#: Rounds in which all shares move to and from their ends together; after that fewer and fewer do, as they may go in
+#: circles.
 _ALL_AT_ONCE = 6
 _HALVES = 60
 #: Where the search of a time begins, in seconds, where nothing is known to take longer.
@@ -87,8 +88,8 @@ def linear_bands(
         prices = price_one / sqrt(left[0]), price_two / sqrt(left[1])
         shares, moved = _split(fixed, works, least, lows, pins, prices, time_s)
         if turn >= _ALL_AT_ONCE and moved:
-            which = turn // 3 % len(moved)
-            moved = moved[which : which + 1]
+            apart = min(2 + (turn - _ALL_AT_ONCE) // 6, len(moved))
+            moved = moved[turn // 3 % apart :: apart]
         for row, k, where in moved:
             pins[row][k] = where
         if not moved:

@@ -42,9 +42,9 @@ _INSIDE = 1.0 - 1e-12
 #: A little more than a time at which all fits, so that no rounding says that it does not.
 _BEYOND = 1.0 + 1e-9
 #: Divisions of the devices' times that are tried in turn, from each of two beginnings.
-_DIVISIONS = 5
+_DIVISIONS = 2
 #: How much worse than the best a division may be that another is looked for from.
-_DETOUR = 1.5
+_DETOUR = 1.2
 _LEAST_PART = 1e-9
 
 Floats = List[float]
