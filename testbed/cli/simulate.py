@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from testbed.cli.common import JsonOption, print_json, print_table
+from testbed.cli.common import DEFAULT_RESULTS, JsonOption, ResultsOption, print_json, print_table
 
 if TYPE_CHECKING:
     from testbed.simulate.calibrate import Calibration, Number, Residual
@@ -27,10 +27,7 @@ def calibrate(
             "--out", "-o", help="The file; without it, calibration.json in the run's folder.", dir_okay=False
         ),
     ] = None,
-    results: Annotated[
-        Path,
-        typer.Option("--results", help="The folder of the runs.", envvar="TESTBED_RESULTS", file_okay=False),
-    ] = Path("results"),
+    results: ResultsOption = DEFAULT_RESULTS,
     as_json: JsonOption = False,
 ) -> None:
     """Fit the latency model to what a run measured; a campaign names the file as `latency: {calibration: FILE}`."""

@@ -10,22 +10,23 @@ from typing import Annotated
 
 import typer
 
-from testbed.cli.common import DryRunOption, JsonOption, print_json, print_table, say
+from testbed.cli.common import (
+    DEFAULT_RESULTS,
+    DryRunOption,
+    JsonOption,
+    OtherLabOption,
+    ResultsOption,
+    print_json,
+    print_table,
+    say,
+)
 
 __all__ = ["simulate"]
 
 
 def simulate(
     campaign: Annotated[Path, typer.Argument(help="The campaign file.", show_default=False, dir_okay=False)],
-    inventory: Annotated[
-        Path | None,
-        typer.Option(
-            "--inventory",
-            "-i",
-            envvar="TESTBED_INVENTORY",
-            help="Another lab than the one that the campaign names.",
-        ),
-    ] = None,
+    inventory: OtherLabOption = None,
     run: Annotated[
         str | None,
         typer.Option(
@@ -50,10 +51,7 @@ def simulate(
     jobs: Annotated[
         int | None, typer.Option("--jobs", min=1, help="How many processes work; one a processor by default.")
     ] = None,
-    results: Annotated[
-        Path,
-        typer.Option("--results", help="The folder of the runs.", envvar="TESTBED_RESULTS", file_okay=False),
-    ] = Path("results"),
+    results: ResultsOption = DEFAULT_RESULTS,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:

