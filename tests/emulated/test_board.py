@@ -13,7 +13,7 @@ import pytest
 
 from testbed.emulation.power import energy_mj, parse_script
 
-pytestmark = pytest.mark.emulated
+pytestmark = [pytest.mark.emulated, pytest.mark.alone]
 
 REPOSITORY = Path(__file__).parents[2]
 

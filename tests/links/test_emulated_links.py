@@ -10,7 +10,7 @@ import pytest
 from payloads.linkd.client import Client
 from payloads.linkd.errors import LinkdError
 
-pytestmark = pytest.mark.emulated
+pytestmark = [pytest.mark.emulated, pytest.mark.alone]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-pytestmark = pytest.mark.emulated
+pytestmark = [pytest.mark.emulated, pytest.mark.alone]
 
 FOUND = {
     "the kernel's own": [],

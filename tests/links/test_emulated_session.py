@@ -15,7 +15,7 @@ import pytest
 from payloads.linkd.channel import Channel, Rule
 from payloads.linkd.client import Client
 
-pytestmark = pytest.mark.emulated
+pytestmark = [pytest.mark.emulated, pytest.mark.alone]
 
 BLOCK_S = 0.02
 BLOCKS = 40

@@ -19,7 +19,7 @@ from payloads.linkd.client import Client
 from payloads.linkd.errors import LinkdError, RefusedError
 from payloads.linkd.line import MAX_RATE_MBIT, MAX_SUM_MBIT
 
-pytestmark = pytest.mark.emulated
+pytestmark = [pytest.mark.emulated, pytest.mark.alone]
 
 #: Answers one byte to every eight: the length of a message, which it reads first.
 DEVICE = """

@@ -15,7 +15,7 @@ import pytest
 from payloads.linkd.capabilities import capabilities
 from payloads.linkd.client import Client
 
-pytestmark = pytest.mark.emulated
+pytestmark = [pytest.mark.emulated, pytest.mark.alone]
 
 
 @pytest.fixture(scope="module", autouse=True)

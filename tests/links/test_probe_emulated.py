@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-pytestmark = pytest.mark.emulated
+pytestmark = [pytest.mark.emulated, pytest.mark.alone]
 
 
 def test_a_link_keeps_its_rate_beside_a_full_one(shaped_pair) -> None:

@@ -102,6 +102,7 @@ def _every_test_passes(*tests: str) -> None:
     assert "skipped" not in done.stdout, _said(done)
 
 
+@pytest.mark.alone
 def test_the_netem_leaf() -> None:
     _every_test_passes("test_netem_leaf.py")
 

@@ -50,6 +50,7 @@ def namespace():
 
 
 @pytest.mark.emulated
+@pytest.mark.alone
 @pytest.mark.parametrize("cut", ["while the device computes", "while the request is sent"])
 def test_a_silent_cut_is_noticed(namespace, tmp_path, cut):
     key = tmp_path / "key"

@@ -19,7 +19,7 @@ from payloads.wire.frames import Kind, pack_header
 from payloads.wire.server import Server, listen
 from testbed.emulation.namespaces import CLONE_NEWNET, setns
 
-pytestmark = pytest.mark.emulated
+pytestmark = [pytest.mark.emulated, pytest.mark.alone]
 ROOT = Path(__file__).parents[2]
 ADDRESSES = {"b": "10.97.0.1", "d": "10.97.0.2"}
 

@@ -18,7 +18,7 @@ from testbed.emulation.power import LoadStep, energy_mj
 from testbed.emulation.settings import load_lab
 from testbed.telemetry.energy import Energy, energy_joules
 
-pytestmark = pytest.mark.emulated
+pytestmark = [pytest.mark.emulated, pytest.mark.alone]
 
 ROOT = Path(__file__).parents[2]
 INVENTORY = """
