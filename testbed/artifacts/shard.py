@@ -7,6 +7,8 @@ whole model is ever in memory. An expert's object is a safetensors file with ``g
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -131,6 +133,8 @@ def shard_model(
 ) -> Sharded:
     """Split a checkpoint into objects and write the manifest; what is there already is kept.
 
+    Who comes while another process splits into the same folder waits, and then keeps what that one made.
+
     Args:
         model: A folder in the Hugging Face layout, with safetensors.
         out: Where ``manifest.json`` and ``objects/`` go.
@@ -152,22 +156,31 @@ def shard_model(
     tensors = _open_checkpoint(model)
     found = {key: tensors[text] for text in tensors if (key := family.expert_key(text)) is not None}
     dtype = _check_experts(model, shape, found)
-    store = _Store(out / "objects")
-    base = {text: tensors[text] for text in sorted(tensors) if family.expert_key(text) is None}
-    base_files = _store_base(model, base, store)
-    experts = []
-    for layer in range(shape.layers):
-        for expert in range(shape.experts):
-            digest, size = store.add(_expert_pieces(shape, found, layer, expert))
-            experts.append(ExpertObject(layer, expert, digest, size))
-            if on_progress:
-                on_progress(len(experts), shape.layers * shape.experts)
-    manifest = _manifest(name or model.resolve().name, family, shape, dtype, base, experts, base_files)
-    path = out / "manifest.json"
-    partial = path.with_suffix(".part")
-    partial.write_text(manifest.to_json())
-    partial.replace(path)
-    return Sharded(manifest, path, store.written, store.kept)
+    with _only_writer(out):
+        store = _Store(out / "objects")
+        base = {text: tensors[text] for text in sorted(tensors) if family.expert_key(text) is None}
+        base_files = _store_base(model, base, store)
+        experts = []
+        for layer in range(shape.layers):
+            for expert in range(shape.experts):
+                digest, size = store.add(_expert_pieces(shape, found, layer, expert))
+                experts.append(ExpertObject(layer, expert, digest, size))
+                if on_progress:
+                    on_progress(len(experts), shape.layers * shape.experts)
+        manifest = _manifest(name or model.resolve().name, family, shape, dtype, base, experts, base_files)
+        path = out / "manifest.json"
+        partial = path.with_suffix(".part")
+        partial.write_text(manifest.to_json())
+        partial.replace(path)
+        return Sharded(manifest, path, store.written, store.kept)
+
+
+@contextlib.contextmanager
+def _only_writer(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _manifest(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -62,6 +63,15 @@ def test_a_second_run_writes_nothing_and_repairs_what_is_damaged(checkpoints, tm
     victim.write_bytes(b"x" * victim.stat().st_size)
     assert shard_model(checkpoints["published"], tmp_path).written == 1
     assert hashlib.sha256(victim.read_bytes()).hexdigest() == victim.name
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_several_at_once_in_one_folder_write_each_object_once(checkpoints, tmp_path):
+    with ThreadPoolExecutor(4) as pool:
+        split = [pool.submit(shard_model, checkpoints["published"], tmp_path) for _ in range(4)]
+    done = [future.result() for future in split]
+    assert sorted(each.written for each in done)[:3] == [0, 0, 0]
+    assert len({each.manifest.digest() for each in done}) == 1
     assert not list(tmp_path.rglob("*.part"))
 
 
