@@ -146,8 +146,8 @@ def check_bandwidth(settings: Settings) -> List[str]:
         good, expected = _CHECKS[name]
         if not good(value):
             problems.append(f"{name}: expected {expected}, got {value!r}")
-    if "rounds" in settings and not problems and period_of(settings) != "layer":
-        problems.append("rounds: only an allocation per layer is made in turn with a selection")
+    if not problems and period_of(settings) != "layer":
+        problems += [f"{name}: {why}" for name, why in _PER_LAYER.items() if name in settings]
     return problems
 
 
@@ -185,6 +185,11 @@ class Allocator:
     def rounds(self) -> int:
         """How often a selection and :meth:`layer` may be made in turn for one layer, at most."""
         return rounds_of(self._settings)
+
+    @property
+    def gain_s(self) -> float:
+        """By how much earlier a layer must be done for an allocation of its own, in seconds."""
+        return 1e-3 * float(self._settings.get("gain_ms", 0.0))
 
     @property
     def settings(self) -> Settings:
@@ -344,11 +349,20 @@ def _is_rounds(value: Any) -> bool:
     return not isinstance(value, bool) and isinstance(value, int) and 1 <= value <= _MOST_ROUNDS
 
 
+def _is_gain(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, (int, float)) and 0 <= value < float("inf")
+
+
+_PER_LAYER = {
+    "rounds": "only an allocation per layer is made in turn with a selection",
+    "gain_ms": "only an allocation per layer is left out where it gains little",
+}
 _CHECKS: Dict[str, Any] = {
     "per": (lambda value: value in PERIODS, f"one of {', '.join(PERIODS)}"),
     "floor": (_is_share, "a share of the band from 0 to below 1"),
     "directions": (lambda value: value in DIRECTIONS, f"one of {', '.join(DIRECTIONS)}"),
     "rounds": (_is_rounds, f"a whole number from 1 to {_MOST_ROUNDS}"),
+    "gain_ms": (_is_gain, "milliseconds, at least 0"),
 }
 
 ALLOCATION_KINDS: Dict[str, AllocationKind] = {
@@ -358,7 +372,7 @@ ALLOCATION_KINDS: Dict[str, AllocationKind] = {
     ),
     "minmax": AllocationKind(
         _minmax,
-        ("per", "floor", "directions", "rounds"),
+        ("per", "floor", "directions", "rounds", "gain_ms"),
         "WDMoE's bandwidth allocation (reconstruction): least attention waiting latency",
     ),
 }

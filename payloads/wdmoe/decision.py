@@ -163,24 +163,31 @@ class Decider:
         """
         serving = self.device_of[layer] if device_of is None else device_of
         allocator = self.allocator
+        as_they_are = LayerView(layer, step, routing, serving, self.costs(links))
         if allocator is None or links is None or allocator.period != "layer":
-            costs = self.costs(links)
-            selection = self.selector.select(LayerView(layer, step, routing, serving, costs))
-            loads = loads_of(selection, serving, len(self.model.devices))
+            decision = self._without_change(as_they_are)
             if allocator is not None and links is not None:
-                allocator.layer(layer, step, costs.demand(loads), links)
-            # The shares stay: they are given out at other times, if at all.
-            return Decision(selection, loads, None, lambda: costs.dispatch_s(loads))
+                allocator.layer(layer, step, as_they_are.costs.demand(decision.loads), links)
+            return decision  # shares are given out at other times, if at all
         # Not from the shares in force: a device that the last layer left out has next to none of them, so it would
         # look endless and be left out again. And so a decision depends on its layer and token alone.
         start = links.with_shares(allocator.shares_at_start)
         band = Band(allocator, start, self.costs, self.token_demands)
         decision = self._in_turn(LayerView(layer, step, routing, serving, self.costs(start), band), band)
-        if decision.shares is None or changed(links.shares, decision.shares):
-            return decision
-        in_force = self.costs(links)
-        selection, loads = decision.selection, decision.loads
-        return Decision(selection, loads, None, lambda: in_force.dispatch_s(loads))
+        if not changed(links.shares, decision.shares):
+            selection, loads = decision.selection, decision.loads
+            return Decision(selection, loads, None, lambda: as_they_are.costs.dispatch_s(loads))
+        if allocator.gain_s > 0:
+            kept = self._without_change(as_they_are)
+            if kept.predicted_s.max() <= decision.predicted_s.max() + allocator.gain_s:
+                return kept
+        return decision
+
+    def _without_change(self, view: LayerView) -> Decision:
+        """Return the decision that leaves the shares as they are."""
+        selection = self.selector.select(view)
+        loads = loads_of(selection, view.device_of, len(self.model.devices))
+        return Decision(selection, loads, None, lambda: view.costs.dispatch_s(loads))
 
     def _in_turn(self, view: LayerView, band: Band) -> Decision:
         """Let selection and allocation take turns; return the best pair."""

@@ -72,6 +72,9 @@ class Bandwidth(Model):
     rounds: Any = None
     """How often selection and allocation are made in turn for one layer, at most (kind `minmax` per `layer`; default
     3)."""
+    gain_ms: Any = None
+    """By how many milliseconds earlier a layer must be done for the band to be shared anew (kind `minmax` per `layer`;
+    default 0)."""
 
     def settings(self) -> dict[str, Any]:
         """Return the kind and its settings, as the base station is told them."""

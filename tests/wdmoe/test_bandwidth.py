@@ -113,6 +113,8 @@ def test_how_often_an_allocation_is_made(settings, period, rounds):
         ({"kind": "minmax", "rounds": 0}, "rounds: expected a whole number from 1 to 100, got 0"),
         ({"kind": "minmax", "rounds": 2.0}, "rounds: expected a whole number"),
         ({"kind": "minmax", "rounds": 2, "per": "token"}, "rounds: only an allocation per layer"),
+        ({"kind": "minmax", "gain_ms": 1, "per": "token"}, "gain_ms: only an allocation per layer"),
+        ({"kind": "minmax", "gain_ms": -1}, "gain_ms: expected milliseconds, at least 0, got -1"),
     ],
 )
 def test_wrong_settings_are_said(settings, line):
