@@ -174,6 +174,7 @@ class Decider:
         start = links.with_shares(allocator.shares_at_start)
         band = Band(allocator, start, self.costs, self.token_demands)
         decision = self._in_turn(LayerView(layer, step, routing, serving, self.costs(start), band), band)
+        assert decision.shares is not None  # each turn shares the band
         if not changed(links.shares, decision.shares):
             selection, loads = decision.selection, decision.loads
             return Decision(selection, loads, None, lambda: as_they_are.costs.dispatch_s(loads))

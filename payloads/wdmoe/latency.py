@@ -12,7 +12,7 @@ and the attention waiting latency of the layer is the largest t_d: the next atte
     round-trip     one exchange of the smallest message with its software, the link's delay, and the software of a row
     framing        frame headers, the heads and lists of the protocol, and what a token bucket lets pass at once
     memory         an expert's weights are read once for a dispatch, however few tokens want it
-    base-station   what the base station itself computes for each token step
+    base-station   what the base station itself takes for each token step, and to share the band
 
 Plain arithmetic: nothing here knows where a rate comes from. Checking a campaign file imports this and no NumPy.
 """
@@ -90,6 +90,8 @@ class LatencyModel:
         first_frame: Whether the first frame of a message takes its time too (:func:`payloads.linkd.model.expected_ms`);
             otherwise a full token bucket lets it pass, with what the rate gives in the bucket's slack.
         bs_dispatch_ms: What a layer takes longer for each device after the first, as they are sent to in turn.
+        bs_allocate_ms: What a layer or a token step takes longer where the band is shared anew for it: deciding on the
+            shares, and putting them in force.
 
     Raises:
         LatencyError: Something is not a number that it can be.
@@ -105,6 +107,7 @@ class LatencyModel:
     mtu: int = 1500
     first_frame: bool = True
     bs_dispatch_ms: float = 0.0
+    bs_allocate_ms: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.devices or len(set(self.devices)) != len(self.devices):
@@ -122,7 +125,7 @@ class LatencyModel:
             if speed.fixed_ms is not None:
                 _number(f"{device}.fixed_ms", speed.fixed_ms)
             _number(f"{device}.pair_ms", speed.pair_ms)
-        for name in ("bs_layer_ms", "bs_row_ms", "bs_step_ms", "bs_dispatch_ms"):
+        for name in ("bs_layer_ms", "bs_row_ms", "bs_step_ms", "bs_dispatch_ms", "bs_allocate_ms"):
             _number(name, getattr(self, name))
         if isinstance(self.mtu, bool) or not isinstance(self.mtu, int) or not 576 <= self.mtu <= 65535:
             raise LatencyError(f"mtu: a whole number from 576 to 65535 was expected, not {self.mtu!r}")
@@ -169,6 +172,10 @@ class LatencyModel:
             return 0.0
         return self.bs_dispatch_ms / 1e3 * max(0, int((loads.pairs > 0).sum()) - 1)
 
+    def allocating_s(self) -> float:
+        """Return what it takes the base station to share the band anew, once."""
+        return self.bs_allocate_ms / 1e3 if "base-station" in self.terms else 0.0
+
     def with_fixed_ms(self, fixed_ms: Mapping[str, float]) -> LatencyModel:
         """Return the model with the given devices' ``fixed_ms``, as where a ping has measured it."""
         speeds = (
@@ -214,6 +221,7 @@ class LatencyModel:
             "mtu": self.mtu,
             "first_frame": self.first_frame,
             "bs_dispatch_ms": self.bs_dispatch_ms,
+            "bs_allocate_ms": self.bs_allocate_ms,
         }
 
     @classmethod
@@ -237,6 +245,7 @@ class LatencyModel:
                 value["mtu"],
                 bool(value["first_frame"]),
                 value.get("bs_dispatch_ms", 0.0),
+                value.get("bs_allocate_ms", 0.0),
             )
         except KeyError as error:
             raise LatencyError(f"a latency model: {error.args[0]} is missing") from error

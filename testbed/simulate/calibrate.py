@@ -210,7 +210,7 @@ def _station(model: LatencyModel, trials: list[str], station: Station) -> tuple[
     found = bootstrap(trials, station.fit, station.counts)
     numbers = []
     chosen: dict[str, float] = {}
-    for key in ("bs_step_ms", "bs_layer_ms", "bs_row_ms", "bs_dispatch_ms"):
+    for key in ("bs_step_ms", "bs_layer_ms", "bs_row_ms", "bs_dispatch_ms", "bs_allocate_ms"):
         why = station.why.get(key, "")
         before = float(getattr(model, key))
         estimate = None if why or math.isnan(found[key].value) else found[key]
@@ -255,6 +255,7 @@ def _predicted_tokens(observed: Observed, frame: pd.DataFrame, model: LatencyMod
     whole_tokens = summed[summed["known"] == observed.layers]
     tokens = observed.tokens.merge(whole_tokens.reset_index(), on=key)
     station_ms = model.bs_step_ms + observed.layers * (model.bs_layer_ms + model.bs_row_ms * tokens["rows"])
+    station_ms += model.bs_allocate_ms * tokens["allocations"]
     return tokens.assign(predicted_ms=tokens["layers_ms"] + station_ms)
 
 

@@ -148,6 +148,15 @@ class _Simulation:
             self._links.give(shares, why)
             self._record.changes.append(Change(self._now_s, why, self._links.shares))
 
+    def _allocate(self, shares: Any, why: str) -> float:
+        """Let the base station put shares in force, if any; return what it takes, in seconds."""
+        if shares is None or self._links is None:
+            return 0.0
+        allocating_s = self._world.model.allocating_s()
+        self._now_s += allocating_s
+        self._give(shares, why)
+        return allocating_s
+
     def _answer(self, ask: Ask, trace: Traced) -> None:
         start_s = last_s = self._now_s
         ends = []
@@ -165,22 +174,22 @@ class _Simulation:
     def _step(self, ask: Ask, trace: Traced, step: int) -> float:
         """Make one token; return the time at the base station, in seconds."""
         shares = self._decider.before_token(ask.request, step, self._state())
-        self._give(shares, f"step {step} of {ask.request}")
+        allocating_s = self._allocate(shares, f"step {step} of {ask.request}")
         rows = trace.rows(step)
         whole_s = self._world.model.station_s(rows.stop - rows.start, trace.layers)
         outside_s = self._world.model.station_s(rows.stop - rows.start, 0)
         self._now_s += outside_s
         for layer in range(trace.layers):
             self._now_s += (whole_s - outside_s) / trace.layers
-            self._layer(ask, trace, step, layer)
-        return whole_s
+            allocating_s += self._layer(ask, trace, step, layer)
+        return whole_s + allocating_s
 
-    def _layer(self, ask: Ask, trace: Traced, step: int, layer: int) -> None:
-        """Compute one layer on the devices."""
+    def _layer(self, ask: Ask, trace: Traced, step: int, layer: int) -> float:
+        """Compute one layer on the devices; return what sharing the band for it takes, in seconds."""
         routing = trace.routing(layer, step)
         device_of = self._world.serving(layer, routing.index)
         decision = self._decider.decide(layer, step, routing, self._state(), device_of)
-        self._give(decision.shares, f"layer {layer} step {step}")
+        allocating_s = self._allocate(decision.shares, f"layer {layer} step {step}")
         state = self._state()
         predicted_s = self._predicted_s(decision.loads, state)
         begin_s = self._begin_s(decision.loads, predicted_s)
@@ -198,6 +207,7 @@ class _Simulation:
             times = {"sent_s": begin_s, "predicted_ms": 1e3 * predicted_s}
             self._note(ask, step, layer, decision.loads, carried, {**times, "dropped": dropped})
         self._now_s = float(carried.done.max(where=carried.loaded, initial=self._now_s))
+        return allocating_s
 
     def _set_bounds(self) -> None:
         if self._bounds is not None:

@@ -198,28 +198,44 @@ class Station:
 
     def fit(self, counts: Mapping[str, int]) -> dict[str, float]:
         """Return the base station's numbers with each trial counted so often; NaN for what cannot be told."""
-        (gaps_ms,) = self._gaps.take(counts)
-        (own_ms,) = self._later.take(counts)
-        rows, first_ms = self._first.take(counts)
+        gaps_ms, allocated = self._gaps.take(counts)
+        own_ms, allocations = self._later.take(counts)
+        rows, first_ms, first_allocations = self._first.take(counts)
         further, wait_ms = self._waits.take(counts)
-        later_ms = float(clipped(own_ms).mean()) if len(own_ms) else math.nan
-        gap_ms = 0.0
-        if "bs_layer_ms" not in self.why:
-            gap_ms = float(clipped(gaps_ms).mean()) if len(gaps_ms) else math.nan
+        allocate_ms = 0.0
+        if "bs_allocate_ms" not in self.why:
+            without_ms = gaps_ms[allocated == 0]
+            allocate_ms = _not_below_0(_mean(gaps_ms[allocated > 0]) - _mean(without_ms))
+            gaps_ms = without_ms
+        # What a token's allocations took belongs to none of the other numbers.
+        later_ms = _mean(own_ms - allocations * allocate_ms)
+        first_ms = first_ms - first_allocations * allocate_ms
+        gap_ms = _mean(gaps_ms) if "bs_layer_ms" not in self.why else 0.0
         row_ms = 0.0
         if "bs_row_ms" not in self.why:
-            row_ms = max(0.0, slope_through(self._layers * (rows - 1), first_ms - later_ms))
+            row_ms = _not_below_0(slope_through(self._layers * (rows - 1), first_ms - later_ms))
         dispatch_ms = waited_ms = 0.0
         if len(wait_ms):
             waited_ms, dispatch_ms = _waiting(further, wait_ms, "bs_dispatch_ms" not in self.why)
         # In one layer there is no gap to tell the layer's own time from the step's: the step has it all.
-        layer_ms = max(0.0, gap_ms - row_ms + waited_ms) if "bs_layer_ms" not in self.why else 0.0
+        layer_ms = _not_below_0(gap_ms - row_ms + waited_ms) if "bs_layer_ms" not in self.why else 0.0
         return {
-            "bs_step_ms": max(0.0, later_ms + self._layers * (waited_ms - row_ms - layer_ms)),
+            "bs_step_ms": _not_below_0(later_ms + self._layers * (waited_ms - row_ms - layer_ms)),
             "bs_layer_ms": layer_ms,
             "bs_row_ms": row_ms,
             "bs_dispatch_ms": dispatch_ms,
+            "bs_allocate_ms": allocate_ms,
         }
+
+
+def _mean(values: Floats) -> float:
+    """Return the mean with outliers moved in; NaN of nothing."""
+    return float(clipped(values).mean()) if len(values) else math.nan
+
+
+def _not_below_0(value: float) -> float:
+    """Return the value, or 0; NaN stays, since what a draw of trials cannot tell is not 0."""
+    return float(np.maximum(0.0, value))
 
 
 def _waiting(further: Floats, wait_ms: Floats, varies: bool) -> tuple[float, float]:
@@ -254,6 +270,7 @@ def fit_station(
         devices=("device", "size"),
         slowest_ms=("predicted_ms", "max"),
         known=("predicted_ms", "count"),
+        allocated=("allocated", "max"),
     ).reset_index()
     seen["slowest_ms"] = seen["slowest_ms"].where(seen["known"] == seen["devices"])
     later = seen[seen["step"] > 0]
@@ -262,14 +279,20 @@ def fit_station(
     waits = later.assign(
         further=later["devices"] - 1, wait_ms=(later["end"] - later["start"]) * 1e3 - later["slowest_ms"]
     ).dropna(subset=["wait_ms"])
+    allocated = int(gaps["allocated"].sum())
     own, first = tokens[tokens["step"] > 0], tokens[(tokens["step"] == 0) & (tokens["rows"] > 1)]
     counts = {
         "bs_step_ms": len(own),
         "bs_layer_ms": len(gaps),
         "bs_row_ms": len(first),
         "bs_dispatch_ms": int((waits["further"] > 0).sum()),
+        "bs_allocate_ms": allocated,
     }
     why = {}
+    if min(allocated, len(gaps) - allocated) < LEAST_ROWS:
+        why["bs_allocate_ms"] = "too few layers for which the band was shared anew, or was not"
+    else:
+        counts["bs_layer_ms"] -= allocated
     if len(own) < LEAST_ROWS:
         why["bs_step_ms"] = f"{len(own)} tokens after the first, fewer than {LEAST_ROWS}"
     if len(gaps) < LEAST_ROWS:
@@ -282,10 +305,10 @@ def fit_station(
         counts,
         why,
         layers,
-        _Rows(gaps, ("gap_ms",)),
+        _Rows(gaps, ("gap_ms", "allocated")),
         _Rows(waits, ("further", "wait_ms")),
-        _Rows(own, ("bs_ms",)),
-        _Rows(first, ("rows", "bs_ms")),
+        _Rows(own, ("bs_ms", "allocations")),
+        _Rows(first, ("rows", "bs_ms", "allocations")),
     )
 
 

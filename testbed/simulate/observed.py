@@ -24,6 +24,8 @@ from testbed.records.run import Run
 __all__ = ["Observed", "Slot", "observe"]
 
 _STAMPS = ("t_received_s", "t_started_s", "t_computed_s", "t_replied_s", "compute_ms")
+_STEP = ["trial", "request", "step"]
+_LAYER = [*_STEP, "layer"]
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,10 @@ class Observed:
         first_frame: Whether the links delay the first frame of a message too.
         dispatches: One row each: ``trial, request, step, layer, device, tokens, pairs, experts, each`` (tokens of each
             expert, NaN where not known), ``compute_ms, total_ms, link_ms`` (what the rates asked for should take, NaN
-            where a rate changed on the way), ``send_s, done_s``; quality passes have no ``link_ms``.
-        tokens: One row each: ``trial, request, step, rows, duration_ms, bs_ms``; warm-ups are left out.
+            where a rate changed on the way), ``send_s, done_s, allocated`` (whether the band was shared anew for its
+            layer); quality passes have no ``link_ms``.
+        tokens: One row each: ``trial, request, step, rows, duration_ms, bs_ms, allocations`` (how often the band was
+            shared anew, for the token or a layer of it); warm-ups are left out.
     """
 
     run: str
@@ -79,6 +83,8 @@ def observe(run: Run) -> Observed:
     first_frame = bool(len(backends)) and takes_first_frame(str(backends.mode().iloc[0]))
     used = dispatches[measured | quality].sort_values("t_send_s", kind="stable").reset_index(drop=True)
     rated = _rated(used, links)
+    sized = _sizes(rated, row_bytes)
+    allocations = _allocations(links, sized)
     return Observed(
         run=run.name,
         devices=tuple(devices_of(manifest)) or tuple(sorted(set(dispatches["device"]))),
@@ -86,8 +92,13 @@ def observe(run: Run) -> Observed:
         row_bytes=row_bytes,
         shaped=bool(links["asked_mbit"].notna().any()),
         first_frame=first_frame,
-        dispatches=_sizes(rated, row_bytes).assign(link_ms=_link_ms(rated, first_frame)),
-        tokens=_tokens(run, set(trials)),
+        dispatches=sized.assign(
+            link_ms=_link_ms(rated, first_frame),
+            allocated=pd.MultiIndex.from_frame(sized[_LAYER]).isin(
+                pd.MultiIndex.from_frame(allocations[_LAYER])
+            ),
+        ),
+        tokens=_tokens(run, set(trials), allocations),
     )
 
 
@@ -119,6 +130,26 @@ def _sizes(rated: pd.DataFrame, row_bytes: int) -> pd.DataFrame:
             "done_s": rated["t_done_s"],
         }
     )
+
+
+def _allocations(links: pd.DataFrame, dispatches: pd.DataFrame) -> pd.DataFrame:
+    """Return when the base station shared the band anew, by the reasons that it gave linkd.
+
+    Returns:
+        ``trial, request, step, layer``, one row each; the layer is -1 where it was for a whole token step.
+    """
+    told = links[links["cause"] == "allocate"].drop_duplicates(["trial", "t_s", "why"])
+    told = told[["trial", "t_s"]].assign(why=told["why"].astype(str)).sort_values("t_s", kind="stable")
+    steps = told.join(told["why"].str.extract(r"^(?:before|step (?P<step>\d+) of) (?P<request>.+)$"))
+    steps = steps.dropna(subset=["request"]).fillna({"step": "0"}).assign(layer=-1)
+    layers = told.join(told["why"].str.extract(r"^layer (?P<layer>\d+) step (?P<step>\d+)$"))
+    layers = layers.dropna(subset=["layer"]).astype({"layer": int, "step": int})
+    # The reason leaves out the request: it is the one whose layer was sent next to that time.
+    sent = dispatches.groupby(_LAYER, sort=False)["send_s"].min().reset_index().sort_values("send_s")
+    by = ["trial", "step", "layer"]
+    layers = pd.merge_asof(layers, sent, left_on="t_s", right_on="send_s", by=by, direction="nearest")
+    both = [steps.astype({"step": int})[_LAYER], layers.dropna(subset=["request"])[_LAYER]]
+    return pd.concat(both, ignore_index=True)
 
 
 def _rated(used: pd.DataFrame, links: pd.DataFrame) -> pd.DataFrame:
@@ -194,9 +225,10 @@ def _carried_ms(rows: pd.DataFrame, first_frame: bool) -> Iterator[float]:
         yield down.held_ms(out, sent_s, down_mbit) + up.held_ms(back, replied_s, up_mbit)
 
 
-def _tokens(run: Run, trials: set[str]) -> pd.DataFrame:
+def _tokens(run: Run, trials: set[str], allocations: pd.DataFrame) -> pd.DataFrame:
     requests = run.requests[~run.requests["warmup"] & run.requests["trial"].isin(trials)]
     tokens = run.tokens.merge(requests[["trial", "request", "prompt_tokens"]], on=["trial", "request"])
     tokens = tokens.dropna(subset=["bs_ms"]).rename(columns={"position": "step"})
     rows = tokens["prompt_tokens"].where(tokens["step"] == 0, 1)
-    return tokens.assign(rows=rows)[["trial", "request", "step", "rows", "duration_ms", "bs_ms"]]
+    tokens = tokens.assign(rows=rows).join(allocations.groupby(_STEP).size().rename("allocations"), on=_STEP)
+    return tokens.fillna({"allocations": 0})[[*_STEP, "rows", "duration_ms", "bs_ms", "allocations"]]

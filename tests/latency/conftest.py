@@ -33,6 +33,8 @@ class MadeRun:
         one: Whether each token uses one device only.
         shaped: Whether the links have rates.
         blocks: Whether rates change all the time.
+        shares: Whether the trial of a number shares the band anew for a layer of a step.
+        shares_step: Whether it does so for each step.
     """
 
     def __init__(
@@ -47,11 +49,14 @@ class MadeRun:
         one: bool = False,
         shaped: bool = True,
         blocks: bool = False,
+        shares: Callable[[int, int, int], bool] = lambda trial, layer, step: False,
+        shares_step: Callable[[int], bool] = lambda trial: False,
         seed: int = 1,
     ) -> None:
         self.folder, self.truth, self.assumed, self.trials = folder, truth, assumed, trials
         self.noise_ms, self.prompts, self.one = noise_ms, prompts, one
         self.shaped, self.blocks = shaped, blocks
+        self.shares, self.shares_step, self.number = shares, shares_step, 0
         self.random = np.random.default_rng(seed)
         self.now = 10.0
 
@@ -81,7 +86,7 @@ class MadeRun:
         return self.folder
 
     def _trial(self, writer: RecordWriter, trial: str, scenario: str, number: int) -> None:
-        begin, buckets = self.now, Buckets(self.truth)
+        begin, buckets, self.number = self.now, Buckets(self.truth), number
         tables: dict[str, list[dict[str, Any]]] = {
             name: [] for name in ("requests", "tokens", "dispatches", "links")
         }
@@ -105,6 +110,12 @@ class MadeRun:
         row = {"trial": trial, "order": number, "policy": "p", "scenario": scenario, "repeat": number // 2}
         writer.write_trial({**row, "state": "completed", "t_start_s": begin, "t_end_s": self.now}, tables)
         self.now += 1.0
+
+    def _share(self, why: str, tables: dict[str, Any]) -> None:
+        """Share the band anew, as it was."""
+        self.now += self.truth.bs_allocate_ms / 1e3
+        more = {"t_s": self.now, "cause": "allocate", "why": why, "delay_ms": None}
+        tables["links"] += [{**row, **more} for row in tables["links"] if row["cause"] == "set"]
 
     def _noise(self) -> float:
         """Return the noise of one time in seconds: small, and now and then a pause of the machine."""
@@ -138,8 +149,12 @@ class MadeRun:
         self, trial: str, request: str, step: int, batch: int, rates: Any, buckets: Buckets, tables: Any
     ) -> float:
         waits, truth = 0.0, self.truth
+        if self.shares_step(self.number):
+            self._share(f"step {step} of {request}" if step else f"before {request}", tables)
         self.now += truth.bs_step_ms / 1e3
         for layer in range(LAYERS):
+            if self.shares(self.number, layer, step):
+                self._share(f"layer {layer} step {step}", tables)
             self.now += truth.station_s(batch, 1) - truth.station_s(batch, 0) + self._noise()
             index = np.stack([self.random.permutation(6)[: 1 if self.one else 2] for _ in range(batch)])
             if step == 0:  # a prompt whose tokens agree, so that every expert's tokens are known

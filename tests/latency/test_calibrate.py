@@ -32,6 +32,7 @@ TRUTH = LatencyModel(
     bs_row_ms=0.02,
     bs_step_ms=1.4,
     bs_dispatch_ms=0.15,
+    bs_allocate_ms=0.6,
     first_frame=False,
 )
 
@@ -46,6 +47,15 @@ def truth_of(number, truth=TRUTH):
     if number.where == "base station":
         return getattr(truth, number.name)
     return getattr(truth.speeds[truth.devices.index(number.where)], number.name)
+
+
+def number_of(found, name):
+    return next(number for number in found.numbers if number.name == name)
+
+
+def some_layers(trial, layer, step):
+    """Share the band anew in half of the trials, and there as a policy does: not where it would stay as it was."""
+    return trial % 4 > 1 and (layer + step) % 3 > 0
 
 
 @pytest.fixture
@@ -69,7 +79,7 @@ def made(make_run):
     ids=["buckets", "buckets-again", "lines", "other-speeds"],
 )
 def test_the_truth_comes_back_within_its_intervals(made, truth, seed):
-    found = calibrated(made(truth=truth, seed=seed))
+    found = calibrated(made(truth=truth, seed=seed, shares=some_layers))
     assert found.model.first_frame == truth.first_frame
     assert found.model.devices == truth.devices
     known = found.numbers
@@ -88,8 +98,36 @@ def test_the_truth_comes_back_within_its_intervals(made, truth, seed):
     assert sum(held) >= 0.85 * len(held), [n for n, right in zip(known, held, strict=True) if not right]
 
 
+def test_sharing_the_band_for_a_token_step_leaks_into_no_other_number(made):
+    folder = made(shares=some_layers, shares_step=lambda trial: trial % 4 < 2)
+    observed = observe(load_run(folder))
+    counts = observed.tokens.set_index(["trial", "request", "step"])["allocations"]
+    assert (counts["t001"] == 1).all()
+    assert {step: counts["t003", "prompt-15", step] for step in (0, 1, 2)} == {0: 2, 1: 3, 2: 3}
+    asked = observed.dispatches.groupby(["trial", "request", "step", "layer"])["allocated"].agg(
+        ["min", "max"]
+    )
+    assert (asked["min"] == asked["max"]).all()
+    assert asked["max"].sum() == counts.sum() - counts[["t001", "t002", "t005", "t006"]].sum()
+    found = calibrated(folder)
+    for name in ("bs_allocate_ms", "bs_layer_ms", "bs_step_ms"):
+        assert number_of(found, name).value == pytest.approx(getattr(TRUTH, name), rel=0.05)
+
+
+@pytest.mark.parametrize("always", [False, True])
+def test_sharing_the_band_always_or_never_does_not_tell_what_it_takes(made, always):
+    found = calibrated(made(shares=lambda trial, layer, step: always))
+    allocating = number_of(found, "bs_allocate_ms")
+    assert (allocating.estimate, allocating.value) == (None, 0)
+    assert "shared anew" in allocating.note
+    # Then it is part of what each layer takes.
+    each_ms = TRUTH.bs_layer_ms + always * TRUTH.bs_allocate_ms
+    assert number_of(found, "bs_layer_ms").value == pytest.approx(each_ms, rel=0.05)
+    assert number_of(found, "bs_step_ms").value == pytest.approx(TRUTH.bs_step_ms, rel=0.05)
+
+
 def test_the_fit_explains_what_it_was_fitted_to(made):
-    fitted = calibrated(made())
+    fitted = calibrated(made(shares=some_layers))
     assert [residual.what for residual in fitted.residuals] == [
         *TRUTH.devices, "first token", "later tokens", "trial means"
     ]  # fmt: skip
@@ -109,7 +147,7 @@ def test_what_no_dispatch_shows_keeps_its_assumed_value(made):
         speed = few.model.speeds[TRUTH.devices.index(name)]
         assert speed.ops_per_s >= ASSUMED["ops_per_s"]
     one = calibrated(made("one-0001", one=True))
-    further = next(number for number in one.numbers if number.name == "bs_dispatch_ms")
+    further = number_of(one, "bs_dispatch_ms")
     assert further.estimate is None
     assert further.value == 0
 
@@ -165,7 +203,7 @@ def test_the_command_writes_a_file_that_a_campaign_can_name(made, tmp_path):
     arguments = ["calibrate", "made-0001", "--results", str(tmp_path / "results")]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
-    for shown in ("95 % interval", "slow", "bs_dispatch_ms", "later tokens"):
+    for shown in ("95 % interval", "slow", "bs_dispatch_ms", "bs_allocate_ms", "later tokens"):
         assert shown in done.output
     file = tmp_path / "results" / "made-0001" / "calibration.json"
     assert str(file) in done.output

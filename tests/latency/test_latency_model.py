@@ -56,7 +56,7 @@ def models(draw, devices, first_frame=None):
     names = tuple(f"device-{number}" for number in range(devices))
     first = draw(st.booleans()) if first_frame is None else first_frame
     terms = frozenset(draw(st.sets(st.sampled_from(TERMS))))
-    return LatencyModel(names, SHAPE, speeds, terms, 0.3, 0.01, 1.5, 1500, first, 0.1)
+    return LatencyModel(names, SHAPE, speeds, terms, 0.3, 0.01, 1.5, 1500, first, 0.1, 0.2)
 
 
 RATES = st.floats(0.1, 200)
@@ -238,6 +238,17 @@ def test_the_base_station_counts_rows_layers_and_the_devices_after_the_first():
     assert model.with_terms({"framing"}).station_s(10, 4) == 0
 
 
+def test_sharing_the_band_takes_the_base_station_time():
+    model = LatencyModel(("a",), SHAPE, (DeviceSpeed(1e9, None, 1.0),), bs_allocate_ms=0.6)
+    assert model.allocating_s() == pytest.approx(0.0006)
+    assert model.with_terms({"framing"}).allocating_s() == 0
+    said = model.as_json()
+    assert LatencyModel.from_json(said).bs_allocate_ms == 0.6
+    # A file of before has no such number.
+    del said["bs_allocate_ms"]
+    assert LatencyModel.from_json(said).bs_allocate_ms == 0
+
+
 @given(st.integers(1, 4).flatmap(lambda devices: models(devices)))
 def test_a_model_survives_its_json(model):
     import json
@@ -257,6 +268,7 @@ def test_a_model_survives_its_json(model):
         ({"mtu": 12}, "mtu"),
         ({"bs_step_ms": float("nan")}, "bs_step_ms"),
         ({"bs_layer_ms": "3"}, "bs_layer_ms"),
+        ({"bs_allocate_ms": -1}, "bs_allocate_ms"),
     ],
 )  # fmt: skip
 def test_a_wrong_model_is_refused_in_one_line(change, said):

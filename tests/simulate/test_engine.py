@@ -168,6 +168,45 @@ def test_an_allocation_changes_what_the_links_carry(make_world, make_trace, two_
     assert simulate_trial(shared, shared.trials[0]).end_s == pytest.approx((64 + 232 + 64) / 1e6)
 
 
+@pytest.mark.parametrize(
+    ("per", "whys", "counts"),
+    [
+        ("layer", [f"layer {layer} step {step}" for step in (1, 2) for layer in (1, 2)], (0, 2, 2)),
+        ("token", ["step 2 of q"], (0, 0, 1)),
+    ],
+)
+def test_each_allocation_takes_the_base_station_time_once(
+    make_world, make_trace, two_devices, per, whys, counts
+) -> None:
+    """In the middle one of three layers the later tokens need one device only: the shares change there and back."""
+    trace = make_trace([[(0, 1)] * 4, [(0, 1), (0, 1), (0, 0), (1, 1)], [(0, 1)] * 4], prompt=2)
+    model = replace(two_devices, terms=frozenset({"base-station"}), bs_step_ms=1.0, bs_allocate_ms=0.5)
+    bandwidth = {"kind": "proportional", "per": per}
+    record = simulate_trial(world := make_world(model, trace, bandwidth=bandwidth), world.trials[0])
+    free = make_world(replace(model, bs_allocate_ms=0.0), trace, bandwidth=bandwidth)
+    before = simulate_trial(free, free.trials[0])
+    assert [change.why for change in record.changes] == whys
+    assert [token.bs_ms for token in record.tokens] == pytest.approx([1 + 0.5 * count for count in counts])
+    more_ms = [a.duration_ms - b.duration_ms for a, b in zip(record.tokens, before.tokens, strict=True)]
+    assert more_ms == pytest.approx([0.5 * count for count in counts])
+    # Shares come into force when that time has passed, and nothing is sent before.
+    first, ends = record.changes[0].at_s, [block.values["done_s"].max() for block in record.dispatches]
+    begun_s = max([0.0, *(end for end in ends if end <= first)])
+    assert first - begun_s == pytest.approx(0.5e-3)
+    sent = [block.values["sent_s"].min() for block in record.dispatches]
+    assert not any(begun_s < sent_s < first for sent_s in sent)
+
+
+def test_what_a_trial_begins_with_is_shared_before_it(make_world, make_trace, two_devices) -> None:
+    trace = make_trace([[(0, 1)]], prompt=1)
+    model = replace(two_devices, terms=frozenset({"base-station"}), bs_allocate_ms=0.5)
+    uneven = replace(linear_channel({"a": (1.0, 1.0), "b": (1.0, 1.0)}), shares_downlink=(0.8, 0.2))
+    record = simulate_trial(world := make_world(model, trace, uneven, bandwidth=UNIFORM), world.trials[0])
+    assert [change.at_s for change in record.changes] == [0.0]
+    assert record.tokens[0].bs_ms == 0
+    assert record.end_s == pytest.approx((64 + 232 + 64) / 1e6)
+
+
 def test_links_that_nobody_shapes_take_no_time_for_bits(make_world, make_trace, two_devices) -> None:
     trace = make_trace([[(0, 1)]], prompt=1)
     world = make_world(two_devices, trace, links={("s", 0): None}, bandwidth=UNIFORM)
