@@ -30,6 +30,8 @@ CostsOf = Callable[["LinkState"], "Costs"]
 _STEP = 1e-4
 """By how much shares are changed to see what they are worth."""
 
+_DIGITS = 2.0**20
+
 
 class TokenDemand(NamedTuple):
     """What one token asks of any device for a number of pairs, each with an expert of its own.
@@ -125,8 +127,12 @@ class Band:
         return self._costs_of(links)
 
     def given(self, demand: Demand) -> LinkState:
-        """Return the links with the shares that a demand gets."""
-        return self.links.with_shares(self.allocator.shares_for(demand, self.links))
+        """Return the links with the shares that a demand gets, rounded down to some six digits.
+
+        The solver's last digits depend on how the devices are numbered, and where all of them are done at once, they
+        would decide which one a search takes to be the slowest.
+        """
+        return self.links.with_shares(_rounded_down(self.allocator.shares_for(demand, self.links)))
 
     def given_token(self, loads: Loads, demand: Demand) -> LinkState:
         """Return the links with the shares that a single token gets, as they were found when it was asked for.
@@ -226,3 +232,12 @@ class Band:
             1e-6 / rule.rate_mbit(float(states[0, device]), down[device]),
             1e-6 / rule.rate_mbit(float(states[1, device]), up[device]),
         )
+
+
+def _rounded_down(shares: NDArray[float64]) -> NDArray[float64]:
+    """Return shares with some six digits each."""
+    import numpy as np
+
+    mantissas, exponents = np.frexp(shares)
+    rounded: NDArray[float64] = np.ldexp(np.floor(mantissas * _DIGITS) / _DIGITS, exponents)
+    return rounded
