@@ -119,7 +119,7 @@ class Band:
     def outcome(self, loads: Loads) -> Tuple[float, Costs]:
         """Return the latency, and what sending takes at the shares that these loads get."""
         demand = self._demands.of_loads(loads)
-        costs = self._costs_of(self.given(demand))
+        costs = self._costs_of(self._given_nearly(demand))
         return float(costs.demand_s(demand).max()), costs
 
     def at(self, links: LinkState) -> Costs:
@@ -127,12 +127,8 @@ class Band:
         return self._costs_of(links)
 
     def given(self, demand: Demand) -> LinkState:
-        """Return the links with the shares that a demand gets, rounded down to some six digits.
-
-        The solver's last digits depend on how the devices are numbered, and where all of them are done at once, they
-        would decide which one a search takes to be the slowest.
-        """
-        return self.links.with_shares(_rounded_down(self.allocator.shares_for(demand, self.links)))
+        """Return the links with the shares that a demand gets."""
+        return self.links.with_shares(self.allocator.shares_for(demand, self.links))
 
     def given_token(self, loads: Loads, demand: Demand) -> LinkState:
         """Return the links with the shares that a single token gets, as they were found when it was asked for.
@@ -184,7 +180,7 @@ class Band:
         counts = np.concatenate([loads.counts, np.ones(int(alone.sum()), dtype=np.int64)])
         every = Loads(loads.tokens + alone, loads.pairs + alone, loads.experts + alone, counts, experts)
         demand = self._demands.of_loads(every)
-        links = self.given(demand)
+        links = self._given_nearly(demand)
         costs = self._costs_of(links)
         more = self._costs_of(links.with_shares(links.shares * (1 + _STEP)))
         seconds = costs.demand_s(demand)
@@ -194,6 +190,14 @@ class Band:
         price[(saved_s <= 0.0) | (seconds < (1 - 1e-3) * seconds.max())] = 0.0
         most = price.max()
         return costs, price / most if most > 0 else np.ones(len(price))
+
+    def _given_nearly(self, demand: Demand) -> LinkState:
+        """Return the links with the shares that a demand gets, rounded down to some six digits.
+
+        The solver's last digits depend on how the devices are numbered, and where all of them are done at once, they
+        would decide which one a search takes to be the slowest.
+        """
+        return self.links.with_shares(_rounded_down(self.allocator.shares_for(demand, self.links)))
 
     def _token_s(self, held: Tuple[Tuple[int, int], ...]) -> float:
         import numpy as np
