@@ -31,6 +31,7 @@ _STEP = 1e-4
 """By how much shares are changed to see what they are worth."""
 
 _DIGITS = 2.0**20
+"""Into how many parts a share is divided where a search looks at it, within each power of two."""
 
 
 class TokenDemand(NamedTuple):

@@ -170,7 +170,8 @@ class Decider:
                 allocator.layer(layer, step, as_they_are.costs.demand(decision.loads), links)
             return decision  # shares are given out at other times, if at all
         # Not from the shares in force: a device that the last layer left out has next to none of them, so it would
-        # look endless and be left out again. And so a decision depends on its layer and token alone.
+        # look endless and be left out again. And so a decision depends on its layer and token alone, unless an
+        # allocation has to gain something.
         start = links.with_shares(allocator.shares_at_start)
         band = Band(allocator, start, self.costs, self.token_demands)
         decision = self._in_turn(LayerView(layer, step, routing, serving, self.costs(start), band), band)

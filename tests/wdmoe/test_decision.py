@@ -92,6 +92,28 @@ def test_both_together_are_no_slower_than_either_alone(world, tau):
     assert joint <= alone * 1.02
 
 
+SELECTIONS = st.sampled_from([{"kind": "top_k", "k": CHOSEN}, {"kind": "budget", "tau": 0.8}])
+
+
+@given(worlds(), st.floats(0.01, 50), SELECTIONS)
+def test_the_band_is_shared_anew_only_where_that_gains_what_it_must(world, gain_ms, selection):
+    routing, links = routing_of(world[0], world[4]), world[3]
+    always, _, free = decide(world, selection, {"kind": "minmax"}, routing)
+    _, _, without = decide(world, selection, None, routing)
+    _, _, made = decide(world, selection, {"kind": "minmax", "gain_ms": gain_ms}, routing)
+    gained_s = without.predicted_s.max() - free.predicted_s.max()
+    if free.shares is not None and gained_s > 1e-3 * gain_ms:
+        assert (made.shares == free.shares).all()
+        assert (made.selection.keep == free.selection.keep).all()
+        return
+    assert made.shares is None
+    in_force_s = always.costs(links).dispatch_s(made.loads)
+    assert made.predicted_s == pytest.approx(in_force_s)
+    if free.shares is not None:
+        assert (made.selection.keep == without.selection.keep).all()  # chosen for the shares that stay
+        assert in_force_s.max() <= free.predicted_s.max() + 1e-3 * gain_ms
+
+
 @given(worlds())
 @settings(max_examples=30)
 def test_shares_are_within_the_band_of_the_scenario(world):

@@ -37,7 +37,6 @@ TURNS = 3
 """How often a selection at given shares and an allocation take turns, at most."""
 
 _WORTHLESS = 1e-6
-_STEPS = 2.0**20
 _CALM = 0.5
 
 
@@ -101,7 +100,7 @@ def _by_prices(view: LayerView, band: Band, best: _Found, budget: float, most: f
     for _ in range(ROUNDS):
         costs, price = band.prices(loads)
         gains_s = gains_of(view._replace(costs=costs), pairs.device, pairs.loads, False)
-        worth = _rounded(gains_s * price[pairs.device])
+        worth = gains_s * price[pairs.device]
         # Prices that jump back and forth meet half-way.
         worth = worth if before is None else worth**_CALM * before ** (1 - _CALM)
         before = np.maximum(worth, 1e-300)
@@ -122,13 +121,6 @@ def _found(view: LayerView, band: Band, index: Optional[NDArray[int64]], keep: N
     sent = Selection(routing.index if index is None else index, keep, routing.weights)
     loads = loads_of(sent, view.device_of, len(view.costs.fixed_s))
     return _Found(index, keep, loads, *band.outcome(loads))
-
-
-def _rounded(values: Floats) -> Floats:
-    """Return values to some six digits: what the order of the devices does to the last ones decides nothing."""
-    mantissas, exponents = np.frexp(values)
-    rounded: Floats = np.ldexp(np.round(mantissas * _STEPS) / _STEPS, exponents)
-    return rounded
 
 
 def _seconds(found: _Found) -> float:
