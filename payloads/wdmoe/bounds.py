@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Dict, Hashable, List, Mapping, Optional, Sequence, Tuple
 
-from payloads.wdmoe.band import Band, TokenDemands
+from payloads.wdmoe.allocation.band import Band, TokenDemands
 from payloads.wdmoe.buckets import Buckets
 from payloads.wdmoe.costs import Demand
 from payloads.wdmoe.routing import LayerView, Loads, Routing

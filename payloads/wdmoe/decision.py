@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, Union
 
-from payloads.wdmoe.band import Band, TokenDemands
-from payloads.wdmoe.bandwidth import LEAVE_ALONE, Allocator, changed
+from payloads.wdmoe.allocation.band import Band, TokenDemands
+from payloads.wdmoe.allocation.bandwidth import LEAVE_ALONE, Allocator, changed
 from payloads.wdmoe.gating import SELECTOR_KINDS, selector_of
 from payloads.wdmoe.routing import LayerView, Loads, Routing, Selection, loads_of
 from payloads.wdmoe.user_policy import follows_links as user_policy_follows_links

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from numpy import bool_, floating, int64
     from numpy.typing import NDArray
 
-    from payloads.wdmoe.band import Band
+    from payloads.wdmoe.allocation.band import Band
     from payloads.wdmoe.latency import Costs
 
 __all__ = ["LayerView", "Loads", "Routing", "Selection", "loads_of"]

@@ -33,10 +33,10 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # one thread's time is what 
 
 import numpy as np
 
-from payloads.wdmoe.bandwidth import kept_share
-from payloads.wdmoe.epigraph import epigraph
-from payloads.wdmoe.interior import Epigraph, solve
-from payloads.wdmoe.minmax import minmax, minmax_batch
+from payloads.wdmoe.allocation.bandwidth import kept_share
+from payloads.wdmoe.allocation.epigraph import epigraph
+from payloads.wdmoe.allocation.interior import Epigraph, solve
+from payloads.wdmoe.allocation.minmax import minmax, minmax_batch
 from tests.wdmoe.allocation import (
     TIGHT,
     WIDE,

@@ -136,8 +136,8 @@ def layer(tokens: int, ports: list[int], key: Path) -> Callable[[], None]:
     """Return a round of a whole layer at the base station: one expert on each worker, every token to all."""
     import torch
 
-    from payloads.wdmoe.fleet import DeviceSpec, FleetSpec
-    from payloads.wdmoe.remote import Dispatcher
+    from payloads.wdmoe.bs.fleet import DeviceSpec, FleetSpec
+    from payloads.wdmoe.bs.remote import Dispatcher
     from payloads.wire.client import Channel, Exchange
 
     torch.set_num_threads(1)

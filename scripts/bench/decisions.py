@@ -120,13 +120,13 @@ def measure(tokens: int, ports: list[int], key: Path, linkd: Path, rounds: int) 
     import numpy as np
     import torch
 
+    from payloads.wdmoe.bs.fleet import DeviceSpec, FleetSpec
+    from payloads.wdmoe.bs.link_feed import LinkFeed
+    from payloads.wdmoe.bs.links import LinkControl
+    from payloads.wdmoe.bs.remote import Dispatcher
     from payloads.wdmoe.decision import decider_of
-    from payloads.wdmoe.fleet import DeviceSpec, FleetSpec
     from payloads.wdmoe.latency import DeviceSpeed, LatencyModel
-    from payloads.wdmoe.link_feed import LinkFeed
-    from payloads.wdmoe.links import LinkControl
     from payloads.wdmoe.pace import ExpertShape
-    from payloads.wdmoe.remote import Dispatcher
     from payloads.wire.client import Channel, Exchange
 
     torch.set_num_threads(1)

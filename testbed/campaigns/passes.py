@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from payloads.wdmoe.bs.spec import quality_name
 from payloads.wdmoe.decision import follows_links
-from payloads.wdmoe.spec import quality_name
 from testbed.config.campaign import Campaign
 from testbed.errors import InputError
 

@@ -201,7 +201,7 @@ class _Planner:
             if device.pace:
                 worker += ["--pace-ops-per-s", f"{device.pace.ops_per_s:g}"]
                 worker += ["--pace-bytes-per-s", f"{device.pace.bytes_per_s:g}"]
-            yield self.lab.service(device, "worker", "wdmoe.expert_worker", *worker)
+            yield self.lab.service(device, "worker", "wdmoe.worker.expert_worker", *worker)
             if self.lab.shapers:
                 yield self.lab.responder(device)
             yield from self.lab.link_daemon(device)
@@ -232,7 +232,7 @@ class _Planner:
             serve += ["--links", "~/.testbed/linkd.sock"]
         if self.inventory.network.shaping == "pacing":
             serve.append("--pacing")
-        yield self.lab.service(self.bs, "base-station", "wdmoe.base_station", *serve)
+        yield self.lab.service(self.bs, "base-station", "wdmoe.bs.base_station", *serve)
 
     def fetch(self, trial: str) -> Fetch:
         return Fetch(
@@ -244,7 +244,7 @@ class _Planner:
         if one.scenario is not None:
             args += ["--scenario", one.scenario]
         steps = (
-            self.lab.payload(self.bs, "wdmoe.bsctl", *args, title=one.name, timeout_s=QUALITY_TIMEOUT_S),
+            self.lab.payload(self.bs, "wdmoe.bs.bsctl", *args, title=one.name, timeout_s=QUALITY_TIMEOUT_S),
             self.fetch(one.name),
         )
         return [Phase(one.name, steps, Kind.QUALITY)]
@@ -272,7 +272,7 @@ class _Planner:
         args = ["trial", "--spec", f"{self.remote}/spec.json", "--trial", trial.name]
         looks = self.lab.shows()
         before = (*looks, *(self.lab.plays() if plays else ()))
-        ask = self.lab.payload(self.bs, "wdmoe.bsctl", *args, title=trial.name, timeout_s=TRIAL_TIMEOUT_S)
+        ask = self.lab.payload(self.bs, "wdmoe.bs.bsctl", *args, title=trial.name, timeout_s=TRIAL_TIMEOUT_S)
         after = (*(self.lab.holds() if plays else ()), *looks)
         histories = tuple(history_command(host) for host in self.lab.shapers)
         steps = (*before, ask, *after, *histories, self.fetch(trial.name))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from payloads.wdmoe.spec import quality_name
+from payloads.wdmoe.bs.spec import quality_name
 from testbed.artifacts.manifest import Manifest
 from testbed.artifacts.placement import DeviceCapacity, Placement, place_auto, place_explicit
 from testbed.artifacts.shard import Sharded, shard_model

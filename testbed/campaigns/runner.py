@@ -201,7 +201,7 @@ class Runner(Executor):
         shapers = shaping_hosts(self.fleet.inventory)
         shows = _answers_to(answers, [show_command(host).shell for host in shapers])
         histories = _answers_to(answers, [history_command(host).shell for host in shapers])
-        asked = [answer for answer in answers if " payloads.wdmoe.bsctl " in answer.command.shell]
+        asked = [answer for answer in answers if " payloads.wdmoe.bs.bsctl " in answer.command.shell]
         result = last_json(asked[0], "result")["result"]
         fetched = self.folder / "fetched" / trial.name
         tables: dict[str, Any] = {**read_payload_records(fetched, self.run, trial.name, self.started_unix)}

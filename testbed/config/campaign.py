@@ -108,7 +108,7 @@ class Quality(Model):
 
     @model_validator(mode="after")
     def _readable_questions(self) -> Self:
-        from payloads.wdmoe.heldout import QualityError, read_items
+        from payloads.wdmoe.bs.heldout import QualityError, read_items
 
         problems = []
         if not self.texts and not self.choices:
@@ -215,7 +215,7 @@ class Campaign(Model):
                 yield Problem((*place, name), text)
 
     def _bandwidth_problems(self) -> Iterator[Problem]:
-        from payloads.wdmoe.bandwidth import check_bandwidth
+        from payloads.wdmoe.allocation.bandwidth import check_bandwidth
 
         for number, policy in enumerate(self.policies):
             for line in check_bandwidth(policy.bandwidth.settings()) if policy.bandwidth else ():

@@ -12,7 +12,7 @@ import numpy as np
 
 from payloads.linkd.channel import Channel, linear_channel
 from payloads.linkd.model import takes_first_frame
-from payloads.wdmoe.bandwidth import LEAVE_ALONE
+from payloads.wdmoe.allocation.bandwidth import LEAVE_ALONE
 from payloads.wdmoe.holders import first_holders
 from payloads.wdmoe.latency import LatencyModel
 from payloads.wdmoe.user_policy import is_user_kind, read_user_policy, split_kind

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from payloads.linkd.channel import parse_channel
-from payloads.wdmoe.spec import read_spec
+from payloads.wdmoe.bs.spec import read_spec
 from testbed.campaigns.describe import describe_run
 from testbed.campaigns.phases import Kind
 from testbed.campaigns.plan import plan_run

@@ -162,7 +162,7 @@ def test_pacing_needs_a_daemon_that_only_keeps_the_rates(target):
     lines = lines_of(phases_of(target("{shaping: pacing}")))
     (daemon,) = [line for line in lines if "linkd serve" in line]
     assert "--backend pacing" in daemon
-    (station,) = [line for line in lines if "payloads.wdmoe.base_station" in line]
+    (station,) = [line for line in lines if "payloads.wdmoe.bs.base_station" in line]
     assert station.endswith("--links '~/.testbed/linkd.sock' --pacing")
 
 

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from payloads.wdmoe.heldout import read_items
+from payloads.wdmoe.bs.heldout import read_items
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "fetch_eval_data.py"
 MMLU = {"question": "Solve 8y = 56.\nA. 6\nB. 7\nC. 8\nD. 9\nAnswer:", "answer": "B"}

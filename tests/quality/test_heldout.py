@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from payloads.wdmoe.heldout import QualityError, read_items, read_windows, windows_of
+from payloads.wdmoe.bs.heldout import QualityError, read_items, read_windows, windows_of
 
 GOOD = {"id": "q1", "question": "Water boils at", "choices": ["100 C", "10 C"], "answer": 0}
 

@@ -23,12 +23,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
 
 from payloads.linkd.client import Client
-from payloads.wdmoe.expert_worker import Worker
+from payloads.wdmoe.bs.spec import read_spec
+from payloads.wdmoe.bs.station import Station, lay_out_model
 from payloads.wdmoe.latency import DeviceSpeed, LatencyModel
 from payloads.wdmoe.pace import ExpertShape, Pace
-from payloads.wdmoe.shards import read_wanted
-from payloads.wdmoe.spec import read_spec
-from payloads.wdmoe.station import Station, lay_out_model
+from payloads.wdmoe.worker.expert_worker import Worker
+from payloads.wdmoe.worker.shards import read_wanted
 from payloads.wire.server import Server, listen
 from testbed.artifacts.manifest import load_manifest
 from testbed.artifacts.placement import DeviceCapacity, place_auto, placement_json, wanted_list

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from payloads.wdmoe.control import Control
-from payloads.wdmoe.fleet import Devices, DeviceSpec, FleetSpec
+from payloads.wdmoe.bs.control import Control
+from payloads.wdmoe.bs.fleet import Devices, DeviceSpec, FleetSpec
 from payloads.wire.client import Answer, Channel, DeviceLostError, Exchange, Request
 
 

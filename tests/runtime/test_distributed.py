@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from payloads.wdmoe.bs.spec import read_spec
 from payloads.wdmoe.decision import Decider, decider_of
 from payloads.wdmoe.routing import LayerView, Routing, Selection
-from payloads.wdmoe.spec import read_spec
 
 PROMPT = list(range(5, 45))
 

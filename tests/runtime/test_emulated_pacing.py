@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from payloads.wdmoe.fleet import Devices
+from payloads.wdmoe.bs.fleet import Devices
 from payloads.wire.client import Channel, Exchange, Request
 from payloads.wire.frames import Kind, pack_header
 from payloads.wire.server import Server, listen

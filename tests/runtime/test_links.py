@@ -7,10 +7,10 @@ import json
 import pytest
 
 from payloads.linkd.model import Framing
+from payloads.wdmoe.bs.links import LinkControl, LinkControlError
+from payloads.wdmoe.bs.spec import SpecError, read_spec
 from payloads.wdmoe.latency import DeviceSpeed, LatencyModel, message_bytes
-from payloads.wdmoe.links import LinkControl, LinkControlError
 from payloads.wdmoe.pace import ExpertShape
-from payloads.wdmoe.spec import SpecError, read_spec
 from testbed.campaigns.spec import run_spec
 from testbed.config.campaign import load_campaign
 

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from payloads.wdmoe.bs.remote import served_by
+from payloads.wdmoe.bs.spec import read_spec
 from payloads.wdmoe.decision import decider_of
 from payloads.wdmoe.families import FAMILIES
-from payloads.wdmoe.moefied import MoefiedLlamaConfig, MoefiedLlamaForCausalLM, register
-from payloads.wdmoe.remote import served_by
-from payloads.wdmoe.spec import read_spec
+from payloads.wdmoe.families.moefied import MoefiedLlamaConfig, MoefiedLlamaForCausalLM, register
 from payloads.wire.channel import Channel
 from testbed.artifacts.manifest import load_manifest
 from testbed.artifacts.shard import shard_model

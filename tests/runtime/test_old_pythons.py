@@ -14,12 +14,15 @@ import json, mmap, os, struct, sys, tempfile, threading
 from pathlib import Path
 from unittest.mock import MagicMock
 
-for path in sorted(Path("payloads").glob("w*/*.py")):
+for path in sorted(Path("payloads").glob("w*/**/*.py")):
     compile(path.read_text(), str(path), "exec")
 
 from payloads.services import ready
 from payloads.wire import auth, client, clock, frames, server
-from payloads.wdmoe import bandwidth, bsctl, busy, families, gating, pace, spec, tensors
+from payloads.wdmoe import families, gating, pace, tensors
+from payloads.wdmoe.allocation import bandwidth
+from payloads.wdmoe.bs import bsctl, spec
+from payloads.wdmoe.worker import busy
 
 folder = Path(tempfile.mkdtemp())
 key = folder / "key"
@@ -80,7 +83,7 @@ assert not {"torch", "numpy"} & set(sys.modules)
 
 # The worker itself needs torch; its code is at least imported, against a stand-in.
 sys.modules["torch"] = MagicMock()
-from payloads.wdmoe import expert_worker
+from payloads.wdmoe.worker import expert_worker
 try:
     expert_worker.main(["--help"])
 except SystemExit as end:

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from payloads.wdmoe.links import LinkControlError
-from payloads.wdmoe.spec import read_spec
+from payloads.wdmoe.bs.links import LinkControlError
+from payloads.wdmoe.bs.spec import read_spec
 from payloads.wire.client import Channel, DeviceLostError, Exchange, Request
 from payloads.wire.frames import HEADER_BYTES, Kind, pack_header
 from payloads.wire.pacing import (

@@ -66,7 +66,7 @@ def host(make_lab):
         running[name] = Payload(
             home,
             name,
-            "wdmoe.expert_worker",
+            "wdmoe.worker.expert_worker",
             *("--wanted", f"~/{name}.json", "--listen", f"127.0.0.1:{port}", "--key-file", "~/key"),
             *("--busy-file", str(home / "busy" / name), "--pace-bytes-per-s", "1e9"),
         )
@@ -83,7 +83,7 @@ def host(make_lab):
     running["bs"] = Payload(
         home,
         "bs",
-        "wdmoe.base_station",
+        "wdmoe.bs.base_station",
         *BS_ARGUMENTS,
     )
     write_devices()
@@ -95,7 +95,7 @@ def host(make_lab):
 
 
 def bsctl(host, *arguments, **options):
-    command = [sys.executable, "-m", "payloads.wdmoe.bsctl", "--control", "~/bs.sock", *arguments]
+    command = [sys.executable, "-m", "payloads.wdmoe.bs.bsctl", "--control", "~/bs.sock", *arguments]
     return subprocess.Popen(
         command,
         env=environment(host.home),
@@ -173,7 +173,7 @@ def test_a_run_as_hosts_see_it(host):
     assert not (spec.parent / "t002").exists()
 
     # A second base station does not take the socket away from the first.
-    second = Payload(home, "second", "wdmoe.base_station", *BS_ARGUMENTS)
+    second = Payload(home, "second", "wdmoe.bs.base_station", *BS_ARGUMENTS)
     assert second.process.wait(120) == 1
     assert second.log.read_text().splitlines()[-1].startswith("base_station: another base station listens")
     for name, payload in host.running.items():
@@ -186,12 +186,12 @@ def test_a_run_as_hosts_see_it(host):
     ("module", "arguments", "line"),
     [
         (
-            "wdmoe.expert_worker",
+            "wdmoe.worker.expert_worker",
             ["--wanted", "~/none.json", "--listen", "127.0.0.1:0", "--key-file", "~/key"],
             "expert_worker: cannot read the wanted list",
         ),
-        ("wdmoe.base_station", BS_ARGUMENTS, "base_station: cannot read the key file"),
-        ("wdmoe.bsctl", ["--control", "~/none.sock", "status"], "bsctl: cannot reach the base station at"),
+        ("wdmoe.bs.base_station", BS_ARGUMENTS, "base_station: cannot read the key file"),
+        ("wdmoe.bs.bsctl", ["--control", "~/none.sock", "status"], "bsctl: cannot reach the base station at"),
     ],
 )
 def test_what_cannot_start_says_so_in_one_line(tmp_path, module, arguments, line):

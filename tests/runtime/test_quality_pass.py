@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from payloads.linkd.channel import linear_channel
-from payloads.wdmoe.spec import SpecError, read_spec
-from payloads.wdmoe.station import StationError
+from payloads.wdmoe.bs.spec import SpecError, read_spec
+from payloads.wdmoe.bs.station import StationError
 
 ITEMS = [
     {

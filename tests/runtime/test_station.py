@@ -12,11 +12,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from payloads.wdmoe.fleet import FleetError
-from payloads.wdmoe.generate import AbandonedError
+from payloads.wdmoe.bs.fleet import FleetError
+from payloads.wdmoe.bs.generate import AbandonedError
+from payloads.wdmoe.bs.spec import SpecError, read_spec
+from payloads.wdmoe.bs.station import StationError
 from payloads.wdmoe.pace import ExpertShape, Pace
-from payloads.wdmoe.spec import SpecError, read_spec
-from payloads.wdmoe.station import StationError
 from payloads.wire.client import DeviceError, DeviceLostError, DeviceRefusedError
 from payloads.wire.frames import HEADER_BYTES
 
@@ -200,7 +200,7 @@ def test_a_lost_worker_fails_the_trial_clearly_and_the_next_trial_connects_again
     with pytest.raises(DeviceLostError, match=r"^device middle lost: connection closed during layer \d$"):
         station.trial(spec, "t001", stop_in_the_middle, nothing)
     assert not list(path.parent.glob("t001*"))
-    monkeypatch.setattr("payloads.wdmoe.fleet.RESTART_S", 0.0)
+    monkeypatch.setattr("payloads.wdmoe.bs.fleet.RESTART_S", 0.0)
     with pytest.raises(DeviceLostError, match=r"device middle lost: cannot connect to 127\.0\.0\.1:\d+"):
         station.trial(spec, "t001", nothing, nothing)
     lab.restart("middle")
@@ -331,7 +331,7 @@ def test_the_records_of_a_long_trial_do_not_hold_on_to_its_decisions(lab, statio
 
 
 def test_the_busy_counter_counts_work_and_waiting(tmp_path):
-    from payloads.wdmoe.busy import BusyCounter, wait_until
+    from payloads.wdmoe.worker.busy import BusyCounter, wait_until
 
     class Watched(BusyCounter):
         def add(self, nanoseconds):

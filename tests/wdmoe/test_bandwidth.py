@@ -12,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from payloads.linkd.channel import Rule
-from payloads.wdmoe.bandwidth import Allocator, allocate, changed, check_bandwidth, period_of, rounds_of
+from payloads.wdmoe.allocation.bandwidth import (
+    Allocator,
+    allocate,
+    changed,
+    check_bandwidth,
+    period_of,
+    rounds_of,
+)
 from payloads.wdmoe.latency import Demand
 from payloads.wdmoe.link_state import LinkState
 
@@ -124,7 +131,7 @@ def test_wrong_settings_are_said(settings, line):
 
 def test_a_check_of_settings_needs_no_numpy():
     code = (
-        "import sys, payloads.wdmoe.bandwidth as b; b.check_bandwidth({'kind': 'minmax', 'floor': 0.1}); "
+        "import sys, payloads.wdmoe.allocation.bandwidth as b; b.check_bandwidth({'kind': 'minmax', 'floor': 0.1}); "
         "assert 'numpy' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True)

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from payloads.wdmoe.bandwidth import kept_share
-from payloads.wdmoe.epigraph import epigraph
-from payloads.wdmoe.interior import GAP, Epigraph, solve
-from payloads.wdmoe.minmax import minmax
+from payloads.wdmoe.allocation.bandwidth import kept_share
+from payloads.wdmoe.allocation.epigraph import epigraph
+from payloads.wdmoe.allocation.interior import GAP, Epigraph, solve
+from payloads.wdmoe.allocation.minmax import minmax
 from tests.wdmoe.allocation import (
     TIGHT,
     WIDE,

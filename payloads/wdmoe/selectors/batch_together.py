@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy import bool_, floating, int64
     from numpy.typing import NDArray
 
-    from payloads.wdmoe.band import Band
+    from payloads.wdmoe.allocation.band import Band
     from payloads.wdmoe.costs import Costs
     from payloads.wdmoe.routing import Loads
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from payloads.wdmoe.band import token_loads
+from payloads.wdmoe.allocation.band import token_loads
 from payloads.wdmoe.routing import LayerView
 from payloads.wdmoe.selectors.front import Taking, choices_of
 from payloads.wdmoe.selectors.pairs import pairs_of

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
-from payloads.wdmoe.band import Band
+from payloads.wdmoe.allocation.band import Band
 from payloads.wdmoe.costs import Demand
 from payloads.wdmoe.rates import offered_mbit
 from payloads.wdmoe.routing import LayerView

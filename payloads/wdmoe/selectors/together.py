@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Dict, List, Optional, Sequence, Tuple
 from payloads.wdmoe.selectors.front import REPLACE_FROM, REPLACE_POWER, Choice, odds
 
 if TYPE_CHECKING:
-    from payloads.wdmoe.band import Band
+    from payloads.wdmoe.allocation.band import Band
     from payloads.wdmoe.routing import LayerView
 
 __all__ = ["MOST_WAYS", "choices_together"]

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Optional
 
-from payloads.wdmoe.generate import AbandonedError
+from payloads.wdmoe.bs.generate import AbandonedError
 
 __all__ = ["Control", "ControlError", "Job", "send_line"]
 

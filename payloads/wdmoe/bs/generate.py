@@ -9,7 +9,7 @@ from typing import Any, Callable, Iterator, List, NamedTuple, Sequence
 
 import torch
 
-from payloads.wdmoe.remote import Dispatcher
+from payloads.wdmoe.bs.remote import Dispatcher
 
 __all__ = ["AbandonedError", "Generation", "Token", "generate"]
 

@@ -2,7 +2,7 @@
 
 A quality pass measures one policy, in one scenario where its selection looks at the links. Each window of text is
 read twice: once with all that the router asks for (the reference), once under the policy. The links of a pass are
-virtual (:mod:`payloads.wdmoe.virtual`), and the real ones carry it unshaped.
+virtual (:mod:`payloads.wdmoe.bs.virtual`), and the real ones carry it unshaped.
 
 A text is read in one of two ways. ``prompt``: the whole text is one batch for the policy, as a prompt is. ``decode``:
 each token is a batch of its own, as an answer's tokens are. Both take one dispatch for each layer: the policy decides
@@ -18,11 +18,11 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Opt
 
 import torch
 
+from payloads.wdmoe.bs.heldout import Item, QualityError, Window, read_items, read_windows
+from payloads.wdmoe.bs.remote import Dispatcher
+from payloads.wdmoe.bs.virtual import VirtualDecider
 from payloads.wdmoe.decision import Decider
-from payloads.wdmoe.heldout import Item, QualityError, Window, read_items, read_windows
 from payloads.wdmoe.link_state import VirtualLinks
-from payloads.wdmoe.remote import Dispatcher
-from payloads.wdmoe.virtual import VirtualDecider
 
 __all__ = [
     "Distance",
@@ -49,7 +49,7 @@ class QualityPass(NamedTuple):
         scenario: The scenario whose links the selection follows; ``None`` where it does not look at links.
         decider: The policy at work, made for this pass.
         links: The scenario's links; ``None`` where nothing shapes them.
-        way: One of :data:`payloads.wdmoe.heldout.WAYS`.
+        way: One of :data:`payloads.wdmoe.bs.heldout.WAYS`.
     """
 
     policy: str

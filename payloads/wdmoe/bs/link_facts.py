@@ -10,9 +10,9 @@ import numpy as np
 from payloads.linkd.client import Client
 from payloads.linkd.errors import LinkdError
 from payloads.linkd.model import Framing, expected_ms, takes_first_frame
+from payloads.wdmoe.bs.link_feed import LinkControlError, Rates
+from payloads.wdmoe.bs.links import ask_links
 from payloads.wdmoe.latency import LatencyModel
-from payloads.wdmoe.link_feed import LinkControlError, Rates
-from payloads.wdmoe.links import ask_links
 from payloads.wire.clock import Offset
 from payloads.wire.frames import PING_BYTES, PONG_BYTES
 

@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple
 
-from payloads.wdmoe.bandwidth import LEAVE_ALONE, check_bandwidth
+from payloads.wdmoe.allocation.bandwidth import LEAVE_ALONE, check_bandwidth
+from payloads.wdmoe.bs.heldout import WAYS
 from payloads.wdmoe.gating import check_selection
-from payloads.wdmoe.heldout import WAYS
 from payloads.wdmoe.latency import LatencyError, LatencyModel
 
 __all__ = ["Prompt", "QualitySpec", "ScenarioSpec", "Spec", "SpecError", "quality_name", "read_spec"]
@@ -40,7 +40,7 @@ class QualitySpec(NamedTuple):
         window_tokens: Length of a window.
         windows: The most windows of a text.
         texts: Name and file of each text.
-        way: How a policy sees a text, of :data:`payloads.wdmoe.heldout.WAYS`.
+        way: How a policy sees a text, of :data:`payloads.wdmoe.bs.heldout.WAYS`.
         choices: Name and file of each set of questions.
         choice_count: How many of each set are asked; ``None`` for all.
     """

@@ -11,7 +11,7 @@ from typing import Callable, Dict, List, Sequence, Tuple
 
 import torch
 
-from payloads.wdmoe.shards import ExpertWeights
+from payloads.wdmoe.worker.shards import ExpertWeights
 from payloads.wire.frames import DTYPE_BYTES, Dispatch
 
 __all__ = ["ACTIVATIONS", "ExpertBank", "NotHeldError"]

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Callable, Dict, List, Mapping, NamedTuple, Opt
 import numpy as np
 import torch
 
+from payloads.wdmoe.bs.fleet import FleetSpec
+from payloads.wdmoe.bs.link_feed import LinkFeed
+from payloads.wdmoe.bs.links import LinkControl
+from payloads.wdmoe.bs.pacing import LinkPacing
 from payloads.wdmoe.decision import Decision
 from payloads.wdmoe.dispatch import Decided, Decides, DispatchRow
-from payloads.wdmoe.fleet import FleetSpec
 from payloads.wdmoe.holders import Several, first_holders, serving_devices
-from payloads.wdmoe.link_feed import LinkFeed
 from payloads.wdmoe.link_state import LinkState
-from payloads.wdmoe.links import LinkControl
-from payloads.wdmoe.pacing import LinkPacing
 from payloads.wdmoe.routing import Routing
 from payloads.wire.client import (
     Answer,

@@ -1,9 +1,9 @@
 """Ask the base station for work and print what it says.
 
-    python -m payloads.wdmoe.bsctl trial --spec ~/.testbed/runs/RUN/spec.json --trial t003
-    python -m payloads.wdmoe.bsctl quality --spec ~/.testbed/runs/RUN/spec.json --policy top-1 [--scenario even]
-    python -m payloads.wdmoe.bsctl status
-    python -m payloads.wdmoe.bsctl ping
+    python -m payloads.wdmoe.bs.bsctl trial --spec ~/.testbed/runs/RUN/spec.json --trial t003
+    python -m payloads.wdmoe.bs.bsctl quality --spec ~/.testbed/runs/RUN/spec.json --policy top-1 [--scenario even]
+    python -m payloads.wdmoe.bs.bsctl status
+    python -m payloads.wdmoe.bs.bsctl ping
 
 Prints JSON lines; the last one holds the result. When this process ends, the base station abandons the work.
 """

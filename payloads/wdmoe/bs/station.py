@@ -8,26 +8,26 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional
 
 from payloads.linkd.channel import ChannelError, read_channel
-from payloads.wdmoe.bandwidth import LEAVE_ALONE
+from payloads.wdmoe.allocation.bandwidth import LEAVE_ALONE
+from payloads.wdmoe.bs.fleet import Devices, read_fleet
+from payloads.wdmoe.bs.generate import generate
+from payloads.wdmoe.bs.heldout import QualityError
+from payloads.wdmoe.bs.link_facts import UNSHAPED, LinkFacts, link_facts, refined
+from payloads.wdmoe.bs.link_feed import LinkFeed
+from payloads.wdmoe.bs.links import LinkControl, LinkControlError
+from payloads.wdmoe.bs.model_folder import ModelFolder, StationError, lay_out_model
+from payloads.wdmoe.bs.pacing import LinkPacing
+from payloads.wdmoe.bs.quality import QualityPass, References, measure, read_items, read_windows
+from payloads.wdmoe.bs.records import Records
+from payloads.wdmoe.bs.remote import Dispatcher
+from payloads.wdmoe.bs.remote_model import load_model
+from payloads.wdmoe.bs.spec import Prompt, ScenarioSpec, Spec, SpecError, quality_name
 from payloads.wdmoe.decision import Decider, decider_of
 from payloads.wdmoe.dispatch import Decided
 from payloads.wdmoe.families import FAMILIES
-from payloads.wdmoe.fleet import Devices, read_fleet
-from payloads.wdmoe.generate import generate
-from payloads.wdmoe.heldout import QualityError
 from payloads.wdmoe.judge import Judge
 from payloads.wdmoe.latency import LatencyError
-from payloads.wdmoe.link_facts import UNSHAPED, LinkFacts, link_facts, refined
-from payloads.wdmoe.link_feed import LinkFeed
 from payloads.wdmoe.link_state import VirtualLinks
-from payloads.wdmoe.links import LinkControl, LinkControlError
-from payloads.wdmoe.model_folder import ModelFolder, StationError, lay_out_model
-from payloads.wdmoe.pacing import LinkPacing
-from payloads.wdmoe.quality import QualityPass, References, measure, read_items, read_windows
-from payloads.wdmoe.records import Records
-from payloads.wdmoe.remote import Dispatcher
-from payloads.wdmoe.remote_model import load_model
-from payloads.wdmoe.spec import Prompt, ScenarioSpec, Spec, SpecError, quality_name
 from payloads.wdmoe.user_policy import is_user_kind
 from payloads.wire.client import Exchange
 from payloads.wire.clock import BSClock, Offset, OffsetTrack

@@ -15,11 +15,11 @@ from __future__ import annotations
 from math import log1p
 from typing import TYPE_CHECKING, List, Optional, Sequence, Tuple
 
-from payloads.wdmoe.minmax_few import SMALL_X, few_same
-from payloads.wdmoe.minmax_prices import FREE, LOW, Pair, Pins, linear_bands
+from payloads.wdmoe.allocation.minmax_few import SMALL_X, few_same
+from payloads.wdmoe.allocation.minmax_prices import FREE, LOW, Pair, Pins, linear_bands
 
 if TYPE_CHECKING:
-    from payloads.wdmoe.minmax_few import Link
+    from payloads.wdmoe.allocation.minmax_few import Link
 
 __all__ = ["few_separate"]
 

@@ -1,7 +1,7 @@
 """The least attention waiting latency for many devices or many problems at once, under any rule, limits included.
 
-One share for both directions: the smallest shares that reach a time T (:mod:`payloads.wdmoe.inverse`) fall as T rises,
-and the optimum is the least T at which they fit into the band; a secant of 1 / (their sum) finds it, guarded by
+One share for both directions: the smallest shares that reach a time T (:mod:`payloads.wdmoe.allocation.inverse`)
+fall as T rises, and the optimum is the least T at which they fit into the band; a secant of 1 / (their sum) finds it, guarded by
 bisection, which also holds where the sum jumps. This is exact under every rule.
 """
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Callable, Tuple
 import numpy as np
 
 from payloads.linkd.rule import Rule
-from payloads.wdmoe.inverse import Sent, inverse_of
+from payloads.wdmoe.allocation.inverse import Sent, inverse_of
 
 if TYPE_CHECKING:
     from numpy import bool_

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy import float64, floating
     from numpy.typing import NDArray
 
-    from payloads.wdmoe.bandwidth import Allocator
+    from payloads.wdmoe.allocation.bandwidth import Allocator
     from payloads.wdmoe.costs import Costs
     from payloads.wdmoe.link_state import LinkState
     from payloads.wdmoe.routing import Loads

@@ -1,7 +1,7 @@
 """A share of each band for each device, for many devices or many problems at once.
 
-Under the linear rule and Shannon's this is what :mod:`payloads.wdmoe.minmax_few` does, in arrays, and limits of the
-rates with it: a link whose rate would pass a limit is given the limit, and the band is shared anew. It is exact where
+Under the linear rule and Shannon's this is what :mod:`payloads.wdmoe.allocation.minmax_few` does, in arrays,
+and limits of the rates with it: a link whose rate would pass a limit is given the limit, and the band is shared anew. It is exact where
 no link stays below ``min_mbit``; which links to give up there is a question of sets, and answered once for each.
 
 Under a table each band is a staircase, and what divides a device's time between its directions is taken from linear
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple, Sequence, Tuple
 import numpy as np
 
 from payloads.linkd.rule import Rule
-from payloads.wdmoe.inverse import Inverse, Sent, inverse_of, share_of_rate
-from payloads.wdmoe.minmax_many import least_time, many_same
+from payloads.wdmoe.allocation.inverse import Inverse, Sent, inverse_of, share_of_rate
+from payloads.wdmoe.allocation.minmax_many import least_time, many_same
 from payloads.wdmoe.rates import offered_mbit, rates_mbit
 
 if TYPE_CHECKING:

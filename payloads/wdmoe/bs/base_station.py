@@ -1,6 +1,6 @@
 """The base station: the model without its experts, and the conductor of the devices.
 
-    python -m payloads.wdmoe.base_station --manifest ~/.testbed/manifest.json \
+    python -m payloads.wdmoe.bs.base_station --manifest ~/.testbed/manifest.json \
         --devices ~/.testbed/devices.json --key-file ~/.testbed/key --control ~/.testbed/bs.sock \
         --links ~/.testbed/linkd.sock
 
@@ -25,12 +25,12 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import torch
 
 from payloads.services.ready import announce_ready
-from payloads.wdmoe.control import Control, ControlError, Job
-from payloads.wdmoe.fleet import FleetError
-from payloads.wdmoe.generate import AbandonedError
-from payloads.wdmoe.links import LinkControlError
-from payloads.wdmoe.spec import SpecError, read_spec
-from payloads.wdmoe.station import Station, StationError, lay_out_model
+from payloads.wdmoe.bs.control import Control, ControlError, Job
+from payloads.wdmoe.bs.fleet import FleetError
+from payloads.wdmoe.bs.generate import AbandonedError
+from payloads.wdmoe.bs.links import LinkControlError
+from payloads.wdmoe.bs.spec import SpecError, read_spec
+from payloads.wdmoe.bs.station import Station, StationError, lay_out_model
 from payloads.wdmoe.user_policy import UserPolicyError
 from payloads.wire.auth import AuthError, read_key
 from payloads.wire.client import DeviceError

@@ -2,7 +2,7 @@
 
 A wider band lowers the SNR, at some width the next row holds, and the rate drops. Between two such widths the rate is
 in proportion to the width. What matters of these pieces are those whose end is faster than all before: a device's need
-(:mod:`payloads.wdmoe.minmax_search`) is within one of them, and jumps from the one's end into the next.
+(:mod:`payloads.wdmoe.allocation.minmax_search`) is within one of them, and jumps from the one's end into the next.
 
 With one share for both directions this is exact. With a share of each band a device divides its time between its
 directions. For a given division the least time is exact. The first division is that of the best one share for both,
@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, List, NamedTuple, Optional, Sequence, Tuple
 import numpy as np
 
 from payloads.linkd.rule import Rule
-from payloads.wdmoe.minmax_prices import FREE, LOW, Pair, Pins, linear_bands
-from payloads.wdmoe.minmax_search import (
+from payloads.wdmoe.allocation.minmax_prices import FREE, LOW, Pair, Pins, linear_bands
+from payloads.wdmoe.allocation.minmax_search import (
     NOT_BELOW,
     Limits,
     least_time,

@@ -333,10 +333,10 @@ def _minmax(settings: Settings, demands: Sequence[Demand], links: LinkState, ban
     directions = str(settings.get("directions", DIRECTIONS[0]))
     floor = float(settings.get("floor", DEFAULT_FLOOR))
     if len(demands) == 1:
-        from payloads.wdmoe.minmax import minmax
+        from payloads.wdmoe.allocation.minmax import minmax
 
         return minmax(demands[0], links, bands.tolist(), directions, floor)
-    from payloads.wdmoe.epigraph import epigraph
+    from payloads.wdmoe.allocation.epigraph import epigraph
 
     return epigraph(demands, links, bands.tolist(), directions, floor, quick=True)
 

@@ -13,8 +13,8 @@ from typing import Any, Dict, Optional
 import torch
 from torch import nn
 
+from payloads.wdmoe.bs.remote import Beside, Dispatcher
 from payloads.wdmoe.families import Family
-from payloads.wdmoe.remote import Beside, Dispatcher
 
 __all__ = ["RemoteExperts", "load_model"]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Sequence
 
 from payloads.wdmoe.bounds import WaitBounds
+from payloads.wdmoe.bs.generate import Generation
 from payloads.wdmoe.dispatch import DispatchRow
-from payloads.wdmoe.generate import Generation
 from payloads.wdmoe.tally import Tally
 from payloads.wire.clock import BSClock, Offset, OffsetTrack
 

@@ -11,7 +11,7 @@ where it comes from, stand in docs/bandwidth.md; in short, with u = 1 / share:
 A link at a limit of its rate has a tangent too: the limit's time, whatever its share. Shares at which all who have more
 than the smallest are done at once, and each of them would be later with less, cannot be beaten, limits or not. Where
 the tangents do not come to such shares, as where a device is at both its highest rates, T is searched for
-(:mod:`payloads.wdmoe.minmax_search`).
+(:mod:`payloads.wdmoe.allocation.minmax_search`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from __future__ import annotations
 from math import log1p
 from typing import List, NamedTuple, Optional, Sequence, Tuple
 
-from payloads.wdmoe.minmax_search import LinearNeed, Need, ShannonNeed, search_same
+from payloads.wdmoe.allocation.minmax_search import LinearNeed, Need, ShannonNeed, search_same
 
 __all__ = ["Link", "few_same", "linear_same", "tangent"]
 

@@ -139,7 +139,7 @@ _MIXTRAL = Family(
     router_scores=_softmax_of_logits,
 )
 
-#: A Llama whose feed-forward layers were split into experts (see payloads.wdmoe.moefied). An expert that is
+#: A Llama whose feed-forward layers were split into experts (see payloads.wdmoe.families.moefied). An expert that is
 #: active counts whole, so that all of them together are the dense layer.
 _MOEFIED_LLAMA = Family(
     name="moefied_llama",
@@ -159,7 +159,7 @@ _MOEFIED_LLAMA = Family(
     router_class="MoefiedRouter",
     router_scores=_softmax_of_logits,
     renormalise="none",
-    module="payloads.wdmoe.moefied",
+    module="payloads.wdmoe.families.moefied",
 )
 
 FAMILIES: Dict[str, Family] = {family.name: family for family in [_MIXTRAL, _MOEFIED_LLAMA]}

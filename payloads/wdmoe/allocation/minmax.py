@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from payloads.wdmoe.bandwidth import DEFAULT_FLOOR, kept_share
-from payloads.wdmoe.inverse import Sent
-from payloads.wdmoe.minmax_bands import few_separate
-from payloads.wdmoe.minmax_few import Link, few_same
-from payloads.wdmoe.minmax_rows import Sending, rows_same, rows_separate
+from payloads.wdmoe.allocation.bandwidth import DEFAULT_FLOOR, kept_share
+from payloads.wdmoe.allocation.inverse import Sent
+from payloads.wdmoe.allocation.minmax_bands import few_separate
+from payloads.wdmoe.allocation.minmax_few import Link, few_same
+from payloads.wdmoe.allocation.minmax_rows import Sending, rows_same, rows_separate
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -98,8 +98,8 @@ def minmax_batch(
     Returns:
         (..., 2, D) shares of the whole band.
     """
-    from payloads.wdmoe.minmax_many import many_same
-    from payloads.wdmoe.minmax_separate import many_separate
+    from payloads.wdmoe.allocation.minmax_many import many_same
+    from payloads.wdmoe.allocation.minmax_separate import many_separate
 
     bits, states = np.broadcast_arrays(np.asarray(bits, float), np.asarray(states, float))
     front, devices = bits.shape[:-2], bits.shape[-1]

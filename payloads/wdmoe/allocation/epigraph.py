@@ -6,11 +6,12 @@ Over shares s, and T_i for layer i,
                                        sum of s_k <= 1,   s_k >= floor
 
 which is WDMoE's allocation for a given selection (a reconstruction) in epigraph form. Under the linear rule and
-Shannon's it is convex, and solved to a duality gap of 1e-7 of the objective (:mod:`payloads.wdmoe.interior`).
+Shannon's it is convex, and solved to a duality gap of 1e-7 of the objective
+(:mod:`payloads.wdmoe.allocation.interior`).
 
 Limits of the rates and tables are not convex. There a relaxed problem is solved, the limits left out and a table
 smoothed or taken as linear at the rows in force, and its T_i are scaled until the smallest shares that reach them
-(:mod:`payloads.wdmoe.inverse`) fit; a few times, from two beginnings, and the best is kept.
+(:mod:`payloads.wdmoe.allocation.inverse`) fit; a few times, from two beginnings, and the best is kept.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from typing import TYPE_CHECKING, Callable, List, NamedTuple, Optional, Sequence
 
 import numpy as np
 
-from payloads.wdmoe.bandwidth import DEFAULT_FLOOR, kept_share
-from payloads.wdmoe.interior import GAP, Epigraph, solve
-from payloads.wdmoe.inverse import Inverse, Sent, inverse_of, share_of_rate
-from payloads.wdmoe.minmax import minmax
-from payloads.wdmoe.minmax_many import least_time
+from payloads.wdmoe.allocation.bandwidth import DEFAULT_FLOOR, kept_share
+from payloads.wdmoe.allocation.interior import GAP, Epigraph, solve
+from payloads.wdmoe.allocation.inverse import Inverse, Sent, inverse_of, share_of_rate
+from payloads.wdmoe.allocation.minmax import minmax
+from payloads.wdmoe.allocation.minmax_many import least_time
 from payloads.wdmoe.rates import offered_mbit, rates_mbit
 
 if TYPE_CHECKING:

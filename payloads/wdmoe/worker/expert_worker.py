@@ -1,6 +1,6 @@
 """The worker of a device: holds experts, computes what the base station dispatches.
 
-    python -m payloads.wdmoe.expert_worker --wanted ~/.testbed/shards.json --listen 0.0.0.0:7070 \
+    python -m payloads.wdmoe.worker.expert_worker --wanted ~/.testbed/shards.json --listen 0.0.0.0:7070 \
         --key-file ~/.testbed/key
 
 Needs torch and the standard library. A dispatch for experts that are not here is answered with an error;
@@ -22,10 +22,10 @@ from typing import List, Optional, Sequence
 import torch
 
 from payloads.services.ready import announce_ready
-from payloads.wdmoe.busy import BusyCounter, wait_until
-from payloads.wdmoe.compute import ExpertBank, NotHeldError
 from payloads.wdmoe.pace import Pace
-from payloads.wdmoe.shards import ShardError, WantedList, describe, load_experts, read_wanted
+from payloads.wdmoe.worker.busy import BusyCounter, wait_until
+from payloads.wdmoe.worker.compute import ExpertBank, NotHeldError
+from payloads.wdmoe.worker.shards import ShardError, WantedList, describe, load_experts, read_wanted
 from payloads.wire.auth import AuthError, read_key
 from payloads.wire.frames import (
     Buffer,

@@ -14,7 +14,7 @@ from math import log, log1p
 from typing import TYPE_CHECKING, Callable, List, Protocol, Sequence, Tuple
 
 if TYPE_CHECKING:
-    from payloads.wdmoe.minmax_few import Link
+    from payloads.wdmoe.allocation.minmax_few import Link
 
 __all__ = [
     "Area",

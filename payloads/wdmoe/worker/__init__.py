@@ -1,0 +1,1 @@
+"""A device's worker: holds experts and computes what is dispatched."""
