@@ -13,6 +13,7 @@ from typing import Any
 from testbed.config.inventory import Host
 from testbed.errors import CommandError, HostError
 from testbed.hosts.payload import host_python, shell_path
+from testbed.hosts.remembered import recall, remember
 from testbed.hosts.steps import Command
 from testbed.hosts.transport import Transport
 
@@ -101,6 +102,7 @@ class Facts:
         cuda: The version of CUDA that torch uses; None where it computes on the CPU.
         capability: The compute capability of the GPU.
         memory_bytes: The memory that processes may use.
+        memory_free_bytes: How much of it is free.
         disk_free_bytes: The free space in the user's home.
         cpu_count: The processors that processes may use.
         power_mode: The name of the power mode.
@@ -130,6 +132,7 @@ class Facts:
     cuda: str | None = None
     capability: str | None = None
     memory_bytes: int | None = None
+    memory_free_bytes: int | None = None
     disk_free_bytes: int | None = None
     cpu_count: int | None = None
     power_mode: str | None = None
@@ -164,6 +167,10 @@ class Facts:
             ("torch", torch),
             ("cpu_count", self.cpu_count and f"{self.cpu_count} CPUs"),
             ("memory_bytes", self.memory_bytes and f"{self.memory_bytes / 2**30:.1f} GiB memory"),
+            (
+                "memory_free_bytes",
+                self.memory_free_bytes is not None and f"{self.memory_free_bytes / 2**30:.1f} GiB of it free",
+            ),
             ("disk_free_bytes", self.disk_free_bytes and f"{self.disk_free_bytes / 2**30:.1f} GiB disk free"),
             ("power_mode", self.power_mode and f"power mode {self.power_mode}"),
             ("systemd", "systemd" if self.systemd else "no systemd"),
@@ -180,12 +187,13 @@ def required_modules(host: Host) -> tuple[str, ...]:
     return ("torch",) if host.is_device else ("torch", "transformers")
 
 
-def facts_command(host: Host, modules: Sequence[str] | None = None) -> Command:
+def facts_command(host: Host, modules: Sequence[str] | None = None, *, known: str = "") -> Command:
     """Return the one command that asks a host for everything.
 
     Args:
         host: The host.
         modules: What to try to import, which takes a while; what the payload code needs where left out.
+        known: The fingerprint of an environment where they could be imported; nothing is tried if it is still that.
     """
     interpreter = shell_path(host.python.interpreter)
     # The probe also runs where the wanted interpreter is missing: it is what says so.
@@ -193,6 +201,8 @@ def facts_command(host: Host, modules: Sequence[str] | None = None) -> Command:
     wanted = required_modules(host) if modules is None else modules
     shell += " ".join([shell_path(host_python(host)), *wanted])
     probe = resources.files("testbed.hosts").joinpath("probe.py").read_bytes()
+    if known:
+        probe = probe.replace(b'KNOWN_FINGERPRINT = ""', f"KNOWN_FINGERPRINT = {known!r}".encode(), 1)
     return Command(host.name, shell, "ask for facts", FACTS_TIMEOUT_S, stdin=probe)
 
 
@@ -201,6 +211,7 @@ def gather_facts(
     transport: Transport,
     *,
     before: Facts | None = None,
+    trust_memory: bool = False,
     clock: Callable[[], float] = time.time,
 ) -> Facts:
     """Ask a host for its facts.
@@ -209,14 +220,18 @@ def gather_facts(
         host: The host.
         transport: The way to it.
         before: Facts of a moment ago: what can be imported is taken from them and not tried again.
+        trust_memory: Whether what could be imported in an earlier probe is not tried again, where the host says that
+            its Python and its packages are as they were, and that it was not booted since.
         clock: Our own clock, in unix seconds.
 
     Raises:
         HostError: The host cannot be reached or cannot answer.
     """
     arrivals: list[tuple[float, str]] = []
+    known = recall(host) if trust_memory and before is None else {}
     try:
-        command = facts_command(host, None if before is None else ())
+        modules = None if before is None else ()
+        command = facts_command(host, modules, known=known.get("fingerprint", ""))
         transport.run(command, on_line=lambda line: arrivals.append((clock(), line)))
     except CommandError as error:
         if error.exit_status == 127:
@@ -224,8 +239,12 @@ def gather_facts(
                 host.name, "there is no Python on the host", hint="install it: `sudo apt install python3`"
             ) from error
         raise
-    facts = parse_facts(host, arrivals)
+    raw, behind = _raw_facts(host, arrivals)
+    if raw["environment"].get("unchanged"):
+        raw["environment"] = known
+    facts = _facts(raw, behind)
     if before is None:
+        remember(host, raw["environment"])
         return facts
     found = before.environment
     environment = replace(facts.environment, modules=found.modules, errors=found.errors)
@@ -244,6 +263,11 @@ def parse_facts(host: Host, arrivals: Sequence[tuple[float, str]]) -> Facts:
     Raises:
         HostError: There are no facts in the lines.
     """
+    return _facts(*_raw_facts(host, arrivals))
+
+
+def _raw_facts(host: Host, arrivals: Sequence[tuple[float, str]]) -> tuple[dict[str, Any], list[float]]:
+    """Return what a host answered, and how far its clock was ahead of ours when each reading arrived."""
     behind: list[float] = []
     raw: dict[str, Any] | None = None
     for arrived_s, line in arrivals:
@@ -257,7 +281,7 @@ def parse_facts(host: Host, arrivals: Sequence[tuple[float, str]]) -> Facts:
             raw = answer["facts"]
     if raw is None:
         raise HostError(host.name, "no facts in the host's answer")
-    return _facts(raw, behind)
+    return raw, behind
 
 
 def _facts(raw: Mapping[str, Any], behind: Sequence[float]) -> Facts:
@@ -265,8 +289,8 @@ def _facts(raw: Mapping[str, Any], behind: Sequence[float]) -> Facts:
     environment = Environment(**{f.name: found[f.name] for f in fields(Environment) if f.name in found})
     l4t = _l4t(raw["nv_tegra_release"])
     qdiscs = raw["qdiscs"]
-    plain = ["hostname", "machine", "board_model", "memory_bytes", "disk_free_bytes", "cpu_count", "kernel"]
-    plain += ["power_mode", "systemd", "user", "sudo", "folders"]
+    plain = ["hostname", "machine", "board_model", "memory_bytes", "memory_free_bytes", "disk_free_bytes"]
+    plain += ["cpu_count", "kernel", "power_mode", "systemd", "user", "sudo", "folders"]
     return Facts(
         **{name: raw[name] for name in plain},
         l4t=l4t,

@@ -25,7 +25,17 @@ CLOCK_READINGS = 5
 CLOCK_PAUSE_S = 0.02
 CHECK_TIMEOUT_S = 120
 
-# Runs under the Python that will run the payload code: what it is, and what it can import.
+# What the asker knows already: the fingerprint of an environment whose modules were imported once.
+KNOWN_FINGERPRINT = ""
+
+# Runs under the Python that will run the payload code: changes with whatever is installed for it.
+FINGERPRINT = r"""
+import json, os, sys
+folders = sorted(path for path in sys.path if path and os.path.isdir(path))
+print(json.dumps([sys.version, sys.executable, [[path, os.stat(path).st_mtime_ns] for path in folders]]))
+"""
+
+# Runs under the same Python: what it is, and what it can import.
 CHECK = r"""
 import importlib, json, platform, sys
 try:
@@ -78,24 +88,48 @@ def board_model() -> Optional[str]:
     return read("/sys/devices/virtual/dmi/id/product_name") or None
 
 
-def memory_bytes() -> int:
-    """Return the memory that processes here may use: the machine's, or less by a control group."""
-    total = re.search(r"MemTotal:\s+(\d+)", read("/proc/meminfo") or "")
-    limits = [int(total.group(1)) * 1024] if total else []
+def memory_groups() -> List[str]:
+    """Return the folders of the control groups that bound this process' memory, its own first."""
+    folders: List[str] = []
     for line in (read("/proc/self/cgroup") or "").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
             continue
         root = "/sys/fs/cgroup/memory" if controllers else "/sys/fs/cgroup"
-        name = "memory.limit_in_bytes" if controllers else "memory.max"
         while True:
-            text = read(os.path.join(root, path.lstrip("/"), name)) or ""
-            if text.isdigit() and int(text) > 0:
-                limits.append(int(text))
+            folders.append(os.path.join(root, path.lstrip("/")))
             if path in ("/", ""):
                 break
             path = os.path.dirname(path)
-    return min(limits) if limits else 0
+    return folders
+
+
+def number_in(folder: str, *names: str) -> Optional[int]:
+    """Return the number in the first of some files that holds one."""
+    texts = [str(read(os.path.join(folder, name))) for name in names]
+    return next((int(text) for text in texts if text.isdigit()), None)
+
+
+def memory() -> Dict[str, int]:
+    """Return the memory that processes here may use, and how much of it is free.
+
+    Both are the machine's, or less by a control group. What is kept of files can be had back, so it counts as free.
+    """
+    found = re.findall(r"(\w+):\s+(\d+)", read("/proc/meminfo") or "")
+    about = {name: 1024 * int(number) for name, number in found}
+    machine = total = about.get("MemTotal", 0)
+    free = about.get("MemAvailable", about.get("MemFree", 0))
+    for folder in memory_groups():
+        limit = number_in(folder, "memory.max", "memory.limit_in_bytes")
+        if not limit or limit >= machine:
+            continue
+        total = min(total, limit)
+        used = number_in(folder, "memory.current", "memory.usage_in_bytes")
+        if used is not None:
+            stat = read(folder + "/memory.stat") or ""
+            kept = re.search(r"^(?:total_)?inactive_file (\d+)", stat, re.MULTILINE)
+            free = min(free, max(0, limit - used + (int(kept.group(1)) if kept else 0)))
+    return {"memory_bytes": total, "memory_free_bytes": min(free, total)}
 
 
 def power_mode() -> Optional[str]:
@@ -173,10 +207,23 @@ def code(home: str) -> Dict[str, Any]:
 
 
 def environment(python: str, modules: List[str]) -> Dict[str, Any]:
-    """Return what the Python of the payload code is and can import."""
+    """Return what the Python of the payload code is and can import.
+
+    Importing takes seconds. An asker who knows the environment as it is, from a probe since the last boot, is told that
+    nothing has changed.
+    """
     path = os.path.expanduser(python)
     if not shutil.which(path):
         return {"error": "%s: not found" % python}
+    recipe = (
+        read(os.path.join(os.path.dirname(os.path.dirname(path)), "recipe.json")) if "/" in path else None
+    )
+    boot = read("/proc/sys/kernel/random/boot_id")
+    # With the check itself: a later version may ask for more than what is remembered.
+    about = "\n".join([output([path, "-c", FINGERPRINT]) or "", boot or "", recipe or "", CHECK] + modules)
+    fingerprint = hashlib.sha256(about.encode()).hexdigest()
+    if modules and fingerprint == KNOWN_FINGERPRINT:
+        return {"fingerprint": fingerprint, "unchanged": True}
     try:
         done = subprocess.run(
             [path, "-c", CHECK] + modules,
@@ -191,10 +238,8 @@ def environment(python: str, modules: List[str]) -> Dict[str, Any]:
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
         return {"error": "%s ended with status %d: %s" % (python, done.returncode, last[0])}
     answer: Dict[str, Any] = json.loads(done.stdout.decode(errors="replace").strip().splitlines()[-1])
-    recipe = (
-        read(os.path.join(os.path.dirname(os.path.dirname(path)), "recipe.json")) if "/" in path else None
-    )
     answer["recipe"] = json.loads(recipe) if recipe else None
+    answer["fingerprint"] = fingerprint
     return answer
 
 
@@ -215,7 +260,7 @@ def facts(python: str, modules: List[str]) -> Dict[str, Any]:
         "nv_tegra_release": read("/etc/nv_tegra_release"),
         "user": user.pw_name,
         "sudo": can_sudo(),
-        "memory_bytes": memory_bytes(),
+        **memory(),
         "disk_free_bytes": disk.f_bavail * disk.f_frsize,
         "cpu_count": len(os.sched_getaffinity(0)),
         "power_mode": power_mode(),

@@ -21,6 +21,7 @@ from testbed.hosts.facts import (
     parse_facts,
 )
 from testbed.hosts.fake import Answer, FakeTransport
+from testbed.hosts.remembered import recall
 
 NANO = {"name": "nano", "role": "device", "address": "x", "board": "jetson-orin-nano-8gb", "user": "nvidia"}
 
@@ -42,6 +43,7 @@ def raw_facts(**changes: Any) -> dict[str, Any]:
         "user": "nvidia",
         "sudo": True,
         "memory_bytes": 8 << 30,
+        "memory_free_bytes": 6 << 30,
         "disk_free_bytes": 100 << 30,
         "cpu_count": 6,
         "power_mode": "15W",
@@ -181,6 +183,52 @@ def test_an_interpreter_that_is_missing_is_a_fact(tmp_path: Path) -> None:
     found = probe.environment(sys.executable, ["json", "no_such_module"])
     assert list(found["modules"]) == ["json"]
     assert found["errors"] == {"no_such_module": "ModuleNotFoundError: No module named 'no_such_module'"}
+
+
+def test_what_could_be_imported_is_not_tried_again_while_nothing_changes(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    first = probe.environment(str(python), ["json"])
+    again = probe.environment(str(python), ["json"])
+    assert first == again
+    monkeypatch.setattr(probe, "KNOWN_FINGERPRINT", first["fingerprint"])
+    assert probe.environment(str(python), ["json"]) == {
+        "fingerprint": first["fingerprint"],
+        "unchanged": True,
+    }
+    # Something else is asked for, or something was installed since: everything is tried.
+    assert "unchanged" not in probe.environment(str(python), ["json", "csv"])
+    with monkeypatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(tmp_path / "more"))
+        (tmp_path / "more").mkdir()
+        assert "unchanged" not in probe.environment(str(python), ["json"])
+    # A recipe that was written since, such as at the end of a provisioning that was cut off.
+    (tmp_path / "recipe.json").write_text('{"digest": "d"}')
+    assert probe.environment(str(python), ["json"])["recipe"] == {"digest": "d"}
+
+
+def test_a_host_that_has_not_changed_answers_from_memory(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    whole = raw_facts()["environment"] | {"fingerprint": "ab" * 32}
+    before = gather_facts(host, FakeTransport("nano", [("python3", answer([1.0], environment=whole))]))
+    same = {"fingerprint": "ab" * 32, "unchanged": True}
+    fake = FakeTransport("nano", [("python3", answer([1.0], environment=same))])
+    after = gather_facts(host, fake, trust_memory=True)
+    assert (after.torch, after.cuda, after.environment) == (before.torch, before.cuda, before.environment)
+    command = facts_command(host, known="ab" * 32)
+    assert command.line() == facts_command(host).line()  # a dry run and the run after it show the same
+    assert b"KNOWN_FINGERPRINT = '" + b"ab" * 32 in command.stdin
+    # What failed is tried again each time.
+    broken = whole | {"errors": {"torch": "OSError: no libcudart"}, "fingerprint": "cd" * 32}
+    gather_facts(host, FakeTransport("nano", [("python3", answer([1.0], environment=broken))]))
+    assert recall(host)["fingerprint"] == "ab" * 32
 
 
 def test_facts_are_frozen(host: Host) -> None:
