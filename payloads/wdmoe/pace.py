@@ -9,10 +9,15 @@ from __future__ import annotations
 
 from typing import Iterable, NamedTuple, Optional
 
-__all__ = ["ExpertShape", "Pace"]
+__all__ = ["WEIGHT_BYTES", "ExpertShape", "Pace"]
 
 #: Operations of SiLU for one element (eta): negate, exponential, add, divide.
 ACTIVATION_OPERATIONS = 4
+
+
+#: Bytes of one weight, for weights that are held in another type than the computation's.
+WEIGHT_BYTES = {"int8": 1}
+_SCALE_BYTES = 4
 
 
 class ExpertShape(NamedTuple):
@@ -22,16 +27,26 @@ class ExpertShape(NamedTuple):
         hidden: Model width m.
         intermediate: Inner width m_h.
         element_bytes: Bytes of one number.
+        weight_bytes: Bytes of one weight where weights are held in another type, with a scale of four bytes for each
+            of their outputs; ``None`` where a weight is a number like any other.
     """
 
     hidden: int
     intermediate: int
     element_bytes: int
+    weight_bytes: Optional[int] = None
 
     @property
     def parameters(self) -> int:
         """The number of weights."""
         return 3 * self.hidden * self.intermediate
+
+    @property
+    def weights_bytes(self) -> int:
+        """The bytes of all weights, as a device holds them."""
+        if self.weight_bytes is None:
+            return self.parameters * self.element_bytes
+        return self.parameters * self.weight_bytes + _SCALE_BYTES * (2 * self.intermediate + self.hidden)
 
     def operations(self, tokens: int) -> int:
         """Return the operations for so many tokens; a multiplication and an addition count as two."""
@@ -41,7 +56,7 @@ class ExpertShape(NamedTuple):
     def traffic_bytes(self, tokens: int) -> int:
         """Return the bytes through memory: all weights once, each token's activations once."""
         activations = tokens * (2 * self.hidden + 3 * self.intermediate)
-        return (self.parameters + activations) * self.element_bytes
+        return self.weights_bytes + activations * self.element_bytes
 
 
 class Pace(NamedTuple):

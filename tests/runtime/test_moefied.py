@@ -17,7 +17,7 @@ from payloads.wdmoe.bs.spec import read_spec
 from payloads.wdmoe.decision import decider_of
 from payloads.wdmoe.families import FAMILIES
 from payloads.wdmoe.families.moefied import MoefiedLlamaConfig, MoefiedLlamaForCausalLM, register
-from payloads.wire.channel import Channel
+from payloads.wire.connection import Plain
 from testbed.artifacts.manifest import load_manifest
 from testbed.artifacts.shard import shard_model
 from testbed.config.folders import built_models_folder
@@ -103,7 +103,7 @@ def keep_best(lab, station, most):
     """Let a policy keep the best of each token's experts, as in a trial of this family."""
     dispatcher = station._dispatcher
     model = read_spec(lab.write_spec()).latency.limited(dispatcher.devices)
-    settings = {"renormalise": FAMILIES["moefied_llama"].renormalise, "kind": "top_k", "k": most}
+    settings = {"renormalise": FAMILIES["moefied_llama"].renormalise({}), "kind": "top_k", "k": most}
     dispatcher.decider = decider_of(settings, {"kind": "scenario"}, model, dispatcher.device_of, None)
 
 
@@ -216,22 +216,27 @@ def test_the_shared_part_is_computed_while_the_devices_work(
     monkeypatch.setattr(exchange, "_answer", noted("answer", exchange._answer))
     monkeypatch.setattr(exchange, "_send", noted("send", exchange._send))
     if not at_once:
-        send = Channel._send
+        send = Plain.send
         halved = set()
 
-        def send_a_little(channel, buffers):
-            if channel.name in halved:
-                halved.remove(channel.name)
-                return send(channel, buffers)
-            halved.add(channel.name)
+        def send_a_little(connection, buffers):
+            if connection not in station_ends:
+                return send(connection, buffers)
+            if connection in halved:
+                halved.remove(connection)
+                return send(connection, buffers)
+            halved.add(connection)
             first = memoryview(buffers[0]).cast("B")
-            assert send(channel, [first[:8]]) == []
+            assert send(connection, [first[:8]]) == []
             return [first[8:], *(memoryview(buffer).cast("B") for buffer in buffers[1:])]
 
-        monkeypatch.setattr(Channel, "_send", send_a_little)
+        station_ends = {channel.connection for channel in station._devices.channels.values()}
+        monkeypatch.setattr(Plain, "send", send_a_little)
     got = forward(station.model, PROMPT[:1])
     assert (got - forward(local(split), PROMPT[:1])).abs().max() <= 1e-5
-    layer = ["send"] * 3 + (["beside"] + ["answer"] * 3 if at_once else ["answer"] * 3 + ["beside"])
+    asked = len(station._dispatcher.devices)
+    layer = ["send"] * asked
+    layer += ["beside"] + ["answer"] * asked if at_once else ["answer"] * asked + ["beside"]
     assert order == layer * 3
 
 

@@ -6,17 +6,22 @@ of every expert is overheard by a hook, since only its choice is handed on to th
 
 from __future__ import annotations
 
+import json
 import re
+from functools import partial
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Callable, Dict, Optional
 
 import torch
 from torch import nn
 
 from payloads.wdmoe.bs.remote import Beside, Dispatcher
-from payloads.wdmoe.families import Family
+from payloads.wdmoe.families import Family, ModelShape
 
 __all__ = ["RemoteExperts", "load_model"]
+
+#: What the shared experts of a block make of the tokens (N, H).
+Shared = Callable[[Any, torch.Tensor], torch.Tensor]
 
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 
@@ -25,7 +30,7 @@ class RemoteExperts(nn.Module):
     """Takes the place of a model's experts: no parameters, every call goes to the devices.
 
     Attributes:
-        number: The layer's number; known once the model is built.
+        number: The layer's number among those with experts, from 0; known once the model is built.
         dispatcher: What sends it out.
         family: What makes scores of what the layer's router returned.
         heard: What that was, for the tokens that come next.
@@ -37,6 +42,10 @@ class RemoteExperts(nn.Module):
         self.dispatcher: Optional[Dispatcher] = None
         self.family: Optional[Family] = None
         self.heard: Any = None
+
+    def attach(self, number: int, family: Family, dispatcher: Dispatcher) -> None:
+        """Tell the layer its number, its family, and what sends it out."""
+        self.number, self.family, self.dispatcher = number, family, dispatcher
 
     def hear(self, _router: nn.Module, _given: Any, output: Any) -> None:
         """Keep what the layer's router returned: a forward hook."""
@@ -53,8 +62,9 @@ class RemoteExperts(nn.Module):
         if self.dispatcher is None:
             raise RuntimeError("the layer was not attached to a dispatcher")
         scores = None
-        if self.dispatcher.decider is not None and self.family is not None:
-            scores = self.family.router_scores(self.heard)
+        heard, self.heard = self.heard, None  # of these tokens only, and no memory of theirs is kept
+        if self.dispatcher.wants_scores and self.family is not None:
+            scores = self.family.router_scores(heard)
         return self.dispatcher.layer(self.number, hidden_states, top_k_index, top_k_weights, scores, beside)
 
 
@@ -65,6 +75,10 @@ def load_model(folder: Path, family: Family, dtype: str, dispatcher: Dispatcher)
 
     Returns:
         The model, in evaluation mode, its layers of experts attached to ``dispatcher``.
+
+    Raises:
+        ConfigError: The configuration lacks a number.
+        RuntimeError: The model that was built has other layers of experts than the configuration says.
     """
     from transformers import AutoModelForCausalLM
     from transformers.monkey_patching import register_patch_mapping, unregister_patch_mapping
@@ -80,24 +94,51 @@ def load_model(folder: Path, family: Family, dtype: str, dispatcher: Dispatcher)
     finally:
         unregister_patch_mapping([family.experts_class])
     model.eval().requires_grad_(False)
-    layers: Dict[int, RemoteExperts] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, RemoteExperts):
-            module.number = _layer_of(name)
-            module.dispatcher = dispatcher
-            module.family = family
-            layers[module.number] = module
-    heard = set()
-    for name, module in model.named_modules():
-        if type(module).__name__ == family.router_class:
-            number = _layer_of(name)
-            module.register_forward_hook(layers[number].hear)
-            heard.add(number)
-    if heard != set(layers):
-        raise RuntimeError(
-            f"{len(layers)} layers of experts and {len(heard)} routers ({family.router_class})"
-        )
+    _attach(model, family, dispatcher, family.shape(json.loads((folder / "config.json").read_text())))
     return model
+
+
+def _attach(model: Any, family: Family, dispatcher: Dispatcher, shape: ModelShape) -> None:
+    """Tell each layer of experts its number, what sends it out, and what its router says."""
+    experts: Dict[int, RemoteExperts] = {}
+    routers: Dict[int, nn.Module] = {}
+    blocks: Dict[int, Any] = {}
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        if isinstance(module, RemoteExperts):
+            experts[_layer_of(name)] = module
+        elif kind == family.router_class:
+            routers[_layer_of(name)] = module
+        elif kind == family.block_class:
+            blocks[_layer_of(name)] = module
+    wanted = set(shape.moe_layers)
+    if set(experts) != wanted or set(routers) != wanted:
+        raise RuntimeError(
+            f"expected {len(wanted)} layers with experts, got {len(experts)} with {family.experts_class} "
+            f"and {len(routers)} with {family.router_class}"
+        )
+    for number, layer in enumerate(shape.moe_layers):
+        experts[layer].attach(number, family, dispatcher)
+        routers[layer].register_forward_hook(experts[layer].hear)
+    if family.shared is None:
+        return
+    if set(blocks) != wanted:
+        raise RuntimeError(
+            f"expected {len(wanted)} layers with experts, got {len(blocks)} of {family.block_class}"
+        )
+    for block in blocks.values():
+        block.forward = partial(_block_forward, block, family.shared)
+
+
+def _block_forward(block: Any, shared: Shared, hidden_states: torch.Tensor) -> torch.Tensor:
+    """Take the place of the forward of a block with shared experts: they run while the devices work.
+
+    The model's own forward has them before or after the others. The sum of both is the same to the bit.
+    """
+    rows = hidden_states.reshape(-1, hidden_states.shape[-1])
+    _, weights, index = block.gate(rows)
+    total: torch.Tensor = block.experts(rows, index, weights, lambda _served: shared(block, rows))
+    return total.reshape(hidden_states.shape)
 
 
 def _layer_of(name: str) -> int:

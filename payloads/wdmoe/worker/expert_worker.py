@@ -1,7 +1,7 @@
 """The worker of a device: holds experts, computes what the base station dispatches.
 
     python -m payloads.wdmoe.worker.expert_worker --wanted ~/.testbed/shards.json --listen 0.0.0.0:7070 \
-        --key-file ~/.testbed/key
+        --tls ~/.testbed/tls
 
 Needs torch and the standard library. A dispatch for experts that are not here is answered with an error;
 a frame that breaks the format closes its connection; the worker goes on.
@@ -10,23 +10,28 @@ a frame that breaks the format closes its connection; the worker goes on.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import json
+import os
 import signal
 import sys
 import time
 import traceback
 from pathlib import Path
-from typing import List, Optional, Sequence
+from typing import List, Optional, Sequence, Tuple
 
 import torch
 
+from payloads.metrics_http import MetricsServer
 from payloads.services.ready import announce_ready
 from payloads.wdmoe.pace import Pace
 from payloads.wdmoe.worker.busy import BusyCounter, wait_until
 from payloads.wdmoe.worker.compute import ExpertBank, NotHeldError
+from payloads.wdmoe.worker.metrics import WorkerMetrics
 from payloads.wdmoe.worker.shards import ShardError, WantedList, describe, load_experts, read_wanted
-from payloads.wire.auth import AuthError, read_key
+from payloads.wire.auth import AuthError
+from payloads.wire.credentials import add_credentials, credentials_of
 from payloads.wire.frames import (
     Buffer,
     Dispatch,
@@ -68,8 +73,13 @@ class Worker:
         self._shape = wanted.shape()
         self._pace = pace
         self._busy = busy
+        self._metrics: Optional[WorkerMetrics] = None
         paced = {"ops_per_s": pace.ops_per_s, "bytes_per_s": pace.bytes_per_s}
         self.description = json.dumps({**describe(wanted, experts), "pace": paced}).encode()
+
+    def count_in(self, metrics: WorkerMetrics) -> None:
+        """Count dispatches in metrics from now on."""
+        self._metrics = metrics
 
     def handle(self, header: Header, payload: memoryview, received_ns: int) -> Sequence[Buffer]:
         """Answer one frame.
@@ -86,10 +96,14 @@ class Worker:
             return self._compute(dispatch, received_ns, header.sequence)
         except NotHeldError as error:
             print(f"{NAME}: layer {dispatch.layer}: {error}", file=sys.stderr, flush=True)
+            if self._metrics is not None:
+                self._metrics.not_held.add()
             return [pack_error(str(error), header.sequence)]
         except Exception as error:
             # Such as memory that ran out: logged in full, told to the base station, and no end of the service.
             traceback.print_exc()
+            if self._metrics is not None:
+                self._metrics.failed.add()
             return [pack_error(f"{type(error).__name__}: {error}", header.sequence)]
 
     def _compute(self, dispatch: Dispatch, received_ns: int, sequence: int) -> List[Buffer]:
@@ -106,6 +120,8 @@ class Worker:
         head = pack_result(
             dispatch, received_ns, started_ns, computed_ns, time.monotonic_ns(), late, sequence
         )
+        if self._metrics is not None:
+            self._metrics.answered(time.monotonic_ns() - received_ns, worked_ns, sum(dispatch.counts))
         return [head, answer]
 
 
@@ -113,14 +129,16 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run a worker until SIGTERM; return the exit status."""
     options = _parse(arguments)
     torch.set_num_threads(1)
+    _give_way()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         wanted = read_wanted(options.wanted)
-        read_key(options.key_file)
+        credentials = credentials_of(options)
         objects = options.objects or options.wanted.parent / "objects"
         pace = Pace(options.pace_ops_per_s, options.pace_bytes_per_s)
         worker = Worker(wanted, objects, pace, _busy_counter(options.busy_file), _device(options.device))
-        server = Server(listen(*options.listen), options.key_file, worker.handle, NAME)
+        server = Server(listen(*options.listen), credentials, worker.handle, NAME)
+        shown = _show_metrics(worker, server, options.metrics)
     except (ShardError, AuthError, NotHeldError, OSError) as error:
         print(f"{NAME}: {error}", file=sys.stderr)
         return 1
@@ -136,7 +154,36 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         server.serve()
     finally:
         server.close()
+        if shown is not None:
+            shown.close()
     return 0
+
+
+def _show_metrics(
+    worker: Worker, server: Server, address: Optional[Tuple[str, int]]
+) -> Optional[MetricsServer]:
+    """Serve a worker's metrics where an address is given."""
+    if address is None:
+        return None
+    metrics = WorkerMetrics(json.loads(worker.description))
+    metrics.follow(server)
+    worker.count_in(metrics)
+    shown = MetricsServer(metrics.metrics, address)
+    print(
+        f"{NAME}: metrics at http://{':'.join(map(str, shown.address))}/metrics", file=sys.stderr, flush=True
+    )
+    return shown
+
+
+def _give_way() -> None:
+    """Do not push aside whoever hands over the work.
+
+    Where a base station shares the processor, as in the emulated lab, it would stand still in the middle of asking the
+    devices, until the first of them has computed.
+    """
+    # For speed only: a container may forbid it.
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _busy_counter(path: Optional[Path]) -> Optional[BusyCounter]:
@@ -162,9 +209,15 @@ def _parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument("--wanted", type=path, required=True, help="the wanted list")
     parser.add_argument("--objects", type=path, help="the objects' folder; default: beside the wanted list")
     parser.add_argument("--listen", type=parse_listen, required=True, metavar="ADDRESS:PORT")
-    parser.add_argument("--key-file", type=path, required=True, help="the data plane's key")
+    add_credentials(parser)
     parser.add_argument("--pace-ops-per-s", type=_positive, help="compute no faster than this")
     parser.add_argument("--pace-bytes-per-s", type=_positive, help="read memory no faster than this")
+    parser.add_argument(
+        "--metrics",
+        type=parse_listen,
+        metavar="ADDRESS:PORT",
+        help="serve Prometheus metrics there, such as at 127.0.0.1:7079; off by default",
+    )
     parser.add_argument("--busy-file", type=path, help="counter of the nanoseconds spent busy")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to compute")
     return parser.parse_args(arguments)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 
-from payloads.wdmoe.pace import ExpertShape
+from payloads.wdmoe.pace import WEIGHT_BYTES, ExpertShape
 from payloads.wdmoe.tensors import TensorFile, TensorFileError
+from payloads.wdmoe.worker.products import Matrix
 from payloads.wire.frames import DTYPE_BYTES
 
 __all__ = ["ExpertWeights", "ShardError", "WantedExpert", "WantedList", "load_experts", "read_wanted"]
@@ -44,6 +45,7 @@ class WantedList(NamedTuple):
         intermediate_size: Inner width I.
         activation: Name of the activation.
         experts: The experts.
+        weights: How the experts' weights are held, where it is not in ``dtype``: ``int8``.
     """
 
     model: str
@@ -53,22 +55,24 @@ class WantedList(NamedTuple):
     intermediate_size: int
     activation: str
     experts: Tuple[WantedExpert, ...]
+    weights: Optional[str] = None
 
     def shape(self) -> ExpertShape:
         """Return the size of one expert."""
-        return ExpertShape(self.hidden_size, self.intermediate_size, DTYPE_BYTES[self.dtype])
+        weight_bytes = None if self.weights is None else WEIGHT_BYTES[self.weights]
+        return ExpertShape(self.hidden_size, self.intermediate_size, DTYPE_BYTES[self.dtype], weight_bytes)
 
 
 class ExpertWeights(NamedTuple):
-    """An expert's weights, as views that a row vector is multiplied with.
+    """An expert's weights.
 
     Attributes:
-        gate_up: Shape (H, 2I).
-        down: Shape (I, H).
+        gate_up: (H, 2I).
+        down: (I, H).
     """
 
-    gate_up: torch.Tensor
-    down: torch.Tensor
+    gate_up: Matrix
+    down: Matrix
 
 
 def read_wanted(path: Path) -> WantedList:
@@ -90,6 +94,7 @@ def read_wanted(path: Path) -> WantedList:
             intermediate_size=int(value["intermediate_size"]),
             activation=str(value["activation"]),
             experts=experts,
+            weights=value.get("weights"),
         )
     except OSError as error:
         raise ShardError(f"cannot read the wanted list {path}: {error.strerror}") from error
@@ -97,13 +102,15 @@ def read_wanted(path: Path) -> WantedList:
         raise ShardError(f"the wanted list {path} is damaged: {error!r}") from error
     if wanted.dtype not in DTYPE_BYTES:
         raise ShardError(f"the wanted list {path} names an unknown element type: {wanted.dtype}")
+    if wanted.weights is not None and wanted.weights not in WEIGHT_BYTES:
+        raise ShardError(f"the wanted list {path} names unknown weights: {wanted.weights!r}")
     return wanted
 
 
 def load_experts(
     wanted: WantedList, objects: Path, device: torch.device
 ) -> Dict[Tuple[int, int], ExpertWeights]:
-    """Load every wanted expert, converted to the run's element type.
+    """Load every wanted expert, converted to the run's element type; int8 weights stay as they are.
 
     Args:
         wanted: The wanted list.
@@ -119,11 +126,14 @@ def load_experts(
 def describe(wanted: WantedList, experts: Dict[Tuple[int, int], ExpertWeights]) -> Dict[str, Any]:
     """Return what a worker says of itself to the base station."""
     held: List[List[int]] = [list(key) for key in sorted(experts)]
-    parameters = sum(weights.gate_up.numel() + weights.down.numel() for weights in experts.values())
+    parameters = sum(
+        weights.gate_up.weight.numel() + weights.down.weight.numel() for weights in experts.values()
+    )
     return {
         "model": wanted.model,
         "manifest": wanted.manifest,
         "dtype": wanted.dtype,
+        "weights": wanted.weights,
         "hidden_size": wanted.hidden_size,
         "experts": held,
         "parameters": parameters,
@@ -133,16 +143,41 @@ def describe(wanted: WantedList, experts: Dict[Tuple[int, int], ExpertWeights]) 
 def _load(wanted: WantedList, expert: WantedExpert, objects: Path, device: torch.device) -> ExpertWeights:
     name = f"layer {expert.layer} expert {expert.expert}"
     path = objects / expert.object
-    dtype: torch.dtype = getattr(torch, wanted.dtype)
     try:
         with TensorFile(path) as file:
-            gate_up = file.tensor("gate_up_proj", dtype)
-            down = file.tensor("down_proj", dtype)
+            gate_up = _matrix(file, "gate_up", wanted, device)
+            down = _matrix(file, "down", wanted, device)
     except OSError as error:
         raise ShardError(f"the object of {name} is missing: {path}; deploy again") from error
     except TensorFileError as error:
         raise ShardError(f"the object of {name} is damaged: {error}; deploy again") from error
     wide, narrow = wanted.intermediate_size, wanted.hidden_size
-    if tuple(gate_up.shape) != (2 * wide, narrow) or tuple(down.shape) != (narrow, wide):
+    if not (_fits(gate_up, narrow, 2 * wide) and _fits(down, wide, narrow)):
         raise ShardError(f"the object of {name} has another shape than the wanted list says: {path}")
-    return ExpertWeights(gate_up.to(device).t(), down.to(device).t())
+    return ExpertWeights(gate_up, down)
+
+
+def _matrix(file: TensorFile, part: str, wanted: WantedList, device: torch.device) -> Matrix:
+    """Read one matrix of an expert.
+
+    Raises:
+        TensorFileError: It is not there, or its element type is another one.
+    """
+    key = f"{part}_proj"
+    held = file.info(key).dtype
+    quantised = wanted.weights == "int8"
+    if (held == "I8") != quantised:
+        raise TensorFileError(
+            f"{file.path}: {key} is {'int8' if held == 'I8' else held}, "
+            f"the wanted list says {wanted.weights or wanted.dtype}"
+        )
+    if not quantised:
+        dtype: torch.dtype = getattr(torch, wanted.dtype)
+        return Matrix(file.tensor(key, dtype).to(device).t())
+    scale = file.tensor(f"{part}_scale", torch.float32).to(device)
+    return Matrix(file.tensor(key).to(device).t(), scale)
+
+
+def _fits(matrix: Matrix, inputs: int, outputs: int) -> bool:
+    right = tuple(matrix.weight.shape) == (inputs, outputs)
+    return right and (matrix.scale is None or tuple(matrix.scale.shape) == (outputs,))

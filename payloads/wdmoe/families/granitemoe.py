@@ -1,0 +1,19 @@
+"""GraniteMoE: published with all experts of a layer in one tensor, under names of its own."""
+
+from __future__ import annotations
+
+from payloads.wdmoe.families.base import Family, key_patterns
+
+FAMILY = Family(
+    name="granitemoe",
+    experts_class="GraniteMoeExperts",
+    router_class="GraniteMoeTopKRouter",
+    keys=key_patterns("block_sparse_moe", fused="input_linear|output_linear"),
+    config_keys={
+        "experts": "num_local_experts",
+        "experts_per_token": "num_experts_per_tok",
+        "hidden_size": "hidden_size",
+        "intermediate_size": "intermediate_size",
+        "vocabulary": "vocab_size",
+    },
+)

@@ -1,0 +1,150 @@
+"""The experts of a device: products with int8 weights, and what a wanted list and its objects must say."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from payloads.wdmoe.pace import ExpertShape, Pace
+from payloads.wdmoe.tensors import encode_header
+from payloads.wdmoe.worker import products
+from payloads.wdmoe.worker.products import Matrix, Products
+from payloads.wdmoe.worker.shards import ShardError, describe, load_experts, read_wanted
+
+CPU = torch.device("cpu")
+HIDDEN, INNER = 6, 10
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 5),
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.sampled_from(["float32", "bfloat16", "float16"]),
+    st.integers(1, 300),
+    st.integers(0, 2**32),
+)
+def test_int8_products_are_those_of_the_scaled_weights(tokens, inputs, outputs, dtype, block, seed):
+    draw = torch.Generator().manual_seed(seed)
+    element = getattr(torch, dtype)
+    whole = torch.randint(-127, 128, (outputs, inputs), generator=draw, dtype=torch.int8)
+    scale = torch.rand(outputs, generator=draw) * 0.01
+    scale[0] = 0.0
+    rows = torch.randn(tokens, inputs, generator=draw).to(element)
+    out = torch.full((tokens, outputs), torch.nan, dtype=element)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(products._BLOCK_WEIGHTS, "cpu", block)
+        Products().multiply(rows, Matrix(whole.t(), scale), out)
+    weights = whole.double() * scale.double()[:, None]
+    exact = rows.double() @ weights.t()
+    # Each of a few roundings is one of the element type, against the sum of what was added.
+    allowed = (rows.double().abs() @ weights.abs().t()) * 4 * torch.finfo(element).eps
+    assert ((out.double() - exact).abs() <= allowed + torch.finfo(element).tiny).all()
+
+
+def test_int8_products_in_float16_do_not_leave_its_range():
+    rows = torch.full((1, 64), 40.0, dtype=torch.float16)
+    whole = torch.full((8, 64), 127, dtype=torch.int8)
+    out = torch.empty(1, 8, dtype=torch.float16)
+    Products().multiply(rows, Matrix(whole.t(), torch.full((8,), 1e-4)), out)
+    assert out.float().allclose(torch.tensor(40.0 * 64 * 127e-4), rtol=2e-3)
+
+
+def test_memory_for_blocks_is_kept():
+    kept = Products()
+    matrix = Matrix(torch.ones(INNER, HIDDEN, dtype=torch.int8).t(), torch.ones(INNER))
+    for _ in range(3):
+        kept.multiply(torch.ones(2, HIDDEN), matrix, torch.empty(2, INNER))
+    assert len(kept._blocks) == 1
+
+
+def test_int8_weights_are_a_quarter_of_the_bytes_of_float32():
+    whole, narrow = ExpertShape(HIDDEN, INNER, 4), ExpertShape(HIDDEN, INNER, 4, 1)
+    assert whole.weights_bytes == 4 * 3 * HIDDEN * INNER
+    assert narrow.weights_bytes == 3 * HIDDEN * INNER + 4 * (2 * INNER + HIDDEN)
+    activations = whole.traffic_bytes(5) - whole.traffic_bytes(0)
+    assert narrow.traffic_bytes(5) == narrow.weights_bytes + activations
+    assert Pace(None, 1.0).seconds(narrow, [5]) == narrow.traffic_bytes(5)
+    assert narrow.operations(3) == whole.operations(3)
+
+
+def write_object(folder, tensors):
+    data = encode_header({name: (kind, tuple(value.shape)) for name, (kind, value) in tensors.items()}, {})
+    data += b"".join(value.contiguous().numpy().tobytes() for _, value in tensors.values())
+    (folder / "objects").mkdir(exist_ok=True)
+    (folder / "objects" / "one").write_bytes(data)
+
+
+def int8_tensors():
+    return {
+        "gate_up_proj": ("I8", torch.ones(2 * INNER, HIDDEN, dtype=torch.int8)),
+        "gate_up_scale": ("F32", torch.ones(2 * INNER)),
+        "down_proj": ("I8", torch.ones(HIDDEN, INNER, dtype=torch.int8)),
+        "down_scale": ("F32", torch.ones(HIDDEN)),
+    }
+
+
+def write_wanted(folder, **changes):
+    value = {
+        "model": "m",
+        "manifest": "d",
+        "dtype": "bfloat16",
+        "hidden_size": HIDDEN,
+        "intermediate_size": INNER,
+        "activation": "silu",
+        "weights": "int8",
+        "experts": [{"layer": 0, "expert": 3, "object": "one"}],
+        **changes,
+    }
+    (folder / "shards.json").write_text(json.dumps(value))
+    return folder / "shards.json"
+
+
+def test_int8_weights_stay_int8_in_memory(tmp_path):
+    write_object(tmp_path, int8_tensors())
+    wanted = read_wanted(write_wanted(tmp_path))
+    experts = load_experts(wanted, tmp_path / "objects", CPU)
+    (held,) = experts.values()
+    assert held.gate_up.weight.dtype == held.down.weight.dtype == torch.int8
+    assert held.gate_up.weight.shape == (HIDDEN, 2 * INNER)
+    assert wanted.shape() == ExpertShape(HIDDEN, INNER, 2, 1)
+    said = describe(wanted, experts)
+    assert (said["weights"], said["parameters"], said["experts"]) == ("int8", 3 * HIDDEN * INNER, [[0, 3]])
+
+
+def test_a_wanted_list_from_before_there_was_int8_is_read(tmp_path):
+    path = write_wanted(tmp_path)
+    value = json.loads(path.read_text())
+    del value["weights"]
+    path.write_text(json.dumps(value))
+    assert read_wanted(path).weights is None
+
+
+def test_unknown_weights_are_refused(tmp_path):
+    with pytest.raises(ShardError, match="unknown weights: 'int3'"):
+        read_wanted(write_wanted(tmp_path, weights="int3"))
+
+
+def test_objects_that_are_not_what_the_list_says_are_refused(tmp_path):
+    objects = tmp_path / "objects"
+    write_object(tmp_path, int8_tensors())
+    with pytest.raises(ShardError, match="gate_up_proj is int8, the wanted list says bfloat16; deploy again"):
+        load_experts(read_wanted(write_wanted(tmp_path, weights=None)), objects, CPU)
+    wanted = read_wanted(write_wanted(tmp_path))
+    floats = {
+        "gate_up_proj": ("F32", torch.ones(2 * INNER, HIDDEN)),
+        "down_proj": ("F32", torch.ones(HIDDEN, INNER)),
+    }
+    write_object(tmp_path, floats)
+    with pytest.raises(ShardError, match="gate_up_proj is F32, the wanted list says int8"):
+        load_experts(wanted, objects, CPU)
+    write_object(tmp_path, {k: v for k, v in int8_tensors().items() if k != "down_scale"})
+    with pytest.raises(ShardError, match="does not hold down_scale"):
+        load_experts(wanted, objects, CPU)
+    write_object(tmp_path, {**int8_tensors(), "down_scale": ("F32", torch.ones(HIDDEN + 1))})
+    with pytest.raises(ShardError, match="another shape"):
+        load_experts(wanted, objects, CPU)
