@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Dict, Mapping, NamedTuple, Optional, Tupl
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["TORCH_NAMES", "TensorFile", "TensorFileError", "TensorInfo", "encode_header"]
+__all__ = ["TORCH_NAMES", "TensorFile", "TensorFileError", "TensorInfo", "encode_header", "read_header"]
 
 MAX_HEADER_BYTES = 100_000_000
 #: Element types by their name in the format: bytes, and the name in torch.
@@ -82,7 +82,8 @@ class TensorFile:
             except ValueError as error:
                 raise TensorFileError(f"{path} is empty") from error
         try:
-            self.tensors = _parse(path, self._map)
+            length = _header_bytes(path, self._map[:8], len(self._map))
+            self.tensors = _parse(path, self._map[8 : 8 + length], len(self._map))
         except BaseException:
             self._map.close()
             raise
@@ -108,11 +109,6 @@ class TensorFile:
         except KeyError:
             raise TensorFileError(f"{self.path} does not hold {name}") from None
 
-    def read(self, name: str) -> memoryview:
-        """Return a tensor's bytes, without a copy; release the view before the file is closed."""
-        info = self.info(name)
-        return memoryview(self._map)[info.start : info.end]
-
     def tensor(self, name: str, dtype: Optional[torch.dtype] = None) -> torch.Tensor:
         """Return a copy of a tensor, converted to ``dtype`` if given."""
         import torch
@@ -122,6 +118,20 @@ class TensorFile:
             self._map, dtype=getattr(torch, TORCH_NAMES[info.dtype]), count=info.elements, offset=info.start
         )
         return source.to(dtype or source.dtype, copy=True).reshape(info.shape)
+
+
+def read_header(path: Path) -> Dict[str, TensorInfo]:
+    """Return where the tensors of a file are; nothing but its header is read.
+
+    Raises:
+        TensorFileError: It is no safetensors file, or not a whole one.
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        start = file.read(8)
+        length = _header_bytes(path, start, size)
+        return _parse(path, file.read(length), size)
 
 
 def encode_header(tensors: Mapping[str, Tuple[str, Tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
@@ -142,16 +152,20 @@ def encode_header(tensors: Mapping[str, Tuple[str, Tuple[int, ...]]], metadata: 
     return struct.pack("<Q", len(text)) + text
 
 
-def _parse(path: Path, data: mmap.mmap) -> Dict[str, TensorInfo]:
-    size = len(data)
-    length = struct.unpack_from("<Q", data)[0] if size >= 8 else -1
+def _header_bytes(path: Path, start: bytes, size: int) -> int:
+    """Return the header's length from the first bytes of a file of ``size`` bytes."""
+    length: int = struct.unpack_from("<Q", start)[0] if len(start) >= 8 else -1
     if not 0 <= length <= min(size - 8, MAX_HEADER_BYTES):
         raise TensorFileError(f"{path} is not a safetensors file, or its end is missing")
+    return length
+
+
+def _parse(path: Path, header: bytes, size: int) -> Dict[str, TensorInfo]:
     try:
-        header = json.loads(data[8 : 8 + length].decode())
-        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        tensors = {name: _info(entry, 8 + length) for name, entry in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        entries = json.loads(header.decode())
+        entries = {name: entry for name, entry in entries.items() if name != "__metadata__"}
+        tensors = {name: _info(entry, 8 + len(header)) for name, entry in entries.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise TensorFileError(f"{path}: the header is damaged: {error}") from error
     for name, info in tensors.items():
         if info.end > size:

@@ -1,1 +1,1 @@
-"""Content-addressed objects, sharding and placement."""
+"""Content-addressed objects: splitting a checkpoint into them."""

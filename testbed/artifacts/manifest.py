@@ -9,11 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from payloads.wdmoe.pace import WEIGHT_BYTES
 from testbed.errors import InputError
 
-__all__ = ["BaseFile", "ExpertObject", "Manifest", "load_manifest", "manifest_from_json"]
+__all__ = ["WEIGHTS", "BaseFile", "ExpertObject", "Manifest", "load_manifest", "manifest_from_json"]
 
-FORMAT = 1
+FORMAT = 2
+#: How the experts' weights may be held, other than in the checkpoint's element type.
+WEIGHTS = tuple(WEIGHT_BYTES)
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Manifest:
         model: The model's name.
         family: Its family, as in ``payloads.wdmoe.families``.
         dtype: Element type of the experts in the checkpoint.
-        layers: Number of layers.
+        layers: Number of layers with experts; everywhere but in ``moe_layers`` they are numbered from 0.
         experts_per_layer: Experts in each layer.
         experts_per_token: How many the router picks.
         hidden_size: Model width H.
@@ -67,6 +70,9 @@ class Manifest:
         expert_parameters: Parameters of one expert.
         experts: Every expert, by layer and number.
         base_station: The base station's files.
+        moe_layers: For each layer, the layer of the checkpoint that it is; left empty, each is its own.
+        weights: ``int8`` where the experts are 8 bits with a scale for each row, ``None`` where they are as in the
+            checkpoint.
     """
 
     model: str
@@ -83,6 +89,12 @@ class Manifest:
     expert_parameters: int
     experts: tuple[ExpertObject, ...]
     base_station: tuple[BaseFile, ...]
+    moe_layers: tuple[int, ...] = ()
+    weights: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.moe_layers:
+            object.__setattr__(self, "moe_layers", tuple(range(self.layers)))
 
     @property
     def parameters(self) -> int:
@@ -134,16 +146,27 @@ def manifest_from_json(value: Mapping[str, Any], path: Path) -> Manifest:
     try:
         fields["experts"] = tuple(ExpertObject(**entry) for entry in fields["experts"])
         fields["base_station"] = tuple(BaseFile(**entry) for entry in fields["base_station"])
+        fields["moe_layers"] = tuple(int(layer) for layer in fields["moe_layers"])
         manifest = Manifest(**fields)
-    except (KeyError, TypeError) as error:
+        wanted = {(layer, e) for layer in range(manifest.layers) for e in range(manifest.experts_per_layer)}
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path}: the manifest is damaged: {error}", hint="Run `testbed shard` again."
         ) from error
-    wanted = {
-        (layer, expert) for layer in range(manifest.layers) for expert in range(manifest.experts_per_layer)
-    }
     if {(entry.layer, entry.expert) for entry in manifest.experts} != wanted:
         raise InputError(
             f"{path}: the manifest does not list every expert", hint="Run `testbed shard` again."
+        )
+    if len(manifest.moe_layers) != manifest.layers or list(manifest.moe_layers) != sorted(
+        set(manifest.moe_layers)
+    ):
+        raise InputError(
+            f"{path}: moe_layers does not name {manifest.layers} layers of the checkpoint, one after the other",
+            hint="Run `testbed shard` again.",
+        )
+    if manifest.weights is not None and manifest.weights not in WEIGHTS:
+        raise InputError(
+            f"{path}: weights: expected null or {' or '.join(WEIGHTS)}, got {manifest.weights!r}",
+            hint="Run `testbed shard` again.",
         )
     return manifest

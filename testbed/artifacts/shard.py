@@ -1,45 +1,35 @@
 """Splitting a checkpoint: each expert one content-addressed object, and the rest for the base station.
 
-Only bytes are copied, in chunks: the experts keep the checkpoint's element type, and neither torch nor the
-whole model is ever in memory. An expert's object is a safetensors file with ``gate_up_proj`` (2I, H) and
-``down_proj`` (H, I). Both the published layout (three matrices for each expert) and the fused one are read.
+A checkpoint may be far larger than the memory: it is read tensor by tensor, a few MiB at a time, once. The experts keep
+the checkpoint's element type or become 8 bits. A split that was cut off goes on where it was, and one that is done
+looks only at the sizes and times of its files.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from payloads.wdmoe.families import FAMILIES, ExpertKey, Family, ModelShape, family_of
-from payloads.wdmoe.tensors import TORCH_NAMES, TensorFile, TensorFileError, TensorInfo, encode_header
-from testbed.artifacts.manifest import BaseFile, ExpertObject, Manifest
+from payloads.wdmoe.families import ExpertKey
+from payloads.wdmoe.tensors import TORCH_NAMES
+from testbed.artifacts.checkpoint import Checkpoint, open_checkpoint, stamp_of
+from testbed.artifacts.making import Maker, check_room, still_there, workers_here
+from testbed.artifacts.manifest import WEIGHTS, BaseFile, ExpertObject, Manifest
+from testbed.artifacts.recipes import Recipe, Sources, recipes
+from testbed.artifacts.shard_journal import Made, ShardJournal, read_journal
 from testbed.errors import InputError
 
 __all__ = ["Sharded", "shard_model"]
 
-CHUNK_BYTES = 8 << 20
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-FLOATS = ("F32", "F16", "BF16")
-#: What the base station needs beside the weights, where the model has it.
-COMPANIONS = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
+#: Changes when equal checkpoints would give other objects than before.
+RECIPES_VERSION = 1
+#: In front of the digest of an object that nobody will name any more, in the journal.
+OLD = "old "
 
 
 @dataclass(frozen=True)
@@ -49,87 +39,26 @@ class Sharded:
     Attributes:
         manifest: The manifest.
         path: The manifest's file.
-        written: Objects that were new.
+        written: Objects that were made now.
         kept: Objects that were there already, and whole.
+        anew: Why nothing of an earlier split could be kept; empty where it could, or where there was none.
     """
 
     manifest: Manifest
     path: Path
     written: int
     kept: int
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """Some bytes: of a file, or given.
-
-    Attributes:
-        path: The file, or ``None``.
-        start: The first byte in it.
-        size: How many.
-        data: The bytes, where there is no file.
-    """
-
-    path: Path | None
-    start: int
-    size: int
-    data: bytes = b""
-
-    def chunks(self) -> Iterator[bytes]:
-        """Yield the bytes, a few MiB at a time."""
-        if self.path is None:
-            yield self.data
-            return
-        with self.path.open("rb") as file:
-            file.seek(self.start)
-            left = self.size
-            while left:
-                chunk = file.read(min(CHUNK_BYTES, left))
-                if not chunk:
-                    raise InputError(f"{self.path}: became shorter while it was read")
-                left -= len(chunk)
-                yield chunk
-
-
-@dataclass(frozen=True)
-class _Tensor:
-    """A tensor of the checkpoint, or a slice of one along its first dimension."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    piece: _Piece
-
-
-class _Store:
-    """The folder of objects."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.written = 0
-        self.kept = 0
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def add(self, pieces: Sequence[_Piece]) -> tuple[str, int]:
-        """Store an object, unless it is there and whole; return its sha256 and its size."""
-        digest = _digest(chunk for piece in pieces for chunk in piece.chunks())
-        size = sum(piece.size for piece in pieces)
-        path = self.folder / digest
-        there = path.is_file() and path.stat().st_size == size
-        if there and _digest(_Piece(path, 0, size).chunks()) == digest:
-            self.kept += 1
-            return digest, size
-        partial = path.with_suffix(".part")
-        with partial.open("wb") as file:
-            for piece in pieces:
-                for chunk in piece.chunks():
-                    file.write(chunk)
-        partial.replace(path)
-        self.written += 1
-        return digest, size
+    anew: str = ""
 
 
 def shard_model(
-    model: Path, out: Path, *, name: str = "", on_progress: Callable[[int, int], None] | None = None
+    model: Path,
+    out: Path,
+    *,
+    name: str = "",
+    experts: str | None = None,
+    workers: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Sharded:
     """Split a checkpoint into objects and write the manifest; what is there already is kept.
 
@@ -139,40 +68,49 @@ def shard_model(
         model: A folder in the Hugging Face layout, with safetensors.
         out: Where ``manifest.json`` and ``objects/`` go.
         name: The model's name; the folder's by default.
-        on_progress: Called with the experts done and all experts.
+        experts: ``int8`` for experts as 8 bits, with a scale for each row; ``None`` for experts as they are.
+        workers: How many objects are made at once; what suits this machine by default.
+        on_progress: Called with the bytes done and all bytes; from any thread, one call at a time.
 
     Raises:
-        InputError: There is no such model, its family is not known, or tensors are missing.
+        InputError: There is no such model, its family is not known, tensors are missing, it changed while it was
+            read, or the disk is too small.
+        OSError: A file cannot be read or written.
     """
-    config = _read_json(model / "config.json", f"no model at {model}: it has no config.json")
-    family = family_of(config)
-    if family is None:
-        known = ", ".join(sorted(FAMILIES))
-        raise InputError(f"{model}: the family {config.get('model_type')!r} is not known; known: {known}")
-    try:
-        shape = family.shape(config)
-    except KeyError as error:
-        raise InputError(f"{model / 'config.json'}: {error.args[0]} is missing") from error
-    tensors = _open_checkpoint(model)
-    found = {key: tensors[text] for text in tensors if (key := family.expert_key(text)) is not None}
-    dtype = _check_experts(model, shape, found)
-    with _only_writer(out):
-        store = _Store(out / "objects")
-        base = {text: tensors[text] for text in sorted(tensors) if family.expert_key(text) is None}
-        base_files = _store_base(model, base, store)
-        experts = []
-        for layer in range(shape.layers):
-            for expert in range(shape.experts):
-                digest, size = store.add(_expert_pieces(shape, found, layer, expert))
-                experts.append(ExpertObject(layer, expert, digest, size))
-                if on_progress:
-                    on_progress(len(experts), shape.layers * shape.experts)
-        manifest = _manifest(name or model.resolve().name, family, shape, dtype, base, experts, base_files)
+    if experts is not None and experts not in WEIGHTS:
+        raise InputError(f"experts: expected {' or '.join(WEIGHTS)}, got {experts!r}")
+    checkpoint = open_checkpoint(model)
+    wanted = recipes(checkpoint, experts)
+    with _only_writer(out), Sources() as sources:
+        objects = out / "objects"
+        objects.mkdir(exist_ok=True)
+        for part in [*objects.glob("[0-9]*.part"), out / "manifest.part", out / ".journal.part"]:
+            part.unlink(missing_ok=True)  # of a split that was cut off
+        head = {"recipes": RECIPES_VERSION, "experts": experts, "source": checkpoint.stamp}
+        journal_path = out / ".journal"
+        before, noted = read_journal(journal_path)
+        kept, old = _sorted_out(objects, noted, wanted, before == head)
+        missing = {recipe.name: recipe for recipe in wanted.values() if recipe.name not in kept}
+        check_room(objects, sum(recipe.size for recipe in missing.values()))
+        sources.open([*checkpoint.files, *checkpoint.companions])
+        with ShardJournal(journal_path, head, kept | old) as journal:
+            on_bytes = _counter(wanted, missing, on_progress)
+            made = Maker(objects, sources, journal, kept, on_bytes).make(missing, workers or workers_here())
+        if stamp_of([*checkpoint.companions, *checkpoint.files]) != checkpoint.stamp:
+            # What was made may be of either: from now on it is of no model at all, and goes with the next split.
+            ShardJournal(journal_path, {**head, "source": None}, kept | made | old).close()
+            raise InputError(
+                f"{checkpoint.folder}: the model changed while it was read",
+                hint="Wait until it is complete, and run it again.",
+            )
+        manifest = _manifest(name or model.resolve().name, checkpoint, experts, wanted, kept | made)
         path = out / "manifest.json"
-        partial = path.with_suffix(".part")
-        partial.write_text(manifest.to_json())
-        partial.replace(path)
-        return Sharded(manifest, path, store.written, store.kept)
+        _replace(path, manifest.to_json())
+        for digest in {entry.object for entry in old.values()} - set(manifest.objects()):
+            (objects / digest).unlink(missing_ok=True)
+        written = {entry.object for entry in made.values()}
+        there = {entry.object for entry in kept.values()} - written
+        return Sharded(manifest, path, len(written), len(there), _why_anew(before, head))
 
 
 @contextlib.contextmanager
@@ -183,19 +121,69 @@ def _only_writer(folder: Path) -> Iterator[None]:
         yield
 
 
+def _sorted_out(
+    objects: Path, noted: Mapping[str, Made], wanted: Mapping[Any, Recipe], same: bool
+) -> tuple[dict[str, Made], dict[str, Made]]:
+    """Return what of an earlier split into a folder can be kept, and what is to go once all is made.
+
+    Args:
+        objects: The folder of objects.
+        noted: What the folder's journal names.
+        wanted: What is to be made.
+        same: Whether the journal is of the same files, split in the same way.
+    """
+    names = {recipe.name for recipe in wanted.values()} if same else set()
+    kept = still_there(objects, {name: made for name, made in noted.items() if name in names})
+    old = {f"{OLD}{made.object}": made for name, made in noted.items() if name not in names}
+    return kept, old
+
+
+def _counter(
+    wanted: Mapping[Any, Recipe],
+    missing: Mapping[str, Recipe],
+    on_progress: Callable[[int, int], None] | None,
+) -> Callable[[int], None]:
+    """Return a function that adds up bytes and tells how far all of it is."""
+    whole = sum(recipe.size for recipe in wanted.values())
+    done = whole - sum(recipe.size for recipe in missing.values())
+    tell = on_progress or (lambda _done, _whole: None)
+    tell(done, whole)
+
+    def add(count: int) -> None:
+        nonlocal done
+        done += count
+        tell(done, whole)
+
+    return add
+
+
+def _why_anew(before: Mapping[str, Any] | None, head: Mapping[str, Any]) -> str:
+    if before is None or before == head:
+        return ""
+    if before.get("source") != head["source"]:
+        return "the model's files have changed since this folder was made"
+    return "the experts' weights were held otherwise in this folder"
+
+
 def _manifest(
     name: str,
-    family: Family,
-    shape: ModelShape,
-    dtype: str,
-    base: Mapping[str, _Tensor],
-    experts: Sequence[ExpertObject],
-    base_files: Sequence[BaseFile],
+    checkpoint: Checkpoint,
+    weights: str | None,
+    wanted: Mapping[ExpertKey | str, Recipe],
+    made: Mapping[str, Made],
 ) -> Manifest:
+    shape = checkpoint.shape
+    experts, base = [], []
+    for key, recipe in wanted.items():
+        entry = made[recipe.name]
+        if isinstance(key, ExpertKey):
+            experts.append(ExpertObject(key.layer, key.expert or 0, entry.object, entry.bytes))
+        else:
+            base.append(BaseFile(key, entry.object, entry.bytes))
     return Manifest(
         model=name,
-        family=family.name,
-        dtype=TORCH_NAMES[dtype],
+        family=checkpoint.family.name,
+        dtype=TORCH_NAMES[checkpoint.dtype],
         layers=shape.layers,
         experts_per_layer=shape.experts,
         experts_per_token=shape.experts_per_token,
@@ -203,133 +191,19 @@ def _manifest(
         intermediate_size=shape.intermediate_size,
         vocabulary=shape.vocabulary,
         activation=shape.activation,
-        base_parameters=sum(_elements(tensor.shape) for tensor in base.values()),
+        base_parameters=sum(tensor.elements for tensor in checkpoint.base.values()),
         expert_parameters=3 * shape.hidden_size * shape.intermediate_size,
         experts=tuple(experts),
-        base_station=tuple(base_files),
+        base_station=tuple(base),
+        moe_layers=shape.moe_layers,
+        weights=weights,
     )
 
 
-def _open_checkpoint(model: Path) -> dict[str, _Tensor]:
-    """Return every tensor of the checkpoint, by name; nothing but headers is read."""
-    if (model / INDEX_FILE).is_file():
-        index = _read_json(model / INDEX_FILE, f"{model / INDEX_FILE}: cannot be read")
-        files = sorted({Path(str(name)).name for name in index.get("weight_map", {}).values()})
-    else:
-        files = [SINGLE_FILE]
-    result: dict[str, _Tensor] = {}
-    for name in files:
-        path = model / name
-        if not path.is_file():
-            raise InputError(
-                f"{model}: {name} is missing", hint="Only checkpoints in safetensors files are read."
-            )
-        try:
-            with TensorFile(path) as file:
-                for text, info in file.tensors.items():
-                    result[text] = _whole(path, info)
-        except TensorFileError as error:
-            raise InputError(str(error), hint="Is the download complete?") from error
-    return result
-
-
-def _whole(path: Path, info: TensorInfo) -> _Tensor:
-    return _Tensor(info.dtype, info.shape, _Piece(path, info.start, info.end - info.start))
-
-
-def _check_experts(model: Path, shape: ModelShape, found: Mapping[ExpertKey, _Tensor]) -> str:
-    """Check that every expert is there with its shape; return the experts' element type."""
-    wide, narrow = shape.intermediate_size, shape.hidden_size
-    fused = any(key.expert is None for key in found)
-    shapes: dict[str, tuple[int, ...]]
-    if fused:
-        shapes = {"gate_up": (shape.experts, 2 * wide, narrow), "down": (shape.experts, narrow, wide)}
-    else:
-        shapes = {"gate": (wide, narrow), "up": (wide, narrow), "down": (narrow, wide)}
-    numbers: Sequence[int | None] = [None] if fused else range(shape.experts)
-    problems = []
-    for layer in range(shape.layers):
-        for expert in numbers:
-            place = f"layer {layer}" if expert is None else f"layer {layer}, expert {expert}"
-            for part, wanted in shapes.items():
-                tensor = found.get(ExpertKey(layer, expert, part))
-                if tensor is None:
-                    problems.append(f"{place}: {part} is missing")
-                elif tensor.shape != wanted:
-                    problems.append(f"{place}: {part} has shape {tensor.shape}, expected {wanted}")
-    if problems:
-        shown = problems[:10] + ([f"... and {len(problems) - 10} more"] if len(problems) > 10 else [])
-        raise InputError(f"{model}: the experts are not all there:", problems=shown)
-    dtypes = sorted({tensor.dtype for tensor in found.values()})
-    if len(dtypes) != 1 or dtypes[0] not in FLOATS:
-        raise InputError(f"{model}: experts of type {', '.join(dtypes)}; expected one of {', '.join(FLOATS)}")
-    return dtypes[0]
-
-
-def _expert_pieces(
-    shape: ModelShape, found: Mapping[ExpertKey, _Tensor], layer: int, expert: int
-) -> list[_Piece]:
-    """Return the bytes of an expert's object: a header, then gate, up and down."""
-    fused = found.get(ExpertKey(layer, None, "gate_up"))
-    if fused is not None:
-        parts = [_slice(fused, expert), _slice(found[ExpertKey(layer, None, "down")], expert)]
-    else:
-        parts = [found[ExpertKey(layer, expert, part)] for part in ("gate", "up", "down")]
-    wide, narrow = shape.intermediate_size, shape.hidden_size
-    header = encode_header(
-        {
-            "gate_up_proj": (parts[0].dtype, (2 * wide, narrow)),
-            "down_proj": (parts[0].dtype, (narrow, wide)),
-        },
-        {},
-    )
-    return [_given(header), *(part.piece for part in parts)]
-
-
-def _slice(tensor: _Tensor, index: int) -> _Tensor:
-    size = tensor.piece.size // tensor.shape[0]
-    piece = _Piece(tensor.piece.path, tensor.piece.start + index * size, size)
-    return _Tensor(tensor.dtype, tensor.shape[1:], piece)
-
-
-def _store_base(model: Path, base: Mapping[str, _Tensor], store: _Store) -> list[BaseFile]:
-    """Store the base station's files: companions as they are, and the weights without the experts."""
-    files = []
-    for name in COMPANIONS:
-        path = model / name
-        if path.is_file():
-            digest, size = store.add([_Piece(path, 0, path.stat().st_size)])
-            files.append(BaseFile(name, digest, size))
-    header = encode_header({text: (t.dtype, t.shape) for text, t in base.items()}, {"format": "pt"})
-    digest, size = store.add([_given(header), *(tensor.piece for tensor in base.values())])
-    return [*files, BaseFile(SINGLE_FILE, digest, size)]
-
-
-def _given(data: bytes) -> _Piece:
-    return _Piece(None, 0, len(data), data)
-
-
-def _elements(shape: Sequence[int]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
-
-
-def _digest(chunks: Iterator[bytes]) -> str:
-    digest = hashlib.sha256()
-    for chunk in chunks:
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _read_json(path: Path, missing: str) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except OSError as error:
-        raise InputError(f"{missing} ({error.strerror})") from error
-    except ValueError as error:
-        raise InputError(f"{path}: is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: expected a JSON object")
-    return value
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_suffix(".part")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

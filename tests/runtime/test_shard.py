@@ -130,7 +130,8 @@ PREFIX = "model.layers.1.block_sparse_moe.experts.3."
     [
         (lambda m: shutil.rmtree(m), "no model at .*config.json"),
         (lambda m: (m / "config.json").write_text("{"), "is not JSON"),
-        (change_config(model_type="gpt2"), "family 'gpt2' is not known; known: mixtral"),
+        (change_config(model_type="gpt2"), "family 'gpt2' is not known; known: deepseek_v2"),
+        (change_config(quantization_config={"quant_method": "fp8"}), r"its weights are quantised \(fp8\)"),
         (change_config(num_local_experts=None), "num_local_experts is missing"),
         (lambda m: (m / "model.safetensors").unlink(), "model.safetensors is missing"),
         (lambda m: (m / "model.safetensors").write_bytes(b"abc"), "not a safetensors file"),
@@ -145,6 +146,17 @@ PREFIX = "model.layers.1.block_sparse_moe.experts.3."
             ),
             "experts of type F16, I8",
         ),
+        (change_config(num_local_experts=7), "layer 0: expert 7, where config.json says there are 7"),
+        (
+            change_tensors(
+                lambda t: t.update({f"{PREFIX}w2.weight".replace("block_sparse_moe", "mlp"): torch.ones(3)})
+            ),
+            "layer 1: model.layers.1.mlp.experts.3.w2.weight is there under another name too",
+        ),
+        (
+            change_tensors(lambda t: t.update({"model.layers.2.mlp.experts.down_proj": torch.ones(3)})),
+            "layer 2: experts one by one, and all of them in one tensor",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_model_is_said(checkpoints, tmp_path, change, message):
@@ -158,10 +170,11 @@ def test_a_damaged_manifest_is_said(shards, tmp_path):
     path = tmp_path / "manifest.json"
     for text, message in [
         ("", "is not JSON"),
-        ("[]", "format 1"),
-        (json.dumps({**good, "format": 2}), "format 1"),
+        ("[]", "format 2"),
+        (json.dumps({**good, "format": 1}), "format 2"),
         (json.dumps({**good, "extra": 2}), "damaged"),
         (json.dumps({**good, "experts": good["experts"][1:]}), "does not list every expert"),
+        (json.dumps({**good, "layers": "3"}), "damaged"),
     ]:
         path.write_text(text)
         with pytest.raises(InputError, match=message):
@@ -192,6 +205,7 @@ def test_the_small_reader_agrees_with_the_package_and_refuses_damage(tmp_path):
         (whole[:20], "its end is missing"),
         (b"\xff" * 8 + whole[8:], "not a safetensors file"),
         (whole[:8] + b"[" + whole[9:], "damaged"),
+        ((200_000).to_bytes(8, "little") + b"[" * 200_000, "damaged"),
         (whole.replace(b'"F32"', b'"F99"'), "damaged"),
         (whole.replace(b"[2,3]", b"[2,4]"), "damaged"),
     ]:
