@@ -9,6 +9,8 @@ Each proof is an HMAC-SHA256 over a word for the role, the protocol version and 
 be replayed, reflected, or used with another version. Messages have fixed sizes; a server reads nothing
 else before the proof has been checked. The key itself never travels. What follows on the connection is
 neither encrypted nor signed: this is the plain mode, for an isolated rack.
+
+Over TLS, whose handshake has proved both ends, the server sends a GREETING: magic and version.
 """
 
 from __future__ import annotations
@@ -24,14 +26,17 @@ from payloads.wire.frames import PROTOCOL_VERSION
 
 __all__ = [
     "CHALLENGE_BYTES",
+    "GREETING_BYTES",
     "HELLO_BYTES",
     "PROOF_BYTES",
     "WELCOME",
     "AuthError",
     "Secrets",
+    "check_greeting",
     "check_proof",
     "new_nonce",
     "pack_challenge",
+    "pack_greeting",
     "pack_hello",
     "pack_proof",
     "pack_version_notice",
@@ -46,8 +51,10 @@ NONCE_BYTES = 32
 PROOF_BYTES = 32
 _HELLO = struct.Struct("<8sH32s")
 _CHALLENGE = struct.Struct("<8sH32s32s")
+_GREETING = struct.Struct("<8sH")
 HELLO_BYTES = _HELLO.size
 CHALLENGE_BYTES = _CHALLENGE.size
+GREETING_BYTES = _GREETING.size
 
 
 class AuthError(Exception):
@@ -151,6 +158,20 @@ def check_proof(secrets: Secrets, data: bytes) -> None:
     """
     if not hmac.compare_digest(data, secrets.proof(b"client")):
         raise AuthError("it does not hold this deploy's key")
+
+
+def pack_greeting() -> bytes:
+    """Return what a server says first over TLS."""
+    return _GREETING.pack(MAGIC, PROTOCOL_VERSION)
+
+
+def check_greeting(data: bytes) -> None:
+    """Check what a server says first over TLS.
+
+    Raises:
+        AuthError: It is another protocol or another version.
+    """
+    _check_protocol(*_GREETING.unpack(data))
 
 
 def _check_protocol(magic: bytes, version: int) -> None:

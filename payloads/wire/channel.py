@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import time
-from pathlib import Path
-from typing import List, Optional, Sequence, Tuple
+from typing import Optional, Tuple
 
-from payloads.wire import auth
-from payloads.wire.frames import Buffer, pack_pace
-from payloads.wire.pacing import retransmitted_bytes, send_paced, set_pace
-from payloads.wire.sockets import ConnectionClosedError, Receiver, send_some, tune
+from payloads.wire.auth import AuthError
+from payloads.wire.connection import Connection
+from payloads.wire.credentials import Credentials, complete
+from payloads.wire.frames import pack_pace
+from payloads.wire.sockets import ConnectionClosedError, Receiver, tune
+from payloads.wire.tls import refusal
 
 __all__ = ["Channel", "DeviceError", "DeviceLostError", "DeviceRefusedError", "reason_of"]
 
@@ -50,8 +52,7 @@ class Channel:
         name: The device's name.
         address: Its address.
         port: The worker's port.
-        bytes_out: All bytes ever sent on this channel's connections, the handshakes included.
-        bytes_back: All bytes ever received on them.
+        connection: The connection, where there is one.
         device_resent: Payload that the device's TCP has sent again on this connection, as it last said; ``None``
             where its kernel does not tell.
     """
@@ -60,14 +61,13 @@ class Channel:
         self.name = name
         self.address = address
         self.port = port
-        self.bytes_out = 0
-        self.bytes_back = 0
+        self.connection: Optional[Connection] = None
         self.device_resent: Optional[int] = 0
-        self._resent: Tuple[Optional[int], Optional[int]] = (0, 0)  # on the connections before this one
+        # On the connections before this one.
+        self._wire_out, self._wire_back = 0, 0
+        self._resent: Tuple[Optional[int], Optional[int]] = (0, 0)
         self._pace: Optional[Tuple[Optional[float], Optional[float]]] = None
-        self._piece = 0
         self._prelude = b""
-        self._socket: Optional[socket.socket] = None
         self._receiver = Receiver()
         self._sequence = 0
         self._holds_frame = False
@@ -75,7 +75,17 @@ class Channel:
     @property
     def connected(self) -> bool:
         """Whether there is a connection, as far as known."""
-        return self._socket is not None
+        return self.connection is not None
+
+    @property
+    def bytes_out(self) -> int:
+        """All bytes ever sent on this channel's connections, handshakes and what TLS adds included."""
+        return self._wire_out + (self.connection.wire_out if self.connection else 0)
+
+    @property
+    def bytes_back(self) -> int:
+        """All bytes ever received on them."""
+        return self._wire_back + (self.connection.wire_back if self.connection else 0)
 
     def next_sequence(self) -> int:
         """Return the sequence number for the next request."""
@@ -91,90 +101,97 @@ class Channel:
             DeviceLostError: The connection is gone.
         """
         self._pace = (downlink_mbit, uplink_mbit)
-        connection = self._socket
-        if connection is None:
+        if self.connection is None:
             return
         try:
-            self._piece = set_pace(connection, downlink_mbit)
+            self.connection.set_pace(downlink_mbit)
         except OSError as error:
             raise DeviceLostError(self.name, f"its connection cannot be paced: {reason_of(error)}") from error
         self._prelude = pack_pace(uplink_mbit)
 
-    def _pace_again(self) -> None:
-        """Give a new connection the pace of the one before it."""
-        if self._pace is not None:
-            self.pace(*self._pace)
-
     def resent(self) -> Tuple[Optional[int], Optional[int]]:
         """Return the payload that TCP has ever sent again to the device and from it, as far as known."""
         here: Optional[int] = 0
-        if self._socket is not None:
+        if self.connection is not None:
             try:
-                here = retransmitted_bytes(self._socket)
+                here = self.connection.retransmitted_bytes()
             except OSError:
                 here = None  # the connection failed, and its count went with it
-        there = self.device_resent if self._socket is not None else 0
+        there = self.device_resent if self.connection is not None else 0
         return _plus(self._resent[0], here), _plus(self._resent[1], there)
 
-    def _send(self, buffers: Sequence[Buffer]) -> List[memoryview]:
-        """Give buffers to the kernel; return what it did not take.
+    def connect(self, credentials: Credentials, timeout_s: float) -> None:
+        """Connect to the device and authenticate both ends, at the pace of the connection before this one.
 
         Raises:
-            OSError: The connection failed.
+            DeviceLostError: It cannot be reached, or one end did not prove itself.
         """
-        assert self._socket is not None
-        if self._piece:
-            return send_paced(self._socket, buffers, self._piece)
-        return send_some(self._socket, buffers)
-
-    def _connect(self, key_file: Path, timeout_s: float) -> socket.socket:
         deadline = time.monotonic() + timeout_s
         place = f"{self.address}:{self.port}"
         try:
             connection = socket.create_connection((self.address, self.port), timeout_s)
         except OSError as error:
             raise DeviceLostError(self.name, f"cannot connect to {place}: {reason_of(error)}") from error
+        handshake = None
         try:
             tune(connection)
-            self._authenticate(connection, auth.read_key(key_file), deadline)
             connection.setblocking(False)
-        except (OSError, auth.AuthError) as error:
+            handshake = credentials.client(connection, self.name)
+            complete(handshake, deadline)
+        except BaseException as error:
+            if handshake is not None:
+                self._count(handshake.connection)
             connection.close()
-            raise DeviceLostError(self.name, f"handshake with {place}: {reason_of(error)}") from error
-        except BaseException:
-            connection.close()
+            if isinstance(error, (OSError, AuthError)):
+                raise DeviceLostError(self.name, f"handshake with {place}: {reason_of(error)}") from error
             raise
-        self._socket = connection
+        self._take(handshake.connection)
+
+    def take_over(self, other: Channel) -> None:
+        """Go on with the connection that another channel of the same device made, and count what that one counted.
+
+        Raises:
+            DeviceLostError: The connection is gone.
+        """
+        self.drop()
+        connection, receiver, holds_frame = other.connection, other._receiver, other._holds_frame
+        device_resent = other.device_resent
+        self._wire_out, self._wire_back = self._wire_out + other._wire_out, self._wire_back + other._wire_back
+        other._wire_out = other._wire_back = 0
+        self._resent = _plus(self._resent[0], other._resent[0]), _plus(self._resent[1], other._resent[1])
+        other._resent = (0, 0)
+        other.connection = None
+        if connection is None:
+            raise DeviceLostError(self.name, "not connected")
+        self._take(connection)
+        self._receiver, self._holds_frame, self.device_resent = receiver, holds_frame, device_resent
+
+    def _take(self, connection: Connection) -> None:
+        self.connection = connection
         self._receiver = Receiver()
         self._holds_frame = False
         self.device_resent = 0
-        self._piece, self._prelude = 0, b""
-        return connection
+        self._prelude = b""
+        if self._pace is not None:
+            try:
+                self.pace(*self._pace)
+            except DeviceLostError:
+                self.drop()
+                raise
 
-    def _authenticate(self, connection: socket.socket, key: bytes, deadline: float) -> None:
-        nonce = auth.new_nonce()
-        self._send_whole(connection, auth.pack_hello(nonce), deadline)
-        challenge = self._receive_whole(connection, auth.CHALLENGE_BYTES, deadline)
-        secrets = auth.unpack_challenge(key, nonce, challenge)
-        self._send_whole(connection, auth.pack_proof(secrets), deadline)
-        if self._receive_whole(connection, len(auth.WELCOME), deadline) != auth.WELCOME:
-            raise auth.AuthError("it did not welcome us")
+    def drop(self) -> None:
+        """Close the connection, if there is one; what was counted on it stays counted."""
+        connection = self.connection
+        if connection is None:
+            return
+        self._resent = self.resent()
+        self._count(connection)
+        self.connection = None
+        connection.close()
 
-    def _send_whole(self, connection: socket.socket, data: bytes, deadline: float) -> None:
-        connection.settimeout(max(0.001, deadline - time.monotonic()))
-        connection.sendall(data)
-        self.bytes_out += len(data)
-
-    def _receive_whole(self, connection: socket.socket, size: int, deadline: float) -> bytes:
-        data = b""
-        while len(data) < size:
-            connection.settimeout(max(0.001, deadline - time.monotonic()))
-            part = connection.recv(size - len(data))
-            if not part:
-                raise auth.AuthError("it closed the connection; do both ends hold the same key?")
-            data += part
-            self.bytes_back += len(part)
-        return data
+    def _count(self, connection: Connection) -> None:
+        self._wire_out += connection.wire_out
+        self._wire_back += connection.wire_back
 
     def _release(self) -> None:
         if self._holds_frame:
@@ -186,6 +203,8 @@ def reason_of(error: Exception) -> str:
     """Return a few words on why a connection failed."""
     if isinstance(error, (ConnectionClosedError, ConnectionResetError, BrokenPipeError)):
         return "connection closed"
+    if isinstance(error, ssl.SSLError):
+        return refusal(error)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return "no answer in time" if isinstance(error, socket.timeout) else str(error)

@@ -4,78 +4,42 @@ from __future__ import annotations
 
 import select
 import time
-from pathlib import Path
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
+from typing import Callable, Dict, List, Optional, Sequence, Union
 
+from payloads.wire.asking import Answer, Asking, DeviceLateError, Patience, Pending, Request
 from payloads.wire.channel import Channel, DeviceError, DeviceLostError, DeviceRefusedError, reason_of
-from payloads.wire.frames import HEADER_BYTES, Buffer, FrameError, Header, Kind, unpack_error
+from payloads.wire.credentials import Credentials
+from payloads.wire.frames import FrameError, Header, Kind, unpack_error
+from payloads.wire.sockets import ConnectionClosedError
 
-__all__ = ["Answer", "Channel", "DeviceError", "DeviceLostError", "DeviceRefusedError", "Exchange", "Request"]
+__all__ = [
+    "Answer",
+    "Channel",
+    "DeviceError",
+    "DeviceLateError",
+    "DeviceLostError",
+    "DeviceRefusedError",
+    "Exchange",
+    "Patience",
+    "Request",
+]
 
 CONNECT_TIMEOUT_S = 5.0
 #: A device that makes no progress for so long is given up, even if its kernel still acknowledges.
 STALL_TIMEOUT_S = 120.0
 
 
-class Request(NamedTuple):
-    """A frame to send to one device.
-
-    Attributes:
-        channel: The device's channel.
-        sequence: The sequence number in the frame.
-        buffers: The frame in pieces; they are sent without being joined.
-    """
-
-    channel: Channel
-    sequence: int
-    buffers: Sequence[Buffer]
-
-
-class Answer(NamedTuple):
-    """A device's answer. Stamps are this machine's monotonic nanoseconds.
-
-    Attributes:
-        payload: The answer's payload, good until the channel is asked again.
-        sent_ns: The request was given to the kernel.
-        first_ns: The answer's first bytes were there.
-        done_ns: The whole answer was there.
-        bytes_out: Size of the request's frame.
-        bytes_back: Size of the answer's frame.
-    """
-
-    payload: memoryview
-    sent_ns: int
-    first_ns: int
-    done_ns: int
-    bytes_out: int
-    bytes_back: int
-
-
-class _Pending:
-    """A request on its way."""
-
-    __slots__ = ("channel", "first_ns", "header", "position", "rest", "sent_ns", "sequence", "size")
-
-    def __init__(self, channel: Channel, position: int, sequence: int, size: int, sent_ns: int) -> None:
-        self.channel = channel
-        self.position = position
-        self.sequence = sequence
-        self.size = size
-        self.sent_ns = sent_ns
-        self.first_ns = 0
-        self.rest: List[memoryview] = []
-        self.header: Optional[Header] = None
-
-
 class Exchange:
     """Asks several devices at once and waits for all of their answers.
 
     Attributes:
-        stall_timeout_s: How long nothing may happen before a device is given up.
+        stall_timeout_s: How long nothing may come from a device before it is given up.
+        gone: Devices whose connections were found broken while nothing was asked of them, since somebody took them.
     """
 
     def __init__(self, stall_timeout_s: float = STALL_TIMEOUT_S) -> None:
         self.stall_timeout_s = stall_timeout_s
+        self.gone: List[DeviceLostError] = []
         self._epoll = select.epoll()
         self._channels: Dict[int, Channel] = {}
         self._followed: Dict[int, Callable[[], None]] = {}
@@ -90,32 +54,41 @@ class Exchange:
         if self._followed.pop(descriptor, None) is not None:
             self._epoll.unregister(descriptor)
 
-    def connect(self, channel: Channel, key_file: Path, timeout_s: float = CONNECT_TIMEOUT_S) -> None:
+    def connect(
+        self, channel: Channel, credentials: Credentials, timeout_s: float = CONNECT_TIMEOUT_S
+    ) -> None:
         """Connect a channel and authenticate both ends.
 
         Raises:
-            DeviceLostError: It cannot be reached, or one end does not hold the key.
+            DeviceLostError: It cannot be reached, or one end did not prove itself.
         """
         self.disconnect(channel)
-        descriptor = channel._connect(key_file, timeout_s).fileno()
-        self._channels[descriptor] = channel
-        self._epoll.register(descriptor, select.EPOLLIN)
-        try:
-            channel._pace_again()
-        except DeviceLostError:
-            self.disconnect(channel)
-            raise
+        channel.connect(credentials, timeout_s)
+        self._register(channel)
+
+    def hand_over(self, channel: Channel, exchange: Exchange, receiver: Channel) -> None:
+        """Give a channel's connection to a channel of another exchange; whatever that one had is closed.
+
+        Raises:
+            DeviceLostError: The connection is gone.
+        """
+        connection = channel.connection
+        if connection is None:
+            raise DeviceLostError(channel.name, "not connected")
+        del self._channels[connection.fileno()]
+        self._epoll.unregister(connection.fileno())
+        exchange.disconnect(receiver)
+        receiver.take_over(channel)
+        exchange._register(receiver)
 
     def disconnect(self, channel: Channel) -> None:
         """Close a channel's connection, if there is one."""
-        connection = channel._socket
+        connection = channel.connection
         if connection is None:
             return
         self._channels.pop(connection.fileno(), None)
         self._epoll.unregister(connection.fileno())
-        channel._resent = channel.resent()
-        connection.close()
-        channel._socket = None
+        channel.drop()
 
     def close(self) -> None:
         """Close everything."""
@@ -124,132 +97,250 @@ class Exchange:
         self._epoll.close()
 
     def ask(
-        self, requests: Sequence[Request], kind: int, meanwhile: Optional[Callable[[], None]] = None
+        self,
+        requests: Sequence[Request],
+        kind: int,
+        meanwhile: Optional[Callable[[], None]] = None,
+        patience: Optional[Patience] = None,
     ) -> List[Answer]:
         """Send all requests, wait for all answers, and return them in the order of the requests.
 
         Args:
             requests: At most one for each channel.
             kind: The kind of frame that every answer must have.
-            meanwhile: Work to be done while the devices do theirs: once the kernel has all requests; where it
-                does not take them at once, after the last answer, so that none of them waits for this.
+            meanwhile: As for :meth:`gather`.
+            patience: As for :meth:`gather`.
 
         Raises:
             DeviceLostError: A connection failed; all connections with an open request are closed then,
                 since an answer to this question must never be taken for one to the next.
             DeviceRefusedError: A device answered with an error; the others' answers were awaited.
         """
-        answers: List[Optional[Answer]] = [None] * len(requests)
-        waiting: Dict[int, _Pending] = {}
-        refusals: List[DeviceRefusedError] = []
+        answers = []
+        for outcome in self._gather(Asking(len(requests), kind, True), requests, meanwhile, patience):
+            if isinstance(outcome, DeviceError):
+                raise outcome
+            answers.append(outcome)
+        return answers
+
+    def gather(
+        self,
+        requests: Sequence[Request],
+        kind: int,
+        meanwhile: Optional[Callable[[], None]] = None,
+        patience: Optional[Patience] = None,
+    ) -> List[Union[Answer, DeviceError]]:
+        """Send all requests; return what became of each, in the order of the requests.
+
+        A device that is lost or late does not end the asking: its connection is closed and the others are awaited.
+        One that was not asked and whose connection broke is put into ``gone``.
+
+        Args:
+            requests: At most one for each channel.
+            kind: The kind of frame that every answer must have.
+            meanwhile: Work to be done while the devices do theirs: once the kernel has all requests; where it
+                does not take them at once, after the last answer, so that none of them waits for this.
+            patience: How long answers may take; ``None`` for as long as the devices make progress.
+
+        Returns:
+            For each request its answer, or the error that came instead: :class:`DeviceLostError`,
+            :class:`DeviceLateError`, or :class:`DeviceRefusedError`, after which the connection is still good.
+        """
+        return self._gather(Asking(len(requests), kind, False), requests, meanwhile, patience)
+
+    def _gather(
+        self,
+        asking: Asking,
+        requests: Sequence[Request],
+        meanwhile: Optional[Callable[[], None]],
+        patience: Optional[Patience],
+    ) -> List[Union[Answer, DeviceError]]:
+        waiting = asking.waiting
         try:
             for position, request in enumerate(requests):
-                self._send(request, position, waiting)
+                self._send(request, position, asking)
             if meanwhile is not None and not any(pending.rest for pending in waiting.values()):
                 meanwhile()
                 meanwhile = None
-            heard_s = time.monotonic()
+            look_s = time.monotonic() + self.stall_timeout_s
+            if patience is not None:
+                look_s = min(look_s, time.monotonic() + patience.floor_s)
             while waiting:
-                events = self._epoll.poll(max(0.0, heard_s + self.stall_timeout_s - time.monotonic()))
+                events = self._epoll.poll(max(0.0, look_s - time.monotonic()))
                 now_ns = time.monotonic_ns()
-                if not events:
-                    name = next(iter(waiting.values())).channel.name
-                    raise DeviceLostError(name, f"no answer within {self.stall_timeout_s:g} s")
                 for descriptor, event in events:
                     pending = waiting.get(descriptor)
                     if pending is None:
-                        if descriptor in self._followed:
-                            self._followed[descriptor]()
-                            continue
-                        raise self._unasked(descriptor)
-                    heard_s = now_ns / 1e9
-                    if event & select.EPOLLOUT:
-                        self._send_rest(descriptor, pending)
-                    if event & ~select.EPOLLOUT and self._receive(pending, now_ns):
-                        del waiting[descriptor]
-                        answers[pending.position] = self._answer(pending, kind, refusals)
+                        self._other(descriptor, asking)
+                        continue
+                    pending.heard_ns = now_ns
+                    try:
+                        if event & select.EPOLLOUT:
+                            self._send_rest(descriptor, pending)
+                        if event != select.EPOLLOUT:
+                            header = pending.channel._receiver.receive(pending.connection)
+                            if not pending.first_ns:
+                                pending.first_ns = now_ns
+                            if header is not None:
+                                asking.outcomes[pending.position] = self._answer(pending, header, asking.kind)
+                                del waiting[descriptor]
+                    except (OSError, FrameError) as error:
+                        self._lose(descriptor, _lost(pending.channel, error), asking)
+                    except DeviceLostError as error:
+                        self._lose(descriptor, error, asking)
+                # What had come by then was taken above, so whoever is late now really is.
+                if waiting and now_ns >= look_s * 1e9:
+                    look_s = self._look(now_ns / 1e9, asking, patience)
+                    patience = None
         except BaseException:
             for pending in waiting.values():
                 self.disconnect(pending.channel)
             raise
-        if refusals:
-            raise refusals[0]
         if meanwhile is not None:
             meanwhile()
-        return [answer for answer in answers if answer is not None]
+        return [outcome for outcome in asking.outcomes if outcome is not None]
 
-    def _send(self, request: Request, position: int, waiting: Dict[int, _Pending]) -> None:
+    def _look(self, now_s: float, asking: Asking, patience: Optional[Patience]) -> float:
+        """Give up whoever is late; return when to look again.
+
+        Args:
+            now_s: The time now.
+            asking: The requests.
+            patience: Where deadlines are to be worked out now.
+        """
+        if patience is not None:
+            deadlines_s = patience.deadlines_s()
+            for pending in asking.waiting.values():
+                pending.due_s = pending.sent_ns / 1e9 + max(patience.floor_s, deadlines_s[pending.position])
+        next_s = float("inf")
+        for descriptor, pending in list(asking.waiting.items()):
+            stalled_s = pending.heard_ns / 1e9 + self.stall_timeout_s
+            due_s = min(pending.due_s, stalled_s)
+            if due_s > now_s:
+                next_s = min(next_s, due_s)
+                continue
+            allowed_s = self.stall_timeout_s if due_s == stalled_s else due_s - pending.sent_ns / 1e9
+            self._lose(
+                descriptor,
+                DeviceLateError(pending.channel.name, f"no answer within {allowed_s:.3g} s"),
+                asking,
+            )
+        return next_s
+
+    def _lose(self, descriptor: int, error: DeviceLostError, asking: Asking) -> None:
+        """Close a connection whose answer will not be taken."""
+        pending = asking.waiting[descriptor]
+        if asking.hasty:
+            raise error
+        del asking.waiting[descriptor]
+        self.disconnect(pending.channel)
+        asking.outcomes[pending.position] = error
+
+    def _other(self, descriptor: int, asking: Asking) -> None:
+        """See to a descriptor of which no answer is awaited."""
+        if descriptor in self._followed:
+            try:
+                self._followed[descriptor]()
+            except DeviceLostError as error:
+                self._named(error, asking)
+            return
+        if descriptor not in self._channels:
+            return  # closed since the events were fetched
+        unasked = self._unasked(descriptor)
+        if asking.hasty:
+            raise unasked
+        self.gone.append(unasked)
+
+    def _named(self, error: DeviceLostError, asking: Asking) -> None:
+        """See to a device that was found lost by somebody else, whether it was asked or not."""
+        for descriptor, channel in self._channels.items():
+            if channel.name != error.device:
+                continue
+            if descriptor in asking.waiting:
+                self._lose(descriptor, error, asking)
+            elif asking.hasty:
+                raise error
+            else:
+                self.disconnect(channel)
+                self.gone.append(error)
+            return
+
+    def _send(self, request: Request, position: int, asking: Asking) -> None:
         channel = request.channel
-        connection = channel._socket
+        connection = channel.connection
         if connection is None:
-            raise DeviceLostError(channel.name, "not connected")
-        channel._release()
-        size = sum(map(len, request.buffers))
+            error = DeviceLostError(channel.name, "not connected")
+            if asking.hasty:
+                raise error
+            asking.outcomes[position] = error
+            return
+        if channel._holds_frame:
+            channel._release()
+        pending = Pending(channel, connection, position, request.sequence)
         buffers = request.buffers
         if channel._prelude:
             buffers = [channel._prelude, *buffers]
-            channel.bytes_out += len(channel._prelude)
+            pending.out += len(channel._prelude)
             channel._prelude = b""
-        pending = _Pending(channel, position, request.sequence, size, time.monotonic_ns())
         descriptor = connection.fileno()
-        waiting[descriptor] = pending
+        asking.waiting[descriptor] = pending
         try:
-            pending.rest = channel._send(buffers)
+            rest = connection.send(buffers)
         except OSError as error:
-            raise self._lost(channel, error) from error
-        channel.bytes_out += size
-        if pending.rest:
+            self._lose(descriptor, _lost(channel, error), asking)
+            return
+        if rest:
+            pending.rest = rest
             self._epoll.modify(descriptor, select.EPOLLIN | select.EPOLLOUT)
 
-    def _send_rest(self, descriptor: int, pending: _Pending) -> None:
-        try:
-            pending.rest = pending.channel._send(pending.rest)
-        except OSError as error:
-            raise self._lost(pending.channel, error) from error
+    def _send_rest(self, descriptor: int, pending: Pending) -> None:
+        pending.rest = pending.connection.send(pending.rest)
         if not pending.rest:
             self._epoll.modify(descriptor, select.EPOLLIN)
 
-    def _receive(self, pending: _Pending, now_ns: int) -> bool:
-        """Receive what is there; return whether the answer is complete."""
-        channel = pending.channel
-        connection = channel._socket
-        assert connection is not None
-        if not pending.first_ns:
-            pending.first_ns = now_ns
-        try:
-            pending.header = channel._receiver.receive(connection)
-        except (OSError, FrameError) as error:
-            raise self._lost(channel, error) from error
-        return pending.header is not None
-
-    def _answer(self, pending: _Pending, kind: int, refusals: List[DeviceRefusedError]) -> Optional[Answer]:
+    def _answer(self, pending: Pending, header: Header, kind: int) -> Union[Answer, DeviceRefusedError]:
         done_ns = time.monotonic_ns()
-        channel, header = pending.channel, pending.header
-        assert header is not None
+        channel, connection = pending.channel, pending.connection
         channel._holds_frame = True
-        size = header.length + HEADER_BYTES
-        channel.bytes_back += size
         if header.sequence != pending.sequence or header.kind not in (kind, Kind.ERROR) or pending.rest:
-            self.disconnect(channel)
             raise DeviceLostError(channel.name, "it answered something that was not asked")
         payload = channel._receiver.payload()
         if header.kind == Kind.ERROR:
-            refusals.append(DeviceRefusedError(channel.name, unpack_error(payload)))
-            return None
-        return Answer(payload, pending.sent_ns, pending.first_ns, done_ns, pending.size, size)
+            return DeviceRefusedError(channel.name, unpack_error(payload))
+        return Answer(
+            payload,
+            pending.sent_ns,
+            pending.first_ns,
+            done_ns,
+            connection.wire_out - pending.out,
+            connection.wire_back - pending.back,
+        )
 
     def _unasked(self, descriptor: int) -> DeviceLostError:
+        """Close the connection of a device that was not asked, and return what is wrong with it."""
         channel = self._channels[descriptor]
-        connection = channel._socket
+        connection = channel.connection
         assert connection is not None
+        error: Exception = FrameError("it sent something that was not asked for")
         try:
-            channel._release()
-            channel._receiver.receive(connection)
-            error: Exception = FrameError("it sent something that was not asked for")
-        except (OSError, FrameError) as failure:
+            # Not into the channel's buffer: its answer of before may not have been taken yet.
+            if not connection.recv_into(memoryview(bytearray(1))):
+                error = ConnectionClosedError("connection closed")
+        except BlockingIOError:
+            pass  # part of a record
+        except OSError as failure:
             error = failure
-        return self._lost(channel, error)
-
-    def _lost(self, channel: Channel, error: Exception) -> DeviceLostError:
         self.disconnect(channel)
-        return DeviceLostError(channel.name, reason_of(error))
+        return _lost(channel, error)
+
+    def _register(self, channel: Channel) -> None:
+        connection = channel.connection
+        assert connection is not None
+        self._channels[connection.fileno()] = channel
+        self._epoll.register(connection.fileno(), select.EPOLLIN)
+
+
+def _lost(channel: Channel, error: Exception) -> DeviceLostError:
+    lost = DeviceLostError(channel.name, reason_of(error))
+    lost.__cause__ = error
+    return lost

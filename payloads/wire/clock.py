@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import NamedTuple, Sequence, Tuple
+from typing import NamedTuple, Optional, Sequence, Tuple
 
-__all__ = ["BSClock", "Offset", "OffsetTrack", "PingStamps", "estimate_offset"]
+__all__ = ["BSClock", "Offset", "OffsetHistory", "OffsetTrack", "PingStamps", "estimate_offset"]
 
 
 class BSClock:
@@ -104,3 +104,22 @@ class OffsetTrack(NamedTuple):
     def stamps(self, device_ns: Sequence[int]) -> Tuple[int, ...]:
         """Return several stamps on the base station's clock."""
         return tuple(self.to_bs_ns(value) for value in device_ns)
+
+
+class OffsetHistory(NamedTuple):
+    """The offsets of a device that may have been lost and have come back, perhaps with another clock.
+
+    Attributes:
+        begun: The estimate at the beginning of each connection, the oldest first; at least one.
+        after: The estimate at the end of the last connection; ``None`` where it was lost.
+    """
+
+    begun: Tuple[Offset, ...]
+    after: Optional[Offset]
+
+    def at(self, bs_ns: int) -> OffsetTrack:
+        """Return the offset's track on the connection that was there at a time of the base station's clock."""
+        number = max([i for i, offset in enumerate(self.begun) if offset.at_ns <= bs_ns], default=0)
+        before = self.begun[number]
+        last = number == len(self.begun) - 1
+        return OffsetTrack(before, self.after if last and self.after is not None else before)

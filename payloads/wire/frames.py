@@ -15,23 +15,52 @@ want it; the answer holds unweighted rows, so that the base station alone weighs
 
 from __future__ import annotations
 
-import json
-import math
 import struct
 import sys
 from array import array
-from typing import Any, Dict, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Dict, NamedTuple, Sequence, Tuple
+
+from payloads.wire.control_frames import (
+    MAX_PACE_MBIT,
+    PING_BYTES,
+    PONG_BYTES,
+    pack_error,
+    pack_pace,
+    pack_ping,
+    pack_pong,
+    unpack_description,
+    unpack_error,
+    unpack_pace,
+    unpack_ping,
+    unpack_pong,
+)
+from payloads.wire.header import (
+    HEADER,
+    HEADER_BYTES,
+    MAGIC,
+    MAX_FRAME_BYTES,
+    PROTOCOL_VERSION,
+    Buffer,
+    FrameError,
+    Header,
+    Kind,
+    pack_header,
+    unpack_header,
+)
 
 __all__ = [
     "DISPATCH_HEAD_BYTES",
     "DTYPE_BYTES",
+    "DTYPE_CODES",
     "HEADER_BYTES",
     "MAX_FRAME_BYTES",
+    "MAX_PACE_MBIT",
     "MAX_ROWS",
     "PING_BYTES",
     "PONG_BYTES",
     "PROTOCOL_VERSION",
     "RESULT_HEAD_BYTES",
+    "Buffer",
     "Dispatch",
     "FrameError",
     "Header",
@@ -45,6 +74,7 @@ __all__ = [
     "pack_ping",
     "pack_pong",
     "pack_result",
+    "row_bytes",
     "unpack_description",
     "unpack_dispatch",
     "unpack_error",
@@ -58,75 +88,31 @@ __all__ = [
 if sys.byteorder != "little":  # row numbers are read in place, without a copy
     raise ImportError("the data plane needs a little-endian machine")
 
-PROTOCOL_VERSION = 2
-MAGIC = 0x4254  # "TB"
-MAX_FRAME_BYTES = 1 << 28
 # Row numbers are 16 bits wide and must fit a signed torch.int16.
 MAX_ROWS = 32767
-MAX_ERROR_BYTES = 1024
-MAX_DESCRIPTION_BYTES = 1 << 22
-MAX_PACE_MBIT = 1e6
 
-_HEADER = struct.Struct("<HBBII")
 _DISPATCH = struct.Struct("<HBBIIHHI")
 _RESULT = struct.Struct("<HBBIIHHI4Q")  # 52 bytes; the padding is spelt out
-_STAMP = struct.Struct("<Q")
-_PONG = struct.Struct("<3Qq")
-_PACE = struct.Struct("<d")
-HEADER_BYTES = _HEADER.size
-PING_BYTES, PONG_BYTES = HEADER_BYTES + _STAMP.size, HEADER_BYTES + _PONG.size
+# Header and head are packed at once.
+_DISPATCH_FRAME = struct.Struct(HEADER.format + _DISPATCH.format[1:])
+_RESULT_FRAME = struct.Struct(HEADER.format + _RESULT.format[1:])
 DISPATCH_HEAD_BYTES = _DISPATCH.size
 RESULT_HEAD_BYTES = _RESULT.size
 
-#: The element types that travel: their code in a frame and their bytes.
-DTYPE_CODES = {"float32": 1, "float16": 2, "bfloat16": 3}
+#: The element types that travel and their code in a frame; those of a computation and their bytes.
+DTYPE_CODES = {"float32": 1, "float16": 2, "bfloat16": 3, "int8": 4}
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-_DTYPE_NAMES = {code: name for name, code in DTYPE_CODES.items()}
-
-Buffer = Union[bytes, bytearray, memoryview]
-
-
-class FrameError(ValueError):
-    """A frame that does not follow the format; the connection it came from is closed."""
+#: Bytes of one element, and of what belongs to a whole row: int8 has a float32 scale behind each row.
+_ROW_BYTES = {**{name: (size, 0) for name, size in DTYPE_BYTES.items()}, "int8": (1, 4)}
+_WIRE = {name: (code, *_ROW_BYTES[name]) for name, code in DTYPE_CODES.items()}
+_BY_CODE = {code: (name, *_ROW_BYTES[name]) for name, code in DTYPE_CODES.items()}
 
 
-class Kind:
-    """The kinds of frames."""
+#: Lists that were checked before, of up to so many bytes, and how many are kept.
+_KEPT_LISTS: Dict[bytes, _Lists] = {}
+_KEPT_LISTS_BYTES, _KEPT_LISTS_MOST = 32, 1024
 
-    DESCRIBE = 1
-    DESCRIPTION = 2
-    PING = 3
-    PONG = 4
-    DISPATCH = 5
-    RESULT = 6
-    ERROR = 7
-    PACE = 8
-
-
-_MAX_LENGTH = {
-    Kind.DESCRIBE: 0,
-    Kind.DESCRIPTION: MAX_DESCRIPTION_BYTES,
-    Kind.PING: _STAMP.size,
-    Kind.PONG: _PONG.size,
-    Kind.DISPATCH: MAX_FRAME_BYTES,
-    Kind.RESULT: MAX_FRAME_BYTES,
-    Kind.ERROR: MAX_ERROR_BYTES,
-    Kind.PACE: _PACE.size,
-}
-
-
-class Header(NamedTuple):
-    """The first twelve bytes of every frame.
-
-    Attributes:
-        kind: One of :class:`Kind`.
-        length: Bytes that follow the header.
-        sequence: Number of the request; its answer carries the same.
-    """
-
-    kind: int
-    length: int
-    sequence: int
+_DISPATCH_KIND, _RESULT_KIND = Kind.DISPATCH, Kind.RESULT
 
 
 class Dispatch(NamedTuple):
@@ -185,28 +171,10 @@ class Result(NamedTuple):
     data: memoryview
 
 
-def pack_header(kind: int, length: int, sequence: int) -> bytes:
-    """Return the header of a frame with ``length`` bytes of payload."""
-    if length > _MAX_LENGTH[kind]:
-        raise FrameError(f"a frame of {length} bytes is larger than the limit of {_MAX_LENGTH[kind]}")
-    return _HEADER.pack(MAGIC, PROTOCOL_VERSION, kind, length, sequence & 0xFFFFFFFF)
-
-
-def unpack_header(data: Buffer) -> Header:
-    """Read a header from the first bytes of ``data``.
-
-    Raises:
-        FrameError: It is no header, of another version, or announces too much.
-    """
-    magic, version, kind, length, sequence = _HEADER.unpack_from(data)
-    if magic != MAGIC or version != PROTOCOL_VERSION:
-        raise FrameError("not a frame of this protocol")
-    limit = _MAX_LENGTH.get(kind)
-    if limit is None:
-        raise FrameError(f"unknown kind of frame: {kind}")
-    if length > limit:
-        raise FrameError(f"a frame of kind {kind} announces {length} bytes, more than its limit of {limit}")
-    return Header(kind, length, sequence)
+def row_bytes(dtype: str, hidden: int) -> int:
+    """Return the bytes of a row of ``hidden`` elements on the wire."""
+    each, more = _ROW_BYTES[dtype]
+    return hidden * each + more
 
 
 def pack_lists(experts: Sequence[int], counts: Sequence[int], indices: Sequence[int]) -> bytes:
@@ -220,9 +188,25 @@ def pack_dispatch(
     """Return header and head of a dispatch; the rows and then the lists follow as separate buffers."""
     if rows > MAX_ROWS or assignments > MAX_ROWS * experts:
         raise FrameError(f"{rows} tokens at once; a dispatch carries at most {MAX_ROWS}")
-    length = _DISPATCH.size + rows * hidden * DTYPE_BYTES[dtype] + 2 * (2 * experts + assignments)
-    head = _DISPATCH.pack(layer, DTYPE_CODES[dtype], 0, step, rows, hidden, experts, assignments)
-    return pack_header(Kind.DISPATCH, length, sequence) + head
+    code, each, more = _WIRE[dtype]
+    length = DISPATCH_HEAD_BYTES + rows * (hidden * each + more) + 2 * (2 * experts + assignments)
+    if length > MAX_FRAME_BYTES:
+        raise _too_long(length)
+    return _DISPATCH_FRAME.pack(
+        MAGIC,
+        PROTOCOL_VERSION,
+        _DISPATCH_KIND,
+        length,
+        sequence & 0xFFFFFFFF,
+        layer,
+        code,
+        0,
+        step,
+        rows,
+        hidden,
+        experts,
+        assignments,
+    )
 
 
 def unpack_dispatch(payload: memoryview) -> Dispatch:
@@ -231,26 +215,54 @@ def unpack_dispatch(payload: memoryview) -> Dispatch:
     Raises:
         FrameError: The sizes do not agree, or a number is out of its range.
     """
-    if len(payload) < _DISPATCH.size:
+    if len(payload) < DISPATCH_HEAD_BYTES:
         raise FrameError("the dispatch ends within its head")
     layer, code, _, step, rows, hidden, experts, assignments = _DISPATCH.unpack_from(payload)
-    dtype = _dtype(code)
+    dtype, each, more = _of_code(code)
     if not (rows and hidden and experts and assignments) or rows > MAX_ROWS:
         raise FrameError("the dispatch holds no tokens or too many")
-    middle = _DISPATCH.size + rows * hidden * DTYPE_BYTES[dtype]
+    middle = DISPATCH_HEAD_BYTES + rows * (hidden * each + more)
     if len(payload) != middle + 2 * (2 * experts + assignments):
         raise FrameError("the dispatch is not as long as its head says")
-    lists = payload[middle:].cast("H")
+    numbers, counts, indices, last = _lists(payload[middle:], experts)
+    if last >= rows:
+        raise FrameError("the dispatch names a row that it does not hold")
+    return Dispatch(
+        layer, dtype, step, rows, hidden, payload[DISPATCH_HEAD_BYTES:middle], numbers, counts, indices
+    )
+
+
+class _Lists(NamedTuple):
+    """The lists of a dispatch, checked, and the last row that they name."""
+
+    numbers: memoryview
+    counts: memoryview
+    indices: memoryview
+    last: int
+
+
+def _lists(data: memoryview, experts: int) -> _Lists:
+    """Read the lists of a dispatch. While tokens are decoded the same few come again and again: they are kept."""
+    if len(data) > _KEPT_LISTS_BYTES:
+        return _read_lists(data, experts)
+    key = data.tobytes()
+    known = _KEPT_LISTS.get(key)
+    if known is None or len(known.numbers) != experts:
+        known = _read_lists(memoryview(bytearray(key)), experts)  # torch wants memory that may be written to
+        if len(_KEPT_LISTS) >= _KEPT_LISTS_MOST:
+            _KEPT_LISTS.clear()
+        _KEPT_LISTS[key] = known
+    return known
+
+
+def _read_lists(data: memoryview, experts: int) -> _Lists:
+    lists = data.cast("H")
     numbers, counts, indices = lists[:experts], lists[experts : 2 * experts], lists[2 * experts :]
-    if sum(counts) != assignments or min(counts) == 0:
+    if sum(counts) != len(indices) or min(counts) == 0:
         raise FrameError("the dispatch's row counts do not add up")
     if experts > 1 and any(numbers[i] >= numbers[i + 1] for i in range(experts - 1)):
         raise FrameError("the dispatch's experts are not in rising order")
-    if max(indices) >= rows:
-        raise FrameError("the dispatch names a row that it does not hold")
-    return Dispatch(
-        layer, dtype, step, rows, hidden, payload[_DISPATCH.size : middle], numbers, counts, indices
-    )
+    return _Lists(numbers, counts, indices, max(indices))
 
 
 def pack_result(
@@ -263,15 +275,23 @@ def pack_result(
     sequence: int,
 ) -> bytes:
     """Return header and head of the answer to ``dispatch``; the rows follow as a separate buffer."""
-    assignments = len(dispatch.indices)
-    length = _RESULT.size + assignments * dispatch.hidden * DTYPE_BYTES[dispatch.dtype]
-    head = _RESULT.pack(
+    assignments, hidden = len(dispatch.indices), dispatch.hidden
+    code, each, more = _WIRE[dispatch.dtype]
+    length = RESULT_HEAD_BYTES + assignments * (hidden * each + more)
+    if length > MAX_FRAME_BYTES:
+        raise _too_long(length)
+    return _RESULT_FRAME.pack(
+        MAGIC,
+        PROTOCOL_VERSION,
+        _RESULT_KIND,
+        length,
+        sequence & 0xFFFFFFFF,
         dispatch.layer,
-        DTYPE_CODES[dispatch.dtype],
-        int(late),
+        code,
+        late,
         dispatch.step,
         assignments,
-        dispatch.hidden,
+        hidden,
         0,
         0,
         received_ns,
@@ -279,7 +299,6 @@ def pack_result(
         computed_ns,
         replied_ns,
     )
-    return pack_header(Kind.RESULT, length, sequence) + head
 
 
 def unpack_result(payload: memoryview) -> Result:
@@ -288,13 +307,15 @@ def unpack_result(payload: memoryview) -> Result:
     Raises:
         FrameError: The sizes do not agree.
     """
-    if len(payload) < _RESULT.size:
+    if len(payload) < RESULT_HEAD_BYTES:
         raise FrameError("the answer ends within its head")
-    layer, code, late, step, assignments, hidden, _, _, *stamps = _RESULT.unpack_from(payload)
-    dtype = _dtype(code)
-    if len(payload) != _RESULT.size + assignments * hidden * DTYPE_BYTES[dtype]:
+    values = _RESULT.unpack_from(payload)
+    layer, code, late, step, assignments, hidden, _, _, received_ns, started_ns, computed_ns, replied_ns = (
+        values
+    )
+    dtype, each, more = _of_code(code)
+    if len(payload) != RESULT_HEAD_BYTES + assignments * (hidden * each + more):
         raise FrameError("the answer is not as long as its head says")
-    received, started, computed, replied = stamps
     return Result(
         layer,
         dtype,
@@ -302,94 +323,21 @@ def unpack_result(payload: memoryview) -> Result:
         step,
         assignments,
         hidden,
-        received,
-        started,
-        computed,
-        replied,
-        payload[_RESULT.size :],
+        received_ns,
+        started_ns,
+        computed_ns,
+        replied_ns,
+        payload[RESULT_HEAD_BYTES:],
     )
 
 
-def pack_ping(sent_ns: int, sequence: int) -> bytes:
-    """Return a ping that carries the sender's stamp."""
-    return pack_header(Kind.PING, _STAMP.size, sequence) + _STAMP.pack(sent_ns)
-
-
-def unpack_ping(payload: memoryview) -> int:
-    """Return the stamp of a ping."""
-    if len(payload) != _STAMP.size:
-        raise FrameError("a ping of the wrong size")
-    return int(_STAMP.unpack(payload)[0])
-
-
-def pack_pong(
-    sent_ns: int, received_ns: int, replied_ns: int, retransmitted_bytes: Optional[int], sequence: int
-) -> bytes:
-    """Return the answer to a ping.
-
-    Args:
-        sent_ns: The ping's stamp.
-        received_ns: When it was received.
-        replied_ns: When this answer left.
-        retransmitted_bytes: What this end's TCP has sent again on this connection, if its kernel tells.
-        sequence: The ping's sequence number.
-    """
-    again = -1 if retransmitted_bytes is None else retransmitted_bytes
-    return pack_header(Kind.PONG, _PONG.size, sequence) + _PONG.pack(sent_ns, received_ns, replied_ns, again)
-
-
-def unpack_pong(payload: memoryview) -> Tuple[int, int, int, Optional[int]]:
-    """Return the three stamps of a pong, and the bytes sent again."""
-    if len(payload) != _PONG.size:
-        raise FrameError("a pong of the wrong size")
-    sent_ns, received_ns, replied_ns, again = _PONG.unpack(payload)
-    return sent_ns, received_ns, replied_ns, again if again >= 0 else None
-
-
-def pack_pace(mbit: Optional[float]) -> bytes:
-    """Return a whole frame that asks for a frame rate in Mbit/s; ``None`` for no limit."""
-    return pack_header(Kind.PACE, _PACE.size, 0) + _PACE.pack(0.0 if mbit is None else mbit)
-
-
-def unpack_pace(payload: memoryview) -> Optional[float]:
-    """Return the rate of a pace frame in Mbit/s; ``None`` for no limit.
-
-    Raises:
-        FrameError: It is none.
-    """
-    if len(payload) != _PACE.size:
-        raise FrameError("a pace of the wrong size")
-    mbit = float(_PACE.unpack(payload)[0])
-    if not math.isfinite(mbit) or not 0 <= mbit <= MAX_PACE_MBIT:
-        raise FrameError(f"a pace of {mbit} Mbit/s")
-    return mbit or None
-
-
-def pack_error(message: str, sequence: int) -> bytes:
-    """Return a whole error frame with one line of text."""
-    text = " ".join(message.split()).encode()[:MAX_ERROR_BYTES]
-    return pack_header(Kind.ERROR, len(text), sequence) + text
-
-
-def unpack_error(payload: memoryview) -> str:
-    """Return the text of an error frame, safe to print."""
-    text = bytes(payload).decode("utf-8", "replace")
-    return "".join(character if character.isprintable() else "?" for character in text)
-
-
-def unpack_description(payload: memoryview) -> Dict[str, Any]:
-    """Return the JSON object of a description."""
+def _of_code(code: int) -> Tuple[str, int, int]:
+    """Return an element type's name, its bytes, and the bytes that each row has beside them."""
     try:
-        value = json.loads(bytes(payload).decode())
-    except ValueError as error:
-        raise FrameError(f"the description is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise FrameError("the description is not a JSON object")
-    return value
-
-
-def _dtype(code: int) -> str:
-    try:
-        return _DTYPE_NAMES[code]
+        return _BY_CODE[code]
     except KeyError:
         raise FrameError(f"unknown element type: {code}") from None
+
+
+def _too_long(length: int) -> FrameError:
+    return FrameError(f"a frame of {length} bytes is larger than the limit of {MAX_FRAME_BYTES}")

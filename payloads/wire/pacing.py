@@ -23,7 +23,7 @@ from typing import List, Optional, Sequence, Tuple
 
 from payloads.wire.frames import Buffer
 
-__all__ = ["payload_bytes_per_s", "piece_bytes", "retransmitted_bytes", "send_paced", "set_pace"]
+__all__ = ["cut", "payload_bytes_per_s", "piece_bytes", "retransmitted_bytes", "send_paced", "set_pace"]
 
 SO_MAX_PACING_RATE = 47  # asm-generic/socket.h; Python has no name for it
 UNLIMITED = (1 << 64) - 1
@@ -89,13 +89,13 @@ def send_paced(connection: socket.socket, buffers: Sequence[Buffer], piece: int)
     """
     rest = [memoryview(buffer) for buffer in buffers if len(buffer)]
     while rest:
-        part, left = _cut(rest, piece)
+        part, left = cut(rest, piece)
         try:
-            sent = connection.sendmsg(part, [], socket.MSG_EOR)
+            sent = connection.sendmsg(part, (), socket.MSG_EOR | socket.MSG_DONTWAIT)
         except BlockingIOError:
             return rest
         if sent < sum(map(len, part)):
-            return [*_cut(part, sent)[1], *left]
+            return [*cut(part, sent)[1], *left]
         rest = left
     return rest
 
@@ -120,7 +120,7 @@ def _frame(connection: socket.socket) -> Tuple[int, int]:
     return segment_bytes, _IP_AND_ETHERNET_BYTES + _TCP_BYTES + stamps
 
 
-def _cut(buffers: Sequence[memoryview], size: int) -> Tuple[List[memoryview], List[memoryview]]:
+def cut(buffers: Sequence[memoryview], size: int) -> Tuple[List[memoryview], List[memoryview]]:
     """Return the first ``size`` bytes of some buffers, and the rest."""
     head: List[memoryview] = []
     for number, buffer in enumerate(buffers):

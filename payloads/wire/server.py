@@ -1,29 +1,35 @@
 """The answering end of the data plane: an epoll server for authenticated connections.
 
-Until a peer has proved that it holds the key, exactly the handshake's fixed-size messages are read from
-it, and only for a short time: a silent or unknown client costs one descriptor for two seconds. Whatever
-goes wrong with one connection closes that connection with one line in the log; the server goes on.
+Until a peer has proved itself, nothing but the handshake is read from it, only so much, and only for a short time: a
+silent or unknown client costs one descriptor for two seconds. Whatever goes wrong with one connection closes that
+connection with one line in the log; the server goes on.
 """
 
 from __future__ import annotations
 
+import fcntl
 import select
 import socket
 import sys
+import termios
 import time
-from pathlib import Path
-from typing import Callable, Dict, List, Optional, Sequence, Tuple
+from array import array
+from typing import Callable, Dict, List, Optional, Sequence, Tuple, Union
 
-from payloads.wire import auth
+from payloads.wire.auth import AuthError
+from payloads.wire.connection import Connection
+from payloads.wire.counts import ServerCounts
+from payloads.wire.credentials import Credentials, Handshake
 from payloads.wire.frames import Buffer, FrameError, Header, Kind, pack_pong, unpack_pace, unpack_ping
-from payloads.wire.pacing import retransmitted_bytes, send_paced, set_pace
-from payloads.wire.sockets import Receiver, send_some, tune
+from payloads.wire.sockets import Receiver, tune
 
 __all__ = ["Handler", "Server", "listen", "parse_listen"]
 
 HANDSHAKE_TIMEOUT_S = 2.0
 MAX_STRANGERS = 32
 MAX_PEERS = 16
+#: For so long the server may stay with the connection that it has just heard of, where there is no other one.
+STAY_S = 0.02
 
 #: Called with a whole frame: header, payload, and when it had arrived (monotonic ns). Returns the answer
 #: in pieces. The payload is good until the call returns. A FrameError closes the connection.
@@ -36,14 +42,17 @@ class Server:
     Pings are answered and paces obeyed here; every other frame goes to the handler, one at a time.
     """
 
-    def __init__(self, listener: socket.socket, key_file: Path, handler: Handler, name: str) -> None:
+    def __init__(
+        self, listener: socket.socket, credentials: Credentials, handler: Handler, name: str
+    ) -> None:
         self._listener = listener
-        self._key_file = key_file
+        self._credentials = credentials
         self._handler = handler
         self._name = name
         self._epoll = select.epoll()
         self._strangers: Dict[int, _Stranger] = {}
         self._peers: Dict[int, _Peer] = {}
+        self.counts = ServerCounts()
         listener.setblocking(False)
         self._epoll.register(listener.fileno(), select.EPOLLIN)
 
@@ -52,6 +61,29 @@ class Server:
         """Where it listens."""
         address, port = self._listener.getsockname()
         return address, port
+
+    @property
+    def peers(self) -> int:
+        """How many connections are authenticated now; any thread may ask."""
+        return len(self._peers)
+
+    def wire_bytes(self) -> Tuple[int, int]:
+        """Return the bytes received and sent over all connections so far; any thread may ask."""
+        with self.counts.moving:
+            here = [peer.connection for peer in self._peers.values()]
+            here += [stranger.connection for stranger in self._strangers.values()]
+            back, out = sum(each.wire_back for each in here), sum(each.wire_out for each in here)
+            return self.counts.wire_in + back, self.counts.wire_out + out
+
+    def queued_bytes(self) -> int:
+        """Return the bytes that have arrived from peers and wait to be read; any thread may ask."""
+        waiting = array("i", [0])
+        total = 0
+        with self.counts.moving:
+            for peer in self._peers.values():
+                fcntl.ioctl(peer.connection.fileno(), termios.FIONREAD, waiting)
+                total += waiting[0]
+        return total
 
     def serve(self, stop: Optional[Callable[[], bool]] = None, poll_s: float = 3600.0) -> None:
         """Serve until ``stop`` says so (looked at every ``poll_s`` seconds), or until an exception."""
@@ -87,73 +119,111 @@ class Server:
         label = f"{address[0]}:{address[1]}"
         if len(self._strangers) >= MAX_STRANGERS or len(self._peers) >= MAX_PEERS:
             self._log(label, "refused: too many connections")
+            self.counts.refused["full"] += 1
             connection.close()
             return
         try:
             tune(connection)
             connection.setblocking(False)
-        except OSError as error:
+            handshake = self._credentials.server(connection)
+        except (OSError, AuthError) as error:
             self._log(label, f"closed: {error}")
             connection.close()
             return
-        self._strangers[connection.fileno()] = _Stranger(connection, label)
+        with self.counts.moving:
+            self._strangers[connection.fileno()] = _Stranger(handshake, label)
         self._epoll.register(connection.fileno(), select.EPOLLIN)
 
     def _hear_stranger(self, descriptor: int, stranger: _Stranger) -> None:
         try:
-            if not stranger.hear(self._key_file):
+            if not stranger.handshake.go_on():
                 return
-        except (OSError, auth.AuthError) as error:
+        except (OSError, AuthError) as error:
             self._log(stranger.label, f"refused: {error}")
+            self.counts.refused["handshake"] += 1
             self._drop(descriptor)
             return
-        del self._strangers[descriptor]
-        self._peers[descriptor] = _Peer(stranger.connection, stranger.label)
+        with self.counts.moving:
+            del self._strangers[descriptor]
+            stranger.connection.allow_waiting(STAY_S)
+            self._peers[descriptor] = _Peer(stranger.connection, stranger.label)
         self._log(stranger.label, "connected")
+        self.counts.connected += 1
+        if stranger.connection.pending():  # epoll does not know of what came right behind the handshake
+            self._serve_peer(descriptor, self._peers[descriptor])
 
     def _serve_peer(self, descriptor: int, peer: _Peer) -> None:
+        connection = peer.connection
         try:
             if peer.rest:
-                peer.send(peer.rest)
-            # Once more only if something is left in the buffer: for what comes later there is the next event.
-            while not peer.rest and self._hear_peer(peer) and peer.receiver.filled:
-                pass
+                peer.rest = connection.send(peer.rest)
+            # Once more only if something is left in a buffer: for what comes later there is the next event.
+            while not peer.rest and self._hear_peer(peer):
+                if not (peer.receiver.filled or connection.pending()) and not self._stay(peer):
+                    break
             # A peer that does not fetch its answers is not asked for more questions.
-            interest = select.EPOLLOUT if peer.rest else select.EPOLLIN
-            if interest != peer.interest:
-                peer.interest = interest
-                self._epoll.modify(descriptor, interest)
+            if bool(peer.rest) != peer.behind:
+                peer.behind = bool(peer.rest)
+                self._epoll.modify(descriptor, select.EPOLLOUT if peer.behind else select.EPOLLIN)
         except (OSError, FrameError) as error:
             self._log(peer.label, f"closed: {error}")
+            self.counts.broken += isinstance(error, FrameError)
             self._drop(descriptor)
 
     def _hear_peer(self, peer: _Peer) -> bool:
         """Receive and answer one frame; return whether a whole one was there."""
-        header = peer.receiver.receive(peer.connection)
+        connection, receiver = peer.connection, peer.receiver
+        header = receiver.receive(connection)
         if header is None:
             return False
-        received_ns = time.monotonic_ns()
-        payload = peer.receiver.payload()
-        if header.kind == Kind.PING:
-            sent_ns = unpack_ping(payload)
-            again = retransmitted_bytes(peer.connection)
-            peer.send([pack_pong(sent_ns, received_ns, time.monotonic_ns(), again, header.sequence)])
-        elif header.kind == Kind.PACE:
-            peer.piece = set_pace(peer.connection, unpack_pace(payload))
-        else:
-            peer.send(self._handler(header, payload, received_ns))
-        peer.receiver.release()
+        answer = self._answer(connection, header, receiver.payload(), time.monotonic_ns())
+        if answer:
+            peer.rest = connection.send(answer)
+        receiver.release()
         return True
+
+    def _stay(self, peer: _Peer) -> bool:
+        """Wait for the only peer's next frame at its socket, which costs less than epoll; return whether it begins.
+
+        Nobody else is kept waiting for longer than :data:`STAY_S`.
+        """
+        if len(self._peers) > 1 or self._strangers:
+            return False
+        now = time.monotonic()
+        if now > peer.look_around:
+            peer.look_around = now + STAY_S
+            return False
+        return peer.receiver.wait(peer.connection)
+
+    def _answer(
+        self, connection: Connection, header: Header, payload: memoryview, received_ns: int
+    ) -> Sequence[Buffer]:
+        """Return the answer to a frame, in pieces; none where the frame asks for none."""
+        kind = header.kind
+        if kind == Kind.PING:
+            sent_ns, again = unpack_ping(payload), connection.retransmitted_bytes()
+            return [pack_pong(sent_ns, received_ns, time.monotonic_ns(), again, header.sequence)]
+        if kind == Kind.PACE:
+            connection.set_pace(unpack_pace(payload))
+            return ()
+        return self._handler(header, payload, received_ns)
 
     def _drop_silent(self) -> None:
         now = time.monotonic()
         for descriptor, stranger in list(self._strangers.items()):
             if stranger.deadline <= now:
                 self._log(stranger.label, "refused: no handshake in time")
+                self.counts.refused["silent"] += 1
                 self._drop(descriptor)
 
     def _drop(self, descriptor: int) -> None:
-        holder = self._strangers.pop(descriptor, None) or self._peers.pop(descriptor, None)
+        with self.counts.moving:
+            self.counts.closed += descriptor in self._peers
+            holder: Union[_Stranger, _Peer, None]
+            holder = self._strangers.pop(descriptor, None) or self._peers.pop(descriptor, None)
+            if holder is not None:
+                self.counts.wire_in += holder.connection.wire_back
+                self.counts.wire_out += holder.connection.wire_out
         if holder is not None:
             self._epoll.unregister(descriptor)
             holder.connection.close()
@@ -165,71 +235,31 @@ class Server:
 class _Stranger:
     """A connection that has not proved anything yet."""
 
-    def __init__(self, connection: socket.socket, label: str) -> None:
-        self.connection = connection
+    def __init__(self, handshake: Handshake, label: str) -> None:
+        self.handshake = handshake
+        self.connection = handshake.connection
         self.label = label
         self.deadline = time.monotonic() + HANDSHAKE_TIMEOUT_S
-        self._data = b""
-        self._secrets: Optional[auth.Secrets] = None
-
-    def hear(self, key_file: Path) -> bool:
-        """Read what is there; return whether the peer has now proved itself.
-
-        Raises:
-            AuthError: It did not.
-            OSError: The connection failed.
-        """
-        wanted = auth.HELLO_BYTES if self._secrets is None else auth.PROOF_BYTES
-        try:
-            part = self.connection.recv(wanted - len(self._data))
-        except BlockingIOError:
-            return False
-        if not part:
-            raise auth.AuthError("it left during the handshake")
-        self._data += part
-        if len(self._data) < wanted:
-            return False
-        data, self._data = self._data, b""
-        if self._secrets is None:
-            # Read for each handshake: a new deploy brings a new key.
-            key = auth.read_key(key_file)
-            server_nonce = auth.new_nonce()
-            try:
-                client_nonce = auth.unpack_hello(data)
-            except auth.AuthError:
-                # An honest client of another version is told which one is spoken here.
-                if data.startswith(auth.MAGIC):
-                    self.connection.send(auth.pack_version_notice())
-                raise
-            self._secrets = auth.Secrets(key, client_nonce, server_nonce)
-            self.connection.send(auth.pack_challenge(key, client_nonce, server_nonce))
-            return False
-        auth.check_proof(self._secrets, data)
-        self.connection.send(auth.WELCOME)
-        return True
 
 
 class _Peer:
-    """An authenticated connection."""
+    """An authenticated connection.
 
-    def __init__(self, connection: socket.socket, label: str) -> None:
+    Attributes:
+        rest: What the kernel has not taken of the last answer.
+        behind: Whether epoll tells when the kernel takes more, instead of when the peer says more.
+        look_around: When to look at other connections, on the monotonic clock.
+    """
+
+    __slots__ = ("behind", "connection", "label", "look_around", "receiver", "rest")
+
+    def __init__(self, connection: Connection, label: str) -> None:
         self.connection = connection
         self.label = label
         self.receiver = Receiver()
         self.rest: List[memoryview] = []
-        self.interest = select.EPOLLIN
-        self.piece = 0  # bytes handed over at once where the connection is paced
-
-    def send(self, buffers: Sequence[Buffer]) -> None:
-        """Give buffers to the kernel and keep what it did not take.
-
-        Raises:
-            OSError: The connection failed.
-        """
-        if self.piece:
-            self.rest = send_paced(self.connection, buffers, self.piece)
-        else:
-            self.rest = send_some(self.connection, buffers)
+        self.behind = False
+        self.look_around = 0.0
 
 
 def parse_listen(text: str) -> Tuple[str, int]:

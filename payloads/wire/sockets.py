@@ -1,18 +1,19 @@
-"""Sockets of the data plane: their options, one reused receive buffer, sending without a copy."""
+"""Sockets of the data plane: their options, and one reused receive buffer."""
 
 from __future__ import annotations
 
 import socket
-from typing import List, Optional, Sequence
+from typing import List, Optional, Protocol, Sequence
 
 from payloads.wire.frames import HEADER_BYTES, Buffer, Header, unpack_header
 
-__all__ = ["ConnectionClosedError", "Receiver", "send_some", "tune"]
+__all__ = ["ConnectionClosedError", "Receiver", "tune", "unsent"]
 
 #: A link that silently goes down is noticed after this time.
 USER_TIMEOUT_MS = 5000
 _KEEPALIVE_IDLE_S = 5
 _FIRST_BUFFER_BYTES = 1 << 16
+_STEP_BYTES = 1 << 22
 
 
 class ConnectionClosedError(ConnectionError):
@@ -33,8 +34,18 @@ def tune(connection: socket.socket) -> None:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
 
 
+class Source(Protocol):
+    """What frames are received from: a connection of the data plane."""
+
+    def recv_into(self, view: memoryview, /) -> int:
+        """Receive what is there; return how many bytes, 0 once the other end has closed."""
+
+    def wait_into(self, view: memoryview, /) -> int:
+        """Receive what is there, or what comes within a short time; otherwise as above."""
+
+
 class Receiver:
-    """Receives frames from a non-blocking socket into one buffer that is used again and again.
+    """Receives frames from a connection into one buffer that is used again and again.
 
     Attributes:
         filled: Bytes in the buffer that no frame has been taken for.
@@ -49,7 +60,7 @@ class Receiver:
         self._needed = HEADER_BYTES
         self.filled = 0
 
-    def receive(self, connection: socket.socket) -> Optional[Header]:
+    def receive(self, connection: Source) -> Optional[Header]:
         """Receive what is there; return the header once the whole frame is in the buffer.
 
         Raises:
@@ -57,19 +68,42 @@ class Receiver:
             OSError: The connection failed.
             FrameError: What came is no frame.
         """
+        header, view, filled = self._header, self._view, self.filled
         while True:
-            if self.filled >= self._needed:
-                if self._header is not None:
-                    return self._header
-                self._begin(unpack_header(self._view))
-                continue
+            if filled >= self._needed:
+                if header is None:
+                    header = self._header = unpack_header(view)
+                    self._needed = HEADER_BYTES + header.length
+                    if self._needed > len(view):
+                        view = self._grow()
+                if filled >= self._needed:
+                    return header
+            if filled == len(view):
+                view = self._grow()
             try:
-                count = connection.recv_into(self._view[self.filled :])
+                count = connection.recv_into(view[filled:] if filled else view)
             except BlockingIOError:
                 return None
-            if count == 0:
+            if not count:
                 raise ConnectionClosedError("connection closed")
-            self.filled += count
+            filled += count
+            self.filled = filled
+
+    def wait(self, connection: Source) -> bool:
+        """Wait a short time for the next frame's first bytes; return whether they are there.
+
+        Raises:
+            ConnectionClosedError: The other end closed the connection.
+            OSError: The connection failed.
+        """
+        try:
+            count = connection.wait_into(self._view)
+        except BlockingIOError:
+            return False
+        if not count:
+            raise ConnectionClosedError("connection closed")
+        self.filled = count
+        return True
 
     def payload(self) -> memoryview:
         """Return the payload of the complete frame; it is good until :meth:`release`."""
@@ -86,32 +120,18 @@ class Receiver:
         self._header = None
         self._needed = HEADER_BYTES
 
-    def _begin(self, header: Header) -> None:
-        self._header = header
-        self._needed = HEADER_BYTES + header.length
-        if self._needed > len(self._buffer):
-            self._grow(self._needed)
-
-    def _grow(self, needed: int) -> None:
-        # A new buffer instead of a longer one: tensors may still point into the old one.
-        buffer = bytearray(max(needed, 2 * len(self._buffer)))
+    def _grow(self) -> memoryview:
+        # A new buffer instead of a longer one: tensors may still point into the old one. And not for all that a
+        # header announces: what does not come shall not cost memory either.
+        buffer = bytearray(max(2 * len(self._buffer), min(self._needed, _STEP_BYTES)))
         buffer[: self.filled] = self._view[: self.filled]
         self._buffer = buffer
         self._view = memoryview(buffer)
+        return self._view
 
 
-def send_some(connection: socket.socket, buffers: Sequence[Buffer]) -> List[memoryview]:
-    """Give the buffers to the kernel in one call; return what it did not take.
-
-    Raises:
-        OSError: The connection failed.
-    """
-    try:
-        sent = connection.sendmsg(buffers)
-    except BlockingIOError:
-        sent = 0
-    if sent == sum(map(len, buffers)):
-        return []
+def unsent(buffers: Sequence[Buffer], sent: int) -> List[memoryview]:
+    """Return what is left of some buffers once their first ``sent`` bytes are gone."""
     rest: List[memoryview] = []
     for buffer in buffers:
         size = len(buffer)

@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from payloads.linkd.model import expected_ms
 from payloads.wire.client import Channel, Exchange, Request
+from payloads.wire.credentials import PlainKey
 from payloads.wire.frames import Kind, pack_header
 from payloads.wire.server import Server, listen
 
@@ -127,14 +128,14 @@ def serve(key: Path) -> None:
         count = int.from_bytes(payload[:4], "little")
         return [pack_header(Kind.RESULT, count, header.sequence), zeros[:count]]
 
-    Server(listen(ADDRESS, PORT), key, handle, "device").serve()
+    Server(listen(ADDRESS, PORT), PlainKey(key), handle, "device").serve()
 
 
 def measure(key: Path, rates: list[float], repeats: int) -> list[dict[str, Any]]:
     """Time every size at every rate, both ways and with the option alone."""
     exchange = Exchange()
     channel = Channel("device", ADDRESS, PORT)
-    exchange.connect(channel, key)
+    exchange.connect(channel, PlainKey(key))
 
     def ask(out: int, back: int) -> float:
         number = channel.next_sequence()

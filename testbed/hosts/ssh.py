@@ -83,6 +83,22 @@ class SshTransport:
             stream.write(command.stdin)
         return stream
 
+    def tunnel(self, address: str, port: int) -> paramiko.Channel:
+        """Return a connection from the host to an address that it reaches.
+
+        Raises:
+            HostError: The host cannot be reached, or does not reach the address.
+        """
+        deadline = Deadline(self._connect_timeout_s)
+        session = self._open(deadline)
+        target, source = (address, port), ("127.0.0.1", 0)
+        try:
+            return session.transport.open_channel(
+                "direct-tcpip", target, source, timeout=deadline.remaining_s
+            )
+        except (EOFError, OSError, paramiko.SSHException) as error:
+            raise ConnectError(self.host.name, f"no way to {address}:{port}: {error}") from error
+
     def put(self, put: Put) -> None:
         """Write one file on the host, see :meth:`Transport.put`."""
         with self._sftp_lock:

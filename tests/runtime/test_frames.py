@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from payloads.wire import frames
 from payloads.wire.frames import FrameError, Kind
+from payloads.wire.header import HEADER, MAGIC
 
-DTYPES = st.sampled_from(sorted(frames.DTYPE_BYTES))
+DTYPES = st.sampled_from(sorted(frames.DTYPE_CODES))
 
 
 @st.composite
@@ -19,7 +20,7 @@ def dispatches(draw):
     dtype = draw(DTYPES)
     experts = sorted(draw(st.sets(st.integers(0, 300), min_size=1, max_size=5)))
     picks = [draw(st.lists(st.integers(0, rows - 1), min_size=1, max_size=7)) for _ in experts]
-    data = draw(st.binary(min_size=(n := rows * hidden * frames.DTYPE_BYTES[dtype]), max_size=n))
+    data = draw(st.binary(min_size=(n := rows * frames.row_bytes(dtype, hidden)), max_size=n))
     layer, step = draw(st.integers(0, 65535)), draw(st.integers(0, 2**32 - 1))
     return layer, dtype, step, rows, hidden, data, experts, picks
 
@@ -56,7 +57,7 @@ def test_a_damaged_dispatch_is_refused_or_still_makes_sense(case, data):
     except FrameError:
         return
     # What is accepted is consistent: nothing in it points outside.
-    assert len(got.data) == got.rows * got.hidden * frames.DTYPE_BYTES[got.dtype]
+    assert len(got.data) == got.rows * frames.row_bytes(got.dtype, got.hidden)
     assert sum(got.counts) == len(got.indices)
     assert max(got.indices) < got.rows
     assert len(got.experts) == len(got.counts) == len(set(got.experts))
@@ -65,7 +66,7 @@ def test_a_damaged_dispatch_is_refused_or_still_makes_sense(case, data):
 @given(dispatches(), st.lists(st.integers(0, 2**64 - 1), min_size=4, max_size=4), st.booleans(), st.data())
 def test_an_answer_is_read_back_as_it_was_written(case, stamps, late, data):
     dispatch = frames.unpack_dispatch(memoryview(join(case))[frames.HEADER_BYTES :])
-    size = len(dispatch.indices) * dispatch.hidden * frames.DTYPE_BYTES[dispatch.dtype]
+    size = len(dispatch.indices) * frames.row_bytes(dispatch.dtype, dispatch.hidden)
     rows = data.draw(st.binary(min_size=size, max_size=size))
     frame = frames.pack_result(dispatch, *stamps, late, 9) + rows
     assert frames.unpack_header(frame) == (Kind.RESULT, len(frame) - frames.HEADER_BYTES, 9)
@@ -88,7 +89,7 @@ def test_noise_is_no_header(noise):
 
 
 def test_an_announcement_beyond_the_limit_is_refused():
-    huge = frames._HEADER.pack(frames.MAGIC, frames.PROTOCOL_VERSION, Kind.DISPATCH, 2**32 - 1, 1)
+    huge = HEADER.pack(MAGIC, frames.PROTOCOL_VERSION, Kind.DISPATCH, 2**32 - 1, 1)
     with pytest.raises(FrameError, match="more than its limit"):
         frames.unpack_header(huge)
     with pytest.raises(FrameError, match="larger than the limit"):

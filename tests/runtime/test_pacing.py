@@ -12,12 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from payloads.wdmoe.bs.links import LinkControlError
+from payloads.wdmoe.bs.pacing import LinkPacing
 from payloads.wdmoe.bs.spec import read_spec
 from payloads.wire.client import Channel, DeviceLostError, Exchange, Request
+from payloads.wire.connection import Plain
+from payloads.wire.credentials import PlainKey
 from payloads.wire.frames import HEADER_BYTES, Kind, pack_header
 from payloads.wire.pacing import (
     SO_MAX_PACING_RATE,
-    _cut,
+    cut,
     payload_bytes_per_s,
     piece_bytes,
     send_paced,
@@ -54,7 +57,7 @@ def test_what_the_kernel_counts_is_the_payloads_part_of_the_frame_rate(mbit):
 
 @given(st.lists(st.binary(max_size=9), max_size=5), st.integers(0, 50))
 def test_a_cut_loses_nothing(buffers, size):
-    head, rest = _cut([memoryview(buffer) for buffer in buffers], size)
+    head, rest = cut([memoryview(buffer) for buffer in buffers], size)
     whole = b"".join(buffers)
     assert b"".join(head) == whole[:size]
     assert b"".join(rest) == whole[size:]
@@ -84,7 +87,7 @@ def key(tmp_path):
 @pytest.fixture
 def device(key):
     """A worker's server that answers with as many bytes as asked for, and its connections."""
-    server = Server(listen("127.0.0.1", 0), key, answer, "device")
+    server = Server(listen("127.0.0.1", 0), PlainKey(key), answer, "device")
     stop = threading.Event()
     thread = threading.Thread(target=lambda: server.serve(stop.is_set, poll_s=0.01))
     thread.start()
@@ -117,47 +120,72 @@ def test_both_ends_are_paced_before_the_next_answer(exchange, device, key):
     channel = Channel("orin", *device.address)
     channel.pace(40.0, 20.0)  # before there is a connection, as well as after
     for _ in range(2):
-        exchange.connect(channel, key)
+        exchange.connect(channel, PlainKey(key))
         before = channel.bytes_out
         told = ask(exchange, channel, 8, 5)
         assert told.bytes_out == HEADER_BYTES + 8
         assert channel.bytes_out - before == told.bytes_out + HEADER_BYTES + 8  # the pace, once
         (peer,) = device._peers.values()
-        for connection, mbit in ((channel._socket, 40.0), (peer.connection, 20.0)):
+        for connection, mbit in ((channel.connection.socket, 40.0), (peer.connection.socket, 20.0)):
             mss = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
             assert rate_of(connection) == pytest.approx(mbit * 1e6 / 8 * mss / (mss + 66), rel=5e-3)
-        assert peer.piece
+        assert peer.connection._piece
         assert ask(exchange, channel, 8, 5).bytes_out + told.bytes_out + HEADER_BYTES + 8 == (
             channel.bytes_out - before
         )
         exchange.disconnect(channel)
         while device._peers:
             time.sleep(0.005)
-    exchange.connect(channel, key)
+    exchange.connect(channel, PlainKey(key))
     channel.pace(None, None)
     big = ask(exchange, channel, 1 << 20, 1 << 20)
     assert len(big.payload) == 1 << 20
     (peer,) = device._peers.values()
-    assert rate_of(channel._socket) is rate_of(peer.connection) is None
-    assert not peer.piece
+    assert rate_of(channel.connection.socket) is rate_of(peer.connection.socket) is None
+    assert not peer.connection._piece
 
 
 def test_a_channel_that_was_never_paced_is_left_to_the_kernel(exchange, device, key):
     channel = Channel("orin", *device.address)
-    exchange.connect(channel, key)
+    exchange.connect(channel, PlainKey(key))
     assert ask(exchange, channel, 8, 5).bytes_out == 8 + HEADER_BYTES
-    assert rate_of(channel._socket) is None
+    assert rate_of(channel.connection.socket) is None
     assert channel.resent() == (0, 0)
 
 
 def test_a_broken_pace_closes_that_connection_alone(exchange, device, key):
     channel = Channel("orin", *device.address)
-    exchange.connect(channel, key)
-    channel._socket.send(pack_header(Kind.PACE, 3, 0) + b"abc")
+    exchange.connect(channel, PlainKey(key))
+    channel.connection.send([pack_header(Kind.PACE, 3, 0) + b"abc"])
     with pytest.raises(DeviceLostError, match="connection closed"):
         ask(exchange, channel, 8, 5)
-    exchange.connect(channel, key)
+    exchange.connect(channel, PlainKey(key))
     assert len(ask(exchange, channel, 8, 5).payload) == 5
+
+
+def test_a_connection_that_is_gone_leaves_no_other_at_the_rates_of_before():
+    class Link:
+        def __init__(self, name, gone):
+            self.name, self.gone, self.told = name, gone, []
+
+        def pace(self, down_mbit, up_mbit):
+            if self.gone:
+                raise DeviceLostError(self.name, "its connection cannot be paced")
+            self.told.append((down_mbit, up_mbit))
+
+    class Feed:
+        version, rates = 1, {}
+
+        def follow(self):
+            pass
+
+    feed, channels = Feed(), {"one": Link("one", True), "two": Link("two", False)}
+    pacing = LinkPacing(feed, None, channels)
+    feed.version, feed.rates = 2, {"one": (5.0, 6.0), "two": (7.0, 8.0)}
+    with pytest.raises(DeviceLostError, match="device one lost"):
+        pacing.follow()
+    assert channels["two"].told == [(7.0, 8.0)]
+    pacing.follow()  # told once
 
 
 def test_what_is_followed_is_called_and_does_not_hide_a_silent_device(device, key):
@@ -165,7 +193,7 @@ def test_what_is_followed_is_called_and_does_not_hide_a_silent_device(device, ke
     exchange = Exchange(stall_timeout_s=0.3)
     with listen("127.0.0.1", 0) as silent_listener:
         channel = Channel("orin", *device.address)
-        exchange.connect(channel, key)
+        exchange.connect(channel, PlainKey(key))
         ours, theirs = socket.socketpair()
         calls = []
 
@@ -179,9 +207,9 @@ def test_what_is_followed_is_called_and_does_not_hide_a_silent_device(device, ke
         while not calls:
             ask(exchange, channel, 8, 5)
             assert time.monotonic() < deadline
-        channel._socket.close()
-        channel._socket = socket.create_connection(silent_listener.getsockname())
-        exchange._epoll.register(channel._socket.fileno(), 1)
+        channel.connection.close()
+        channel.connection = Plain(socket.create_connection(silent_listener.getsockname()))
+        exchange._epoll.register(channel.connection.fileno(), 1)
         chatter = threading.Event()
 
         def talk():
@@ -209,7 +237,7 @@ def paces(station, lab):
     for name in DEVICES:
         (peer,) = lab.workers[name].server._peers.values()
         ends = []
-        for connection in (station._devices.channels[name]._socket, peer.connection):
+        for connection in (station._devices.channels[name].connection.socket, peer.connection.socket):
             mss = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
             rate = rate_of(connection)
             # A whole number of Mbit/s: the segments of the loopback grow with the window after the rate was set.

@@ -11,7 +11,9 @@ import pytest
 
 from payloads.wire import auth, frames, server
 from payloads.wire.client import Channel, DeviceLostError, DeviceRefusedError, Exchange, Request
+from payloads.wire.credentials import PlainKey
 from payloads.wire.frames import Kind, pack_header
+from payloads.wire.header import HEADER, MAGIC
 from payloads.wire.server import Server, listen, parse_listen
 
 
@@ -36,7 +38,7 @@ def start(keys):
         return [pack_header(Kind.RESULT, len(payload), header.sequence), bytes(payload)]
 
     def begin(handler=echo, key="right"):
-        one = Server(listen("127.0.0.1", 0), keys / key, handler, "test")
+        one = Server(listen("127.0.0.1", 0), PlainKey(keys / key), handler, "test")
         stop = threading.Event()
         thread = threading.Thread(target=lambda: one.serve(stop.is_set, poll_s=0.02))
         thread.start()
@@ -65,7 +67,7 @@ def ask(exchange, channel, kind, payload=b"", expect=None):
 
 def connect(exchange, port, key):
     channel = Channel("orin", "127.0.0.1", port)
-    exchange.connect(channel, key, timeout_s=5)
+    exchange.connect(channel, PlainKey(key), timeout_s=5)
     return channel
 
 
@@ -134,7 +136,8 @@ def test_a_server_refuses_a_client_without_the_key(start, exchange, keys, capsys
     still_serves(exchange, port, keys)
 
 
-def test_nothing_is_handled_before_the_proof(start, exchange, keys):
+def test_nothing_is_handled_before_the_proof(start, exchange, keys, monkeypatch):
+    monkeypatch.setattr(server, "HANDSHAKE_TIMEOUT_S", 0.3)
     seen = []
     port = start(lambda *frame: seen.append(frame) or [])
     for data in (
@@ -167,7 +170,9 @@ def test_a_client_of_another_version_is_told(start, exchange, keys):
 
 
 def test_a_silent_client_is_put_out_and_holds_up_nobody(start, exchange, keys, monkeypatch, capsys):
-    monkeypatch.setattr(server, "HANDSHAKE_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(
+        server, "HANDSHAKE_TIMEOUT_S", 1.0
+    )  # the one that behaves has to make it on a busy machine
     port = start()
     silent, slow = raw(port), raw(port)
     slow.sendall(auth.pack_hello(auth.new_nonce())[:10])
@@ -181,8 +186,8 @@ def test_a_silent_client_is_put_out_and_holds_up_nobody(start, exchange, keys, m
     "garbage",
     [
         os.urandom(64),
-        frames._HEADER.pack(frames.MAGIC, frames.PROTOCOL_VERSION, 99, 0, 1),
-        frames._HEADER.pack(frames.MAGIC, frames.PROTOCOL_VERSION, Kind.DISPATCH, 2**31, 1),
+        HEADER.pack(MAGIC, frames.PROTOCOL_VERSION, 99, 0, 1),
+        HEADER.pack(MAGIC, frames.PROTOCOL_VERSION, Kind.DISPATCH, 2**31, 1),
         pack_header(Kind.PING, 3, 1) + b"abc",
         pack_header(Kind.RESULT, 3, 1) + b"abc",
     ],
@@ -287,3 +292,57 @@ def test_a_listen_address_needs_both_parts(text):
     with pytest.raises(ValueError, match="ADDRESS:PORT"):
         parse_listen(text)
     assert parse_listen("0.0.0.0:7070") == ("0.0.0.0", 7070)
+
+
+def test_a_peer_that_never_rests_keeps_nobody_else_waiting(start, exchange, keys):
+    port = start()
+    busy, done = connect(exchange, port, keys / "right"), threading.Event()
+    asked = []
+
+    def chatter():
+        while not done.is_set() and len(asked) < 100_000:
+            asked.append(len(ask(exchange, busy, Kind.DISPATCH, b"abc", Kind.RESULT).payload))
+
+    thread = threading.Thread(target=chatter)
+    thread.start()
+    try:
+        other = Exchange(stall_timeout_s=10)
+        still_serves(other, port, keys)  # a handshake, and a question, in between
+        other.close()
+    finally:
+        done.set()
+        thread.join()
+    assert asked
+    assert set(asked) == {3}
+
+
+class Silent:
+    """A connection on which nothing comes; counts how often somebody waits for it."""
+
+    def __init__(self):
+        self.waits = 0
+
+    def wait_into(self, view):
+        self.waits += 1
+        raise BlockingIOError
+
+
+def test_the_server_stays_with_its_only_peer_for_a_moment_and_looks_around_in_between(start, keys):
+    one = Server(listen("127.0.0.1", 0), PlainKey(keys / "right"), lambda *_: [], "test")
+    try:
+        silent = Silent()
+        peer = server._Peer(silent, "only")
+        one._peers[0] = peer
+        assert not one._stay(peer)
+        assert silent.waits == 0, "at first it looks around"
+        assert not one._stay(peer)
+        assert silent.waits == 1
+        peer.look_around = time.monotonic() - 1
+        assert not one._stay(peer)
+        assert silent.waits == 1
+        one._peers[1] = server._Peer(silent, "another")
+        assert not one._stay(peer)
+        assert silent.waits == 1
+    finally:
+        one._peers.clear()
+        one.close()

@@ -1,0 +1,124 @@
+"""What the tests of TLS share: a fleet's certificates, a server that echoes, and what asks it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from payloads.wire import server
+from payloads.wire.client import Answer, Channel, Exchange, Request
+from payloads.wire.credentials import Credentials, TlsCertificate
+from payloads.wire.frames import Kind, pack_header
+from payloads.wire.server import Server, listen
+from payloads.wire.tls import AUTHORITY_FILE
+from testbed.config.inventory import Host
+from testbed.hosts.authority import Authority, new_authority
+
+NOW = datetime.now(UTC)
+BS = Host(name="bs", role="base_station", address="127.0.0.1")
+ORIN = Host(name="orin", role="device", address="127.0.0.1")
+
+
+class Fleet:
+    """Folders with certificates of an authority, as deploys leave them on hosts."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.authority = new_authority("rack", NOW)
+
+    def certificate(self, host: Host, *, now: datetime = NOW, by: Authority | None = None) -> TlsCertificate:
+        """Return what a host proves itself with."""
+        place = self.folder / os.urandom(4).hex()
+        place.mkdir()
+        for name, content in (by or self.authority).files(host, now).items():
+            (place / name).write_bytes(content)
+            (place / name).chmod(0o600)
+        return TlsCertificate(place)
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
+    return Fleet(tmp_path_factory.mktemp("fleet"))
+
+
+@pytest.fixture
+def start(fleet: Fleet) -> Iterator[Callable[..., int]]:
+    """Start a server that echoes; return its port."""
+    running = []
+
+    def echo(header, payload, received_ns):
+        if header.kind != Kind.DISPATCH:
+            raise server.FrameError("unexpected kind")
+        return [pack_header(Kind.RESULT, len(payload), header.sequence), bytes(payload)]
+
+    def begin(credentials: Credentials | None = None) -> int:
+        one = Server(listen("127.0.0.1", 0), credentials or fleet.certificate(ORIN), echo, "test")
+        stop = threading.Event()
+        thread = threading.Thread(target=lambda: one.serve(stop.is_set, poll_s=0.02))
+        thread.start()
+        running.append((one, stop, thread))
+        return one.address[1]
+
+    yield begin
+    for one, stop, thread in running:
+        stop.set()
+        thread.join()
+        one.close()
+
+
+@pytest.fixture
+def exchange() -> Iterator[Exchange]:
+    loop = Exchange(stall_timeout_s=10)
+    yield loop
+    loop.close()
+
+
+def connect(exchange: Exchange, port: int, credentials: Credentials, name: str = "orin") -> Channel:
+    channel = Channel(name, "127.0.0.1", port)
+    exchange.connect(channel, credentials, timeout_s=5)
+    return channel
+
+
+def echoed(exchange: Exchange, channel: Channel, *pieces: bytes) -> Answer:
+    """Send one dispatch in pieces, and make sure that it comes back."""
+    sequence, data = channel.next_sequence(), b"".join(pieces)
+    request = Request(channel, sequence, [pack_header(Kind.DISPATCH, len(data), sequence), *pieces])
+    (answer,) = exchange.ask([request], Kind.RESULT)
+    assert bytes(answer.payload) == data
+    return answer
+
+
+def still_serves(exchange: Exchange, port: int, fleet: Fleet) -> None:
+    channel = connect(exchange, port, fleet.certificate(BS))
+    echoed(exchange, channel, b"abc")
+    exchange.disconnect(channel)
+
+
+def gone(connection: socket.socket) -> bool:
+    """Whether the other end closes; what it says before does not matter."""
+    connection.settimeout(10)
+    try:
+        while connection.recv(1 << 16):
+            pass
+    except (ConnectionError, ssl.SSLError):
+        pass
+    return True
+
+
+def named(host: Host, name: str) -> Host:
+    return host.model_copy(update={"name": name})
+
+
+def mixed(fleet: Fleet, stranger: TlsCertificate) -> TlsCertificate:
+    """Let a stranger believe in this fleet's authority, so that only the other end can refuse."""
+    (stranger.files.folder / AUTHORITY_FILE).write_bytes(
+        (fleet.certificate(BS).files.folder / AUTHORITY_FILE).read_bytes()
+    )
+    return stranger
