@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Protocol, Tuple
 
 from payloads.wdmoe.decision import Decision
 from payloads.wdmoe.routing import Loads, Routing
@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from payloads.wdmoe.link_state import LinkState
+    from payloads.wire.client import Answer
+    from payloads.wire.frames import Result
 
-__all__ = ["Decided", "Decides", "DispatchRow", "Expected"]
+__all__ = ["Decided", "Decides", "DispatchRow", "Expected", "row_of"]
 
 
 class Decides(Protocol):
@@ -61,11 +63,22 @@ class Decided:
         device_of: (E,), the device that served each expert.
         links: The links before the decision; ``None`` where nothing shapes them.
         decision: What was made of it.
+        iteration: The pass through the model that it belongs to.
         sent_ns: When it was sent, on the monotonic clock.
         expected: What the devices were expected to take.
     """
 
-    __slots__ = ("decision", "device_of", "expected", "layer", "links", "routing", "sent_ns", "step")
+    __slots__ = (
+        "decision",
+        "device_of",
+        "expected",
+        "iteration",
+        "layer",
+        "links",
+        "routing",
+        "sent_ns",
+        "step",
+    )
 
     def __init__(
         self,
@@ -75,7 +88,9 @@ class Decided:
         device_of: NDArray[int64],
         links: Optional[LinkState],
         decision: Decision,
+        iteration: int = 0,
     ) -> None:
+        self.iteration = iteration
         self.layer = layer
         self.step = step
         self.routing = routing
@@ -106,8 +121,8 @@ class DispatchRow(NamedTuple):
     """What was seen of one dispatch. The first three stamps are the base station's, the others the device's.
 
     Attributes:
-        request: The request it belongs to.
-        step: The token step, 0 for the prompt.
+        request: The request it belongs to; ``None`` where several requests share its iteration.
+        step: The token step, 0 for the prompt; ``None`` likewise.
         layer: The layer.
         device: The device.
         tokens: Token rows sent.
@@ -125,10 +140,12 @@ class DispatchRow(NamedTuple):
         late: Whether the real computation took longer than the pace asked for.
         expected: What its layer was expected to take; ``None`` where nobody decided.
         column: The device's number in its arrays.
+        iteration: The pass through the model that it belongs to, from 0 in a trial.
+        batch: The requests in that pass.
     """
 
-    request: str
-    step: int
+    request: Optional[str]
+    step: Optional[int]
     layer: int
     device: str
     tokens: int
@@ -146,9 +163,56 @@ class DispatchRow(NamedTuple):
     late: bool
     expected: Optional[Expected]
     column: int
+    iteration: int = 0
+    batch: int = 1
 
     def predicted_ms(self) -> Optional[float]:
         """Return what the latency model expected it to take; ``None`` where nobody worked it out."""
         if self.expected is None or self.expected.seconds is None:
             return None
         return 1e3 * float(self.expected.seconds[self.column])
+
+
+def row_of(
+    whose: Tuple[Optional[str], Optional[int]],
+    where: Tuple[int, int],
+    device: Tuple[str, int],
+    counts: Tuple[int, int, int],
+    answer: Answer,
+    result: Result,
+    expected: Optional[Expected],
+) -> DispatchRow:
+    """Return the row of a dispatch that was answered.
+
+    Args:
+        whose: The request and its token step.
+        where: The iteration, and the requests in it.
+        device: The device's name and number.
+        counts: Token rows sent, pairs asked for, pairs dropped.
+        answer: The answer, as the base station saw it.
+        result: What the device said.
+        expected: What the layer was expected to take; ``None`` where nobody decided.
+    """
+    return DispatchRow(
+        request=whose[0],
+        step=whose[1],
+        layer=result.layer,
+        device=device[0],
+        tokens=counts[0],
+        assignments=counts[1],
+        dropped=counts[2],
+        bytes_out=answer.bytes_out,
+        bytes_back=answer.bytes_back,
+        sent_ns=answer.sent_ns,
+        first_ns=answer.first_ns,
+        done_ns=answer.done_ns,
+        received_ns=result.received_ns,
+        started_ns=result.started_ns,
+        computed_ns=result.computed_ns,
+        replied_ns=result.replied_ns,
+        late=result.late,
+        expected=expected,
+        column=device[1],
+        iteration=where[0],
+        batch=where[1],
+    )

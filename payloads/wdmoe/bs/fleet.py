@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from payloads.wire.client import Channel, DeviceError, DeviceLostError, Exchange, Request
-from payloads.wire.clock import Offset, PingStamps, estimate_offset
+from payloads.wdmoe.bs.readmit import Returned
+from payloads.wire.client import Channel, DeviceError, DeviceLostError, Exchange, Patience, Request
+from payloads.wire.clock import Offset, OffsetHistory, PingStamps, estimate_offset
+from payloads.wire.credentials import Credentials
 from payloads.wire.frames import FrameError, Kind, pack_header, pack_ping, unpack_description, unpack_pong
 
 __all__ = ["DeviceSpec", "Devices", "FleetError", "FleetSpec", "read_fleet"]
 
 PINGS = 12
 RESTART_S = 20.0  # what a supervisor needs to start a worker again, torch included
+#: What a device may take to say who it is or what its clock says: neither waits for a computation.
+TALK_S = 10.0
+#: A device that is sought again is tried often, and each try is short.
+RETRY_CONNECT_S = 2.0
 
 
 class FleetError(Exception):
@@ -82,13 +89,16 @@ class Devices:
         exchange: The loop that drives them.
         channels: The connection to each device, by name.
         descriptions: What each worker said of itself, by name.
+        returned: The clock offsets of devices that came back since they were prepared, by name.
     """
 
-    def __init__(self, exchange: Exchange, key_file: Path) -> None:
+    def __init__(self, exchange: Exchange, credentials: Credentials) -> None:
         self.exchange = exchange
         self.channels: Dict[str, Channel] = {}
         self.descriptions: Dict[str, Dict[str, Any]] = {}
-        self._key_file = key_file
+        self.returned: Dict[str, List[Offset]] = {}
+        self._credentials = credentials
+        self._check: Callable[[str, Mapping[str, Any]], Optional[str]] = lambda name, description: None
 
     def prepare(self, fleet: FleetSpec, manifest: str, dtype: str) -> None:
         """Connect what is not connected, and make sure that every device holds what is placed on it.
@@ -102,10 +112,12 @@ class Devices:
             DeviceError: A device cannot be reached, does not hold the key, or holds the wrong experts.
         """
         self._follow(fleet)
+        self.returned = {}
+        self._check = partial(_mismatch, fleet, manifest, dtype)
         for attempt in (1, 2):
             self._connect()
             try:
-                self.descriptions = self._describe()
+                self.descriptions = _describe(self.exchange, list(self.channels.values()))
                 break
             except DeviceLostError:
                 # A worker that was restarted since the last trial: its old connection is dead, and where one is,
@@ -115,9 +127,7 @@ class Devices:
                 for channel in self.channels.values():
                     self.exchange.disconnect(channel)
         for name, description in self.descriptions.items():
-            problem = _mismatch(fleet, name, description, manifest, dtype)
-            if problem:
-                raise DeviceError(name, problem, f"device {name} {problem}; deploy again")
+            self._verify(name, description)
 
     def _connect(self) -> None:
         """Connect every channel; a worker that is just being started again is waited for."""
@@ -125,16 +135,77 @@ class Devices:
         for channel in self.channels.values():
             while not channel.connected:
                 try:
-                    self.exchange.connect(channel, self._key_file)
+                    self.exchange.connect(channel, self._credentials)
                 except DeviceLostError as error:
                     refused = isinstance(error.__cause__, ConnectionRefusedError)
                     if not refused or time.monotonic() > deadline:
                         raise
                     time.sleep(0.25)
 
-    def offsets(self) -> Dict[str, Offset]:
-        """Estimate every device's clock offset by a few pings, one device after the other."""
-        return {name: estimate_offset(self._pings(channel)) for name, channel in self.channels.items()}
+    def offsets(self, lost: bool = False) -> Dict[str, Offset]:
+        """Estimate every device's clock offset by a few pings, one device after the other.
+
+        Args:
+            lost: Whether devices may be lost: they have no offset then.
+
+        Raises:
+            DeviceLostError: One is lost, and none may be.
+        """
+        result = {}
+        for name, channel in self.channels.items():
+            try:
+                result[name] = estimate_offset(_pings(self.exchange, channel))
+            except DeviceLostError:
+                if not lost:
+                    raise
+        return result
+
+    def histories(
+        self, before: Mapping[str, Offset], after: Mapping[str, Offset]
+    ) -> Dict[str, OffsetHistory]:
+        """Return each device's clock offsets since it was prepared.
+
+        Args:
+            before: The offsets at the beginning.
+            after: Those at the end, of the devices that were not lost by then.
+        """
+        return {
+            name: OffsetHistory((offset, *self.returned.get(name, ())), after.get(name))
+            for name, offset in before.items()
+        }
+
+    def attempt(self, name: str) -> Returned:
+        """Connect a lost device again, on a connection of its own, and check it as :meth:`prepare` does.
+
+        Another thread may call this while the exchange is at work.
+
+        Raises:
+            DeviceError: It is not there, or not what it was.
+        """
+        lost, before = self.channels[name], self.descriptions.get(name, {})
+        exchange = Exchange(stall_timeout_s=RETRY_CONNECT_S)
+        channel = Channel(lost.name, lost.address, lost.port)
+        try:
+            exchange.connect(channel, self._credentials, RETRY_CONNECT_S)
+            description = _describe(exchange, [channel])[name]
+            self._verify(name, description)
+            if description.get("weights") != before.get("weights"):
+                problem = f"holds {description.get('weights')} weights, not {before.get('weights')}"
+                raise DeviceError(name, problem, f"device {name} {problem}")
+            return Returned(channel, exchange, description, estimate_offset(_pings(exchange, channel)))
+        except BaseException:
+            exchange.close()
+            raise
+
+    def adopt(self, name: str, returned: Returned) -> None:
+        """Put the connection that :meth:`attempt` made in the place of the lost one.
+
+        Raises:
+            DeviceLostError: It is gone again.
+        """
+        returned.exchange.hand_over(returned.channel, self.exchange, self.channels[name])
+        self.descriptions[name] = dict(returned.description)
+        self.returned.setdefault(name, []).append(returned.offset)
 
     def traffic(self) -> Dict[Channel, Tuple[int, int]]:
         """Return all bytes sent and received on each channel so far."""
@@ -155,29 +226,50 @@ class Devices:
             for device in fleet.devices
         }
 
-    def _describe(self) -> Dict[str, Dict[str, Any]]:
-        requests = []
-        for channel in self.channels.values():
-            sequence = channel.next_sequence()
-            requests.append(Request(channel, sequence, [pack_header(Kind.DESCRIBE, 0, sequence)]))
-        answers = self.exchange.ask(requests, Kind.DESCRIPTION)
-        result = {}
-        for name, answer in zip(self.channels, answers):
-            try:
-                result[name] = unpack_description(answer.payload)
-            except FrameError as error:
-                raise DeviceError(name, str(error), f"device {name}: {error}") from error
-        return result
+    def _verify(self, name: str, description: Mapping[str, Any]) -> None:
+        """Refuse a device that does not hold what is placed on it."""
+        problem = self._check(name, description)
+        if problem:
+            raise DeviceError(name, problem, f"device {name} {problem}; deploy again")
 
-    def _pings(self, channel: Channel) -> List[PingStamps]:
-        result = []
-        for _ in range(PINGS):
-            sequence = channel.next_sequence()
-            ping = pack_ping(time.monotonic_ns(), sequence)
-            (answer,) = self.exchange.ask([Request(channel, sequence, [ping])], Kind.PONG)
+
+def _describe(exchange: Exchange, channels: Sequence[Channel]) -> Dict[str, Dict[str, Any]]:
+    """Return what the workers say of themselves."""
+    requests = []
+    for channel in channels:
+        sequence = channel.next_sequence()
+        requests.append(Request(channel, sequence, [pack_header(Kind.DESCRIBE, 0, sequence)]))
+    result = {}
+    for channel, answer in zip(channels, exchange.ask(requests, Kind.DESCRIPTION, patience=_talk(channels))):
+        try:
+            result[channel.name] = unpack_description(answer.payload)
+        except FrameError as error:
+            raise DeviceError(channel.name, str(error), f"device {channel.name}: {error}") from error
+    return result
+
+
+def _pings(exchange: Exchange, channel: Channel) -> List[PingStamps]:
+    result = []
+    for _ in range(PINGS):
+        sequence = channel.next_sequence()
+        ping = pack_ping(time.monotonic_ns(), sequence)
+        # Not asked in haste: that another device goes meanwhile is no fault of this one.
+        (answer,) = exchange.gather(
+            [Request(channel, sequence, [ping])], Kind.PONG, patience=_talk([channel])
+        )
+        if isinstance(answer, DeviceError):
+            raise next((gone for gone in exchange.gone if gone.device == channel.name), answer)
+        try:
             sent_ns, received_ns, replied_ns, channel.device_resent = unpack_pong(answer.payload)
-            result.append(PingStamps(sent_ns, received_ns, replied_ns, answer.done_ns))
-        return result
+        except FrameError as error:
+            exchange.disconnect(channel)
+            raise DeviceLostError(channel.name, str(error)) from error
+        result.append(PingStamps(sent_ns, received_ns, replied_ns, answer.done_ns))
+    return result
+
+
+def _talk(channels: Sequence[Channel]) -> Patience:
+    return Patience(TALK_S, lambda: [TALK_S] * len(channels))
 
 
 def _holders(placement: Mapping[str, Any], layer: int, expert: int) -> Tuple[str, ...]:
@@ -191,13 +283,17 @@ def _holders(placement: Mapping[str, Any], layer: int, expert: int) -> Tuple[str
 
 
 def _mismatch(
-    fleet: FleetSpec, name: str, description: Mapping[str, Any], manifest: str, dtype: str
+    fleet: FleetSpec, manifest: str, dtype: str, name: str, description: Mapping[str, Any]
 ) -> Optional[str]:
     if description.get("manifest") != manifest:
         return "holds the experts of another model"
     if description.get("dtype") != dtype:
         return f"computes in {description.get('dtype')}, not in {dtype}"
-    held = {(layer, expert) for layer, expert in description.get("experts", [])}
+    try:
+        held = {(int(layer), int(expert)) for layer, expert in description["experts"]}
+        int(description["parameters"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return "does not say properly what it holds"
     for layer, experts in enumerate(fleet.placement):
         for expert, holders in enumerate(experts):
             if name in holders and (layer, expert) not in held:

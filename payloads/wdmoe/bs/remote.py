@@ -1,52 +1,49 @@
 """The base station's side of a layer of experts: decide, send out, wait for all, weigh, sum.
 
 The answers are weighed and summed exactly as transformers' ``grouped_mm`` does, so that the result has the same bits.
+A device that is lost or late is asked no more until it has been connected anew and checked; what becomes of its pairs
+is the policy's matter (:mod:`payloads.wdmoe.bs.loss`).
 """
 
 from __future__ import annotations
 
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
+from typing import TYPE_CHECKING, Callable, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
 
+from payloads.wdmoe.bs.asked import Asked, Pairs, dropped_of, loads_of_parcels, pairs_of
+from payloads.wdmoe.bs.beside import Beside, keep_result, served_by, served_of
 from payloads.wdmoe.bs.fleet import FleetSpec
 from payloads.wdmoe.bs.link_feed import LinkFeed
 from payloads.wdmoe.bs.links import LinkControl
+from payloads.wdmoe.bs.losses import Losses
+from payloads.wdmoe.bs.outcome import Outcome, OutcomeCount
 from payloads.wdmoe.bs.pacing import LinkPacing
-from payloads.wdmoe.decision import Decision
-from payloads.wdmoe.dispatch import Decided, Decides, DispatchRow
-from payloads.wdmoe.holders import Several, first_holders, serving_devices
+from payloads.wdmoe.bs.packing import Gathered, Outgoing, Parcel, outgoing, split
+from payloads.wdmoe.bs.patience import Expects, Waiting, patience_of
+from payloads.wdmoe.dispatch import Decided, Decides, DispatchRow, row_of
 from payloads.wdmoe.link_state import LinkState
 from payloads.wdmoe.routing import Routing
 from payloads.wire.client import (
     Answer,
     Channel,
+    DeviceError,
     DeviceLostError,
-    DeviceRefusedError,
     Exchange,
     Request,
 )
-from payloads.wire.frames import FrameError, Kind, pack_dispatch, pack_lists, unpack_result
+from payloads.wire.frames import FrameError, Kind
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from payloads.wdmoe.bs.metrics import StationMetrics
+    from payloads.wdmoe.costs import Costs
+
 __all__ = ["Beside", "Dispatcher", "served_by"]
-
-#: Given which experts answer (N, E), ``None`` for all of them, what is added (N, H).
-Beside = Callable[[Optional[torch.Tensor]], torch.Tensor]
-
-
-class _Part(NamedTuple):
-    """One device's share of a layer: which of the pairs, and the request that asks for them."""
-
-    device: int
-    places: NDArray[np.int64]
-    tokens: int
-    request: Request
 
 
 class Dispatcher:
@@ -54,50 +51,93 @@ class Dispatcher:
 
     Attributes:
         decider: Decides what is sent; ``None`` sends all that the router asks for.
+        activations: Element type of the rows on the wire; ``None`` for that of the computation.
         request: Name of the request that runs, for the records.
-        step: Its token step, for the records.
+        step: Its token step, for the records; where several requests share an iteration, that of the oldest.
+        iteration: Number of the pass through the model, for the records.
+        batch: How many requests share it.
+        deadline_ns: When nobody waits for it any more, on the monotonic clock; ``None`` for never.
         wall_ns: Time spent waiting for devices so far.
         rows: One entry for each dispatch so far.
         decided: One entry for each decision since somebody took them; ``None`` where nobody will.
         feed: Tells the links' rates; ``None`` where nothing shapes them.
         control: Puts shares of the band in force; ``None`` where the policy leaves the links alone.
         pacing: Keeps the devices' sockets at the links' rates; ``None`` where something else shapes them.
-        devices: The devices that hold an expert, by name; their order is that of all arrays over devices.
-        device_of: (L, E), the device that serves each expert; the first of those that hold it.
+        losses: Who is gone, and what is done about it.
+        expects: Tells what devices are expected to take; ``None`` where nobody knows, and a device may take as long
+            as it makes progress.
+        metrics: Counts what is sent and answered; ``None`` where nobody looks.
     """
 
     def __init__(self, exchange: Exchange) -> None:
         self.decider: Optional[Decides] = None
+        self.activations: Optional[str] = None
         self.request = ""
         self.step = 0
+        self.iteration = 0
+        self.batch = 1
+        self.deadline_ns: Optional[int] = None
         self.wall_ns = 0
         self.rows: List[DispatchRow] = []
         self.decided: Optional[List[Decided]] = None
         self.feed: Optional[LinkFeed] = None
         self.control: Optional[LinkControl] = None
         self.pacing: Optional[LinkPacing] = None
-        self.devices: Tuple[str, ...] = ()
-        self.device_of: NDArray[np.int64] = np.zeros((0, 0), dtype=np.int64)
+        self.losses = Losses(lambda: self.whose)
+        self.expects: Optional[Expects] = None
+        self.metrics: Optional[StationMetrics] = None
         self._exchange = exchange
         self._channels: List[Channel] = []
-        self._several: Several = {}
+        self._count = OutcomeCount()
+
+    @property
+    def devices(self) -> Tuple[str, ...]:
+        """The devices that hold an expert, by name; their order is that of all arrays over devices."""
+        return self.losses.reach.devices
+
+    @property
+    def device_of(self) -> NDArray[np.int64]:
+        """(L, E), the device that serves each expert when all are there; the first of those that hold it."""
+        return self.losses.reach.device_of
+
+    @property
+    def outcome(self) -> Optional[Outcome]:
+        """What the tokens of this pass got, in the order of the rows; ``None`` before its first layer."""
+        return self._count.outcome()
+
+    @property
+    def wants_scores(self) -> bool:
+        """Whether somebody looks at what the router thinks of every expert."""
+        return self.decider is not None or self.losses.policy.kind != "fail"
 
     def place(self, fleet: FleetSpec, channels: Mapping[str, Channel]) -> None:
-        """Take over a placement."""
-        self.devices = tuple(sorted({name for layer in fleet.placement for names in layer for name in names}))
+        """Take over a placement, with all of its devices connected."""
+        self.losses.place(fleet.placement)
         self._channels = [channels[name] for name in self.devices]
-        self.device_of, self._several = first_holders(fleet.placement, self.devices)
+        self._exchange.gone.clear()
 
-    def begin_step(self, step: int) -> None:
-        """Begin a token step of the request.
+    @property
+    def whose(self) -> Tuple[Optional[str], Optional[int]]:
+        """The request that runs and its token step, for the records; neither where several share the iteration."""
+        return (self.request, self.step) if self.batch == 1 else (None, None)
+
+    def begin_step(self, step: int, oldest: Optional[str] = None) -> None:
+        """Begin a pass through the model: a token step of the request, or one of several requests.
+
+        Args:
+            step: The token step, 0 for a prompt.
+            oldest: The request that was there first, of all that are under way; ``None`` for the one that runs. An
+                allocation that is made once looks at what was sent until another request is the oldest.
 
         Raises:
             LinkControlError: The bandwidth could not be allocated.
         """
         self.step = step
+        self._count = OutcomeCount()
+        self.losses.take_back()
         if self.decider is None:
             return
-        shares = self.decider.before_token(self.request, step, self.links())
+        shares = self.decider.before_token(self.request if oldest is None else oldest, step, self.links())
         if shares is not None and self.control is not None:
             self.control.give(shares, f"step {step} of {self.request}" if step else f"before {self.request}")
 
@@ -129,57 +169,54 @@ class Dispatcher:
             LinkControlError: The bandwidth could not be allocated, or the links' rates not followed.
         """
         tokens, chosen = index.shape
-        device_of = self._serving(layer, index)
+        routing: Optional[Routing] = None
+        links: Optional[LinkState] = None
+        if scores is not None and self.wants_scores:
+            routing = Routing(index.numpy(), weights.float().numpy(), scores.numpy())
+            links = None if self.decider is None else self.links()
+        costs = partial(self._costs, links)
+        device_of = self.losses.reach.serving(layer, index.numpy(), costs)
         decided: Optional[Decided] = None
         keep: Optional[NDArray[np.bool_]] = None
         dropped: Mapping[int, int] = {}
-        if self.decider is not None and scores is not None:
-            routing = Routing(index.numpy(), weights.float().numpy(), scores.numpy())
-            decided = self._decide(layer, routing, device_of)
+        if self.decider is not None and routing is not None:
+            decided = self._decide(layer, routing, device_of, links)
             selection = decided.decision.selection
             keep = None if selection.keep.all() else selection.keep
             replaced = selection.index is not routing.index
             if keep is not None or replaced:
-                lost = ~selection.keep | (selection.index != routing.index)
-                dropped = dict(
-                    enumerate(
-                        np.bincount(device_of[routing.index[lost]], minlength=len(self.devices)).tolist()
-                    )
-                )
+                dropped = dropped_of(routing, selection, device_of)
             if replaced:
                 index = torch.from_numpy(selection.index)
             # What loses and replaces nothing keeps its weights to the bit.
             if selection.weights is not routing.weights:
                 weights = torch.from_numpy(selection.weights).to(weights.dtype)
+        given = routing.weights if decided is None and routing is not None else None
+        given = decided.decision.selection.weights if decided is not None else given
+        asked = Asked(layer, index.numpy(), keep, device_of, routing, given)
         # The same call as in transformers: this sort is not stable, and the order of the rows is its.
         sorted_experts, sorted_places = torch.sort(index.reshape(-1))
-        experts, places = sorted_experts.numpy(), sorted_places.numpy()
+        pairs = Pairs(sorted_experts.numpy(), sorted_places.numpy())
         if keep is not None:
-            kept = keep.reshape(-1)[places]
-            experts, places = experts[kept], places[kept]
-        parts = self._split(layer, hidden, experts, places, chosen, device_of)
-        if self.pacing is not None:
-            self.pacing.follow()
+            kept = keep.reshape(-1)[pairs.places]
+            pairs = Pairs(pairs.experts[kept], pairs.places[kept])
+        if self.losses.reach.gone:
+            pairs = self.losses.first(asked, pairs, costs, self.deadline_ns)
+        out = outgoing(layer, self.step, hidden, chosen, self.activations)
         added: List[torch.Tensor] = []
         meanwhile: Optional[Callable[[], None]] = None
         if beside is not None:
-            whole = keep is None and chosen == len(device_of)
-            served = None if whole else served_by(index, keep, len(device_of))
-            meanwhile = partial(_keep_result, beside, served, added)
-        if self.control is not None:
-            self.control.settle()
-        begun_ns = time.monotonic_ns()
-        answers = self._ask(layer, parts, meanwhile)
-        self.wall_ns += time.monotonic_ns() - begun_ns
-        answered = (torch.empty if keep is None else torch.zeros)(
-            tokens * chosen, hidden.shape[1], dtype=hidden.dtype
-        )
-        target = _bytes_of(answered)
-        for part, answer in zip(parts, answers):
-            self._take(layer, part, answer, target, dropped.get(part.device, 0), decided)
-        if decided is not None:
-            decided.sent_ns = begun_ns
-            self._observe(layer, parts, answers, decided.decision)
+            meanwhile = partial(keep_result, beside, asked.index, asked.keep, len(device_of), added)
+        served = asked.keep
+        answered = self._answered(asked, out, pairs, meanwhile, hidden.dtype, dropped, decided)
+        if beside is not None and asked.keep is not served:
+            # Somebody was lost on the way: others answer than was thought.
+            added = [beside(served_of(asked.index, asked.keep, len(asked.device_of)))]
+        if asked.weights is not None:
+            weights = torch.from_numpy(asked.weights).to(weights.dtype)
+        self._count.add(tokens, chosen, keep, asked.lost, asked.rerouted)
+        if self.metrics is not None:
+            self.metrics.missed(keep, asked.lost, asked.rerouted)
         weighted = answered * weights.reshape(-1, 1)
         total = weighted.view(tokens, chosen, -1).sum(dim=1).to(hidden.dtype)
         return total + added[0] if added else total
@@ -195,157 +232,150 @@ class Dispatcher:
         self.feed.follow()
         return self.feed.links(self.devices) if self.control is None else self.control.links()
 
-    def _decide(self, layer: int, routing: Routing, device_of: NDArray[np.int64]) -> Decided:
+    def _costs(self, links: Optional[LinkState]) -> Optional[Costs]:
+        """Return what sending takes; ``None`` where nobody knows."""
+        costs = getattr(self.decider, "costs", None)
+        return None if costs is None else costs(links)
+
+    def _decide(
+        self, layer: int, routing: Routing, device_of: NDArray[np.int64], links: Optional[LinkState]
+    ) -> Decided:
         assert self.decider is not None
-        links = self.links()
         decision = self.decider.decide(layer, self.step, routing, links, device_of)
         if decision.shares is not None and self.control is not None:
             self.control.give(decision.shares, f"layer {layer} step {self.step}")
-        decided = Decided(layer, self.step, routing, device_of, links, decision)
+        decided = Decided(layer, self.step, routing, device_of, links, decision, self.iteration)
         if self.decided is not None:
             self.decided.append(decided)
         return decided
 
-    def _observe(self, layer: int, parts: List[_Part], answers: List[Answer], decision: Decision) -> None:
+    def _answered(
+        self,
+        asked: Asked,
+        out: Outgoing,
+        pairs: Pairs,
+        meanwhile: Optional[Callable[[], None]],
+        dtype: torch.dtype,
+        dropped: Mapping[int, int],
+        decided: Optional[Decided],
+    ) -> torch.Tensor:
+        """Ask for pairs, and again for those whose device is lost, until the policy is content.
+
+        Returns:
+            (N k, H), the answers' rows; zeros where nobody was asked.
+        """
+        if self.pacing is not None:
+            try:
+                self.pacing.follow()
+            except DeviceLostError as error:
+                self._exchange.disconnect(self._channels[self.devices.index(error.device)])
+        if self.control is not None:
+            self.control.settle()
+        gathered: Optional[Gathered] = None
+        while True:
+            first, whole = gathered is None, asked.keep is None
+            parcels = split(out, *pairs, asked.device_of, self._next_sequence)
+            begun_ns = time.monotonic_ns()
+            outcomes = self._gather(asked, parcels, meanwhile, decided if first else None)
+            self.wall_ns += time.monotonic_ns() - begun_ns
+            meanwhile = None
+            if gathered is None:
+                whole = whole and not any(isinstance(outcome, DeviceError) for outcome in outcomes)
+                gathered = Gathered(out, dtype, whole)
+                if decided is not None:
+                    decided.sent_ns = begun_ns
+            failed = []
+            for parcel, outcome in zip(parcels, outcomes):
+                problem: Optional[DeviceError]
+                if isinstance(outcome, Answer):
+                    # What is asked a second time, nobody had expected.
+                    problem = self._take(
+                        gathered, out, parcel, outcome, dropped if first else {}, decided if first else None
+                    )
+                else:
+                    problem = outcome
+                if problem is not None:
+                    failed.append(parcel)
+                    self._failed(asked, parcel.device, problem)
+            if self._exchange.gone:
+                gone, self._exchange.gone = self._exchange.gone, []
+                self.losses.unasked(gone, asked.layer)
+            if not failed:
+                if first and decided is not None:
+                    self._observe(asked, parcels, outcomes, decided)
+                return gathered.rows()
+            again = pairs_of(asked.index, np.concatenate([parcel.places for parcel in failed]))
+            begun_ns = time.monotonic_ns()
+            pairs = self.losses.settled(asked, again, self.deadline_ns)
+            self.wall_ns += time.monotonic_ns() - begun_ns
+
+    def _gather(
+        self,
+        asked: Asked,
+        parcels: Sequence[Parcel],
+        meanwhile: Optional[Callable[[], None]],
+        decided: Optional[Decided],
+    ) -> Sequence[Union[Answer, DeviceError]]:
+        requests = [Request(self._channels[one.device], one.sequence, one.buffers) for one in parcels]
+        waiting = Waiting(self.losses.policy, self.expects, self.links, self.deadline_ns)
+        patience = patience_of(waiting, asked, parcels, len(self.devices), decided)
+        return self._exchange.gather(requests, Kind.RESULT, meanwhile, patience)
+
+    def _failed(self, asked: Asked, device: int, error: DeviceError) -> None:
+        if isinstance(error, DeviceLostError):
+            self.losses.lose(device, error, asked.layer)
+        else:
+            self.losses.refused(asked, device, error)
+
+    def _observe(
+        self,
+        asked: Asked,
+        parcels: Sequence[Parcel],
+        answers: Sequence[Union[Answer, DeviceError]],
+        decided: Decided,
+    ) -> None:
+        """Tell the policy what the layer took."""
         assert self.decider is not None
         seconds = np.full(len(self.devices), np.nan)
-        for part, answer in zip(parts, answers):
-            seconds[part.device] = (answer.done_ns - answer.sent_ns) / 1e9
-        self.decider.observe(layer, self.step, decision.loads, seconds)
+        for parcel, answer in zip(parcels, answers):
+            assert isinstance(answer, Answer)
+            seconds[parcel.device] = (answer.done_ns - answer.sent_ns) / 1e9
+        loads = decided.decision.loads
+        if asked.keep is not None and asked.lost is not None:
+            loads = loads_of_parcels(parcels, asked.index, asked.device_of, len(self.devices))
+        self.decider.observe(asked.layer, self.step, loads, seconds)
 
-    def _serving(self, layer: int, index: torch.Tensor) -> NDArray[np.int64]:
-        """Return the device (E,) that serves each expert."""
-        several = self._several.get(layer)
-        if several is None:
-            first: NDArray[np.int64] = self.device_of[layer]
-            return first
-        return serving_devices(self.device_of[layer], several, index.numpy())
-
-    def _split(
-        self,
-        layer: int,
-        hidden: torch.Tensor,
-        experts: NDArray[np.int64],
-        places: NDArray[np.int64],
-        chosen: int,
-        device_of: NDArray[np.int64],
-    ) -> List[_Part]:
-        """Build each device's request from the pairs, sorted by expert."""
-        ends = [*(np.flatnonzero(experts[1:] != experts[:-1]) + 1).tolist(), len(experts)]
-        shares: Dict[int, List[Tuple[int, int, int]]] = {}
-        start = 0
-        for end in ends:
-            expert = int(experts[start])
-            shares.setdefault(int(device_of[expert]), []).append((expert, start, end))
-            start = end
-        rows = _bytes_of(hidden.contiguous())
-        dtype = str(hidden.dtype).replace("torch.", "")
-        return [
-            self._part(layer, device, share, places, rows, chosen, dtype, hidden.shape[1])
-            for device, share in shares.items()
-        ]
-
-    def _part(
-        self,
-        layer: int,
-        device: int,
-        share: List[Tuple[int, int, int]],
-        places: NDArray[np.int64],
-        rows: NDArray[np.uint8],
-        chosen: int,
-        dtype: str,
-        width: int,
-    ) -> _Part:
-        channel = self._channels[device]
-        if len(share) == 1:
-            mine = places[share[0][1] : share[0][2]]
-        else:
-            mine = np.concatenate([places[start:end] for _, start, end in share])
-        experts = [expert for expert, _, _ in share]
-        counts = [end - start for _, start, end in share]
-        if len(rows) == 1:
-            data, numbers = rows, [0] * len(mine)
-        else:
-            # Each token's row travels once, even when several experts of the device want it.
-            tokens, inverse = np.unique(mine // chosen, return_inverse=True)
-            data, numbers = rows if len(tokens) == len(rows) else rows[tokens], inverse.tolist()
-        lists = pack_lists(experts, counts, numbers)
-        sequence = channel.next_sequence()
-        frame = pack_dispatch(layer, dtype, self.step, len(data), width, len(share), len(mine), sequence)
-        request = Request(channel, sequence, [frame, data.reshape(-1).data, lists])
-        return _Part(device, mine, len(data), request)
-
-    def _ask(self, layer: int, parts: List[_Part], meanwhile: Optional[Callable[[], None]]) -> List[Answer]:
-        try:
-            return self._exchange.ask([part.request for part in parts], Kind.RESULT, meanwhile)
-        except DeviceLostError as error:
-            raise DeviceLostError(error.device, f"{error.reason} during layer {layer}") from error
+    def _next_sequence(self, device: int) -> int:
+        return self._channels[device].next_sequence()
 
     def _take(
         self,
-        layer: int,
-        part: _Part,
+        gathered: Gathered,
+        out: Outgoing,
+        parcel: Parcel,
         answer: Answer,
-        target: NDArray[np.uint8],
-        dropped: int,
+        dropped: Mapping[int, int],
         decided: Optional[Decided],
-    ) -> None:
-        name = part.request.channel.name
+    ) -> Optional[DeviceLostError]:
+        """Take an answer; return what is wrong with it, if anything is: its device is not trusted any more."""
+        name = self.devices[parcel.device]
         try:
-            result = unpack_result(answer.payload)
+            result = gathered.take(out, parcel, answer.payload)
         except FrameError as error:
-            raise DeviceRefusedError(name, str(error)) from error
-        if (result.layer, result.step, result.assignments) != (layer, self.step, len(part.places)) or (
-            len(result.data) != len(part.places) * target.shape[1]
-        ):
-            raise DeviceRefusedError(name, f"its answer does not fit the question for layer {layer}")
-        target[part.places] = np.frombuffer(result.data, dtype=np.uint8).reshape(len(part.places), -1)
+            gathered.clear(parcel)
+            self._exchange.disconnect(self._channels[parcel.device])
+            return DeviceLostError(name, str(error))
+        if self.metrics is not None:
+            self.metrics.answered(name, answer, len(parcel.places))
         self.rows.append(
-            DispatchRow(
-                request=self.request,
-                step=self.step,
-                layer=layer,
-                device=name,
-                tokens=part.tokens,
-                assignments=len(part.places),
-                dropped=dropped,
-                bytes_out=answer.bytes_out,
-                bytes_back=answer.bytes_back,
-                sent_ns=answer.sent_ns,
-                first_ns=answer.first_ns,
-                done_ns=answer.done_ns,
-                received_ns=result.received_ns,
-                started_ns=result.started_ns,
-                computed_ns=result.computed_ns,
-                replied_ns=result.replied_ns,
-                late=result.late,
-                expected=None if decided is None else decided.expected,
-                column=part.device,
+            row_of(
+                self.whose,
+                (self.iteration, self.batch),
+                (name, parcel.device),
+                (parcel.tokens, len(parcel.places), dropped.get(parcel.device, 0)),
+                answer,
+                result,
+                None if decided is None else decided.expected,
             )
         )
-
-
-def _bytes_of(tensor: torch.Tensor) -> NDArray[np.uint8]:
-    """Return a tensor's memory as a matrix of bytes: NumPy has no bfloat16."""
-    view: NDArray[np.uint8] = tensor.view(torch.uint8).numpy()
-    return view
-
-
-def served_by(index: torch.Tensor, keep: Optional[NDArray[np.bool_]], experts: int) -> torch.Tensor:
-    """Return which experts (N, E) answer each token.
-
-    Args:
-        index: (N, k), the experts chosen.
-        keep: (N, k), which of them are asked; ``None`` for all.
-        experts: E.
-    """
-    served = torch.zeros(index.shape[0], experts, dtype=torch.bool)
-    if keep is None:
-        return served.scatter_(1, index, True)
-    rows, places = torch.from_numpy(keep).nonzero(as_tuple=True)
-    served[rows, index[rows, places]] = True
-    return served
-
-
-def _keep_result(beside: Beside, served: Optional[torch.Tensor], results: List[torch.Tensor]) -> None:
-    results.append(beside(served))
+        return None
