@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple, Tuple
 
-from payloads.wdmoe.pace import ExpertShape
+from payloads.wire.connection import RECORD_BYTES, RECORD_OVERHEAD_BYTES
 from payloads.wire.frames import DISPATCH_HEAD_BYTES, HEADER_BYTES, RESULT_HEAD_BYTES
 
 if TYPE_CHECKING:
@@ -103,10 +103,22 @@ class Costs:
         parts: Floats = np.maximum(held.token_s[device_of], reading_s)
         return parts
 
+    def tokens_s(self, device: int, tokens: int) -> float:
+        """Return what a device takes more when some tokens want one more expert of it, their rows included."""
+        held = self._model._held
+        reading_s = held.weights_s[device] + tokens * held.activations_s[device]
+        rows_s = tokens * (self.down_s[device] + self.up_s[device] + held.pair_s[device])
+        return float(rows_s + max(tokens * held.token_s[device], reading_s))
+
     def rounding_s(self) -> Floats:
-        """Return (D,) what it may take at most that messages are cut into whole frames: a header both ways."""
+        """Return (D,) what it may take at most that messages are cut into whole frames: a header both ways.
+
+        And into whole records of TLS, where they are.
+        """
         framing = self._model._held.framing
         bits = 0.0 if framing is None else 8.0 * framing.header_bytes
+        if framing is not None and self._model.tls:
+            bits += 8.0 * RECORD_OVERHEAD_BYTES * framing.frame_bytes / framing.payload_bytes
         return bits * (self._down_s_bit + self._up_s_bit)
 
     def entry_s(self) -> Floats:
@@ -132,19 +144,21 @@ class Costs:
         return self._model._demand(loads, self._trip_s, self._down_s_bit > 0, self._up_s_bit > 0)
 
 
-def message_bytes(loads: Loads, shape: ExpertShape) -> Tuple[NDArray[int64], NDArray[int64]]:
+def message_bytes(loads: Loads, row_bytes: int, tls: bool = False) -> Tuple[NDArray[int64], NDArray[int64]]:
     """Return the bytes of the frames to and from each device, as :mod:`payloads.wire.frames` packs them.
 
     Args:
         loads: What is sent where.
-        shape: The size of an expert; its width and element type are those of the rows.
+        row_bytes: Bytes of a row on the wire (:attr:`payloads.wdmoe.latency.LatencyModel.row_bytes`).
+        tls: Whether they travel in records of TLS; these are counted then.
 
     Returns:
         (D,) dispatches and (D,) results; 0 where nothing is sent.
     """
-    row_bytes = shape.hidden * shape.element_bytes
     loaded = loads.pairs > 0
     lists = _LIST_ENTRY_BYTES * (2 * loads.experts + loads.pairs)
     out = loaded * (HEADER_BYTES + DISPATCH_HEAD_BYTES) + loads.tokens * row_bytes + lists
     back = loaded * (HEADER_BYTES + RESULT_HEAD_BYTES) + loads.pairs * row_bytes
+    if tls:
+        out, back = (size + RECORD_OVERHEAD_BYTES * -(-size // RECORD_BYTES) for size in (out, back))
     return out, back

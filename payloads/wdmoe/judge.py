@@ -34,14 +34,14 @@ class Judge:
         self._decider = decider
         self._buckets = Buckets(decider.given_model)
 
-    def add(self, request: str, one: Decided, warmup: bool, after: Optional[Decided] = None) -> None:
+    def add(self, one: Decided, warmup: bool, after: Optional[Decided] = None) -> None:
         """Take a decision that was carried out; the next one is later.
 
         Args:
-            request: The request that it belongs to.
-            one: The decision; what its dispatches were expected to take is put into it.
-            warmup: Whether the request is a warm-up.
-            after: The next decision of the request: its links are those that the last answer may have met.
+            one: The decision; what its dispatches were expected to take is put into it. Bounds are kept by its
+                iteration.
+            warmup: Whether it was made for warm-ups.
+            after: The next decision: its links are those that the last answer may have met.
         """
         links = one.links_in_force
         rates = (np.inf, np.inf) if links is None else links.rates_mbit()
@@ -51,6 +51,6 @@ class Judge:
         if self.bounds is not None:
             if links is not None and after is not None and after.links is not None:
                 links = links.with_states(np.maximum(links.states, after.links.states))
-            self.bounds.add((request, one.step), one.layer, one.step, one.routing, one.device_of, links)
+            self.bounds.add(one.iteration, one.layer, one.step, one.routing, one.device_of, links)
         if not warmup:
             self.tally.add(one.layer, one.step, one.routing, one.decision.selection, one.device_of)

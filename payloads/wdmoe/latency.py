@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any, Dict, FrozenSet, Iterable, List, Mapping,
 from payloads.linkd.model import DEFAULT_SLACK_US, Framing
 from payloads.wdmoe.costs import Costs, Demand, message_bytes
 from payloads.wdmoe.pace import ExpertShape
-from payloads.wire.frames import DISPATCH_HEAD_BYTES, HEADER_BYTES, RESULT_HEAD_BYTES
+from payloads.wire.connection import RECORD_BYTES, RECORD_OVERHEAD_BYTES
+from payloads.wire.frames import DISPATCH_HEAD_BYTES, DTYPE_CODES, HEADER_BYTES, RESULT_HEAD_BYTES, row_bytes
 
 if TYPE_CHECKING:
     from numpy import floating
@@ -92,6 +93,8 @@ class LatencyModel:
         bs_dispatch_ms: What a layer takes longer for each device after the first, as they are sent to in turn.
         bs_allocate_ms: What a layer or a token step takes longer where the band is shared anew for it: deciding on the
             shares, and putting them in force.
+        activations: Element type of the rows on the wire; ``None`` for that of the computation.
+        tls: Whether messages travel in records of TLS; what these add belongs to the term ``framing``.
 
     Raises:
         LatencyError: Something is not a number that it can be.
@@ -108,6 +111,8 @@ class LatencyModel:
     first_frame: bool = True
     bs_dispatch_ms: float = 0.0
     bs_allocate_ms: float = 0.0
+    activations: Optional[str] = None
+    tls: bool = False
 
     def __post_init__(self) -> None:
         if not self.devices or len(set(self.devices)) != len(self.devices):
@@ -117,7 +122,8 @@ class LatencyModel:
         for problem in check_terms(sorted(self.terms)):
             raise LatencyError(f"terms: {problem}")
         for name, value in zip(ExpertShape._fields, self.shape):
-            _number(f"shape.{name}", value, above=0)
+            if value is not None:
+                _number(f"shape.{name}", value, above=0)
         for device, speed in zip(self.devices, self.speeds):
             _number(f"{device}.ops_per_s", speed.ops_per_s, above=0)
             if speed.bytes_per_s is not None:
@@ -129,6 +135,17 @@ class LatencyModel:
             _number(name, getattr(self, name))
         if isinstance(self.mtu, bool) or not isinstance(self.mtu, int) or not 576 <= self.mtu <= 65535:
             raise LatencyError(f"mtu: a whole number from 576 to 65535 was expected, not {self.mtu!r}")
+        if self.activations is not None and self.activations not in DTYPE_CODES:
+            raise LatencyError(
+                f"activations: one of {', '.join(DTYPE_CODES)} was expected, not {self.activations!r}"
+            )
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row on the wire, either way."""
+        if self.activations is None:
+            return self.shape.hidden * self.shape.element_bytes
+        return row_bytes(self.activations, self.shape.hidden)
 
     def costs(self, downlink_mbit: Any, uplink_mbit: Any, delay_ms: Any = 0.0) -> Costs:
         """Return what sending takes at some rates.
@@ -192,6 +209,14 @@ class LatencyModel:
         """Return the model with these terms only."""
         return replace(self, terms=frozenset(terms))
 
+    def with_activations(self, activations: Optional[str]) -> LatencyModel:
+        """Return the model for rows that travel in this element type; ``None`` for that of the computation."""
+        return replace(self, activations=activations)
+
+    def with_tls(self, tls: bool) -> LatencyModel:
+        """Return the model for messages that travel in records of TLS, or that do not."""
+        return replace(self, tls=bool(tls))
+
     def with_shape(self, shape: ExpertShape) -> LatencyModel:
         """Return the model for experts of another size."""
         return replace(self, shape=shape)
@@ -222,6 +247,8 @@ class LatencyModel:
             "first_frame": self.first_frame,
             "bs_dispatch_ms": self.bs_dispatch_ms,
             "bs_allocate_ms": self.bs_allocate_ms,
+            "activations": self.activations,
+            "tls": self.tls,
         }
 
     @classmethod
@@ -246,6 +273,8 @@ class LatencyModel:
                 bool(value["first_frame"]),
                 value.get("bs_dispatch_ms", 0.0),
                 value.get("bs_allocate_ms", 0.0),
+                value.get("activations"),
+                bool(value.get("tls", False)),
             )
         except KeyError as error:
             raise LatencyError(f"a latency model: {error.args[0]} is missing") from error
@@ -284,9 +313,9 @@ class LatencyModel:
         """Return the bits of all frames to and from each device, (D,) both: what a link's counters would see."""
         framing = self._held.framing
         if framing is None:
-            row_bits = 8.0 * self.shape.hidden * self.shape.element_bytes
+            row_bits = 8.0 * self.row_bytes
             return row_bits * loads.tokens, row_bits * loads.pairs
-        out, back = message_bytes(loads, self.shape)
+        out, back = message_bytes(loads, self.row_bytes, self.tls)
         out = out + framing.header_bytes * -(-out // framing.payload_bytes)
         back = back + framing.header_bytes * -(-back // framing.payload_bytes)
         return 8.0 * out, 8.0 * back
@@ -325,13 +354,15 @@ class _Held(NamedTuple):
         activations_s = byte_s * (shape.traffic_bytes(1) - shape.traffic_bytes(0))
         expert_s = np.maximum(token_s, weights_s + activations_s)
         framing = Framing.of_mtu(model.mtu) if "framing" in model.terms else None
-        row_bits = 8.0 * shape.hidden * shape.element_bytes
+        row_bits = 8.0 * model.row_bytes
         empty_out = empty_back = 0.0
         if framing is not None:
             row_bits *= framing.frame_bytes / framing.payload_bytes
+            record = RECORD_OVERHEAD_BYTES if model.tls else 0
+            row_bits *= 1 + record / RECORD_BYTES
             if model.first_frame:
-                empty_out = framing.wire_bytes(HEADER_BYTES + DISPATCH_HEAD_BYTES)
-                empty_back = framing.wire_bytes(HEADER_BYTES + RESULT_HEAD_BYTES)
+                empty_out = framing.wire_bytes(HEADER_BYTES + DISPATCH_HEAD_BYTES + record)
+                empty_back = framing.wire_bytes(HEADER_BYTES + RESULT_HEAD_BYTES + record)
         return cls(
             np.array(fixed_ms) / 1e3,
             pair_s,

@@ -22,7 +22,8 @@ class Routing(NamedTuple):
     """The router's choice for the tokens of one layer.
 
     Attributes:
-        index: (N, k), the experts that it chose, the best first.
+        index: (N, k), the experts that it chose, the best first; in the order they come where a router does not sort
+            them, as DeepSeek's.
         weights: (N, k), the weights of their answers, not negative. Not every model has them sum to 1.
         scores: (N, E), what it thinks of every expert: not negative, each row sums to 1.
     """

@@ -1,4 +1,4 @@
-"""What a policy made of the router's choices, added up over a trial: the table ``selection``. Pure.
+"""What a policy made of the router's choices, added up over a trial: the tables ``selection`` and ``routing``. Pure.
 
 The *mass* of a pair of a token and an expert is its share of the scores of the experts that the router chose for that
 token, so each token that is sent out whole brings a mass of 1 to each layer. The mass is not the weight: a model may
@@ -105,15 +105,21 @@ class Tally:
     def __init__(self, devices: Sequence[str]) -> None:
         self.devices = tuple(devices)
         self._sums: Dict[Tuple[str, int], List[Any]] = {}
+        self._asked: Dict[Tuple[str, int], NDArray[int64]] = {}
 
     def add(
         self, layer: int, step: int, routing: Routing, selection: Selection, device_of: NDArray[int64]
     ) -> None:
         """Add one layer of one token step."""
+        import numpy as np
+
+        place = stage_of(step), layer
+        asked = np.bincount(routing.index.reshape(-1), minlength=routing.scores.shape[1])
+        self._asked[place] = self._asked[place] + asked if place in self._asked else asked
         weighed = weigh(routing, selection, device_of, len(self.devices))
-        sums = self._sums.get((stage_of(step), layer))
+        sums = self._sums.get(place)
         if sums is None:
-            self._sums[stage_of(step), layer] = list(weighed)
+            self._sums[place] = list(weighed)
         else:
             for number, part in enumerate(weighed):
                 sums[number] = sums[number] + part
@@ -121,9 +127,7 @@ class Tally:
     def rows(self) -> List[Dict[str, Any]]:
         """Return a row for each stage, layer and device, of a device left with nothing too."""
         rows = []
-        for (stage, layer), sums in sorted(
-            self._sums.items(), key=lambda item: (STAGES.index(item[0][0]), item[0][1])
-        ):
+        for (stage, layer), sums in _in_order(self._sums):
             pairs, dropped, moved_in, mass, dropped_mass = (part.tolist() for part in sums)
             rows += [
                 {
@@ -139,3 +143,15 @@ class Tally:
                 for number, device in enumerate(self.devices)
             ]
         return rows
+
+    def routing_rows(self) -> List[Dict[str, Any]]:
+        """Return a row for each stage, layer and expert: how often the router itself asked for it."""
+        return [
+            {"stage": stage, "layer": layer, "expert": expert, "pairs": pairs}
+            for (stage, layer), counts in _in_order(self._asked)
+            for expert, pairs in enumerate(counts.tolist())
+        ]
+
+
+def _in_order(sums: Dict[Tuple[str, int], Any]) -> List[Tuple[Tuple[str, int], Any]]:
+    return sorted(sums.items(), key=lambda item: (STAGES.index(item[0][0]), item[0][1]))

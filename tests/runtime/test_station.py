@@ -12,8 +12,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from payloads.wdmoe.bs.asks import AbandonedError
 from payloads.wdmoe.bs.fleet import FleetError
-from payloads.wdmoe.bs.generate import AbandonedError
+from payloads.wdmoe.bs.recording import RequestFailedError
 from payloads.wdmoe.bs.spec import SpecError, read_spec
 from payloads.wdmoe.bs.station import StationError
 from payloads.wdmoe.pace import ExpertShape, Pace
@@ -21,13 +22,15 @@ from payloads.wire.client import DeviceError, DeviceLostError, DeviceRefusedErro
 from payloads.wire.frames import HEADER_BYTES
 
 COLUMNS = {
-    "requests": "trial request warmup prompt_tokens output_tokens t_start_s ttft_ms e2el_ms text",
-    "tokens": "trial request position token t_s duration_ms bs_ms bound_ms nll",
-    "dispatches": "trial request step layer device tokens assignments dropped bytes_out bytes_back t_send_s "
-    "t_first_s t_done_s t_received_s t_started_s t_computed_s t_replied_s compute_ms predicted_ms",
+    "requests": "trial request warmup prompt_tokens output_tokens t_start_s queued_ms ttft_ms e2el_ms finish text",
+    "tokens": "trial request position iteration token t_s duration_ms bs_ms bound_ms nll wanted lost rerouted",
+    "dispatches": "trial request step iteration batch layer device tokens assignments dropped bytes_out bytes_back "
+    "t_send_s t_first_s t_done_s t_received_s t_started_s t_computed_s t_replied_s compute_ms predicted_ms",
     "selection": "trial stage layer device pairs dropped moved_in mass dropped_mass",
+    "routing": "trial stage layer expert pairs",
     "clocks": "t_s device offset_s rtt_ms",
     "quality": "policy scenario text window tokens nll_sum kl_sum agree mass_kept",
+    "events": "t_s trial request step layer device event detail",
     "choices": "policy scenario set item choices answer chosen nll_answer nll_chosen",
 }
 
@@ -199,12 +202,19 @@ def test_a_lost_worker_fails_the_trial_clearly_and_the_next_trial_connects_again
 
     with pytest.raises(DeviceLostError, match=r"^device middle lost: connection closed during layer \d$"):
         station.trial(spec, "t001", stop_in_the_middle, nothing)
-    assert not list(path.parent.glob("t001*"))
+    assert [entry.name for entry in path.parent.glob("t001*")] == ["t001.failed"]
+    failed = (path.parent / "t001.failed" / "events.jsonl").read_text()
+    events = [json.loads(line) for line in failed.splitlines()]
+    assert [(event["event"], event["device"]) for event in events] == [
+        ("lost", "middle"),
+        ("failed", "middle"),
+    ]
     monkeypatch.setattr("payloads.wdmoe.bs.fleet.RESTART_S", 0.0)
     with pytest.raises(DeviceLostError, match=r"device middle lost: cannot connect to 127\.0\.0\.1:\d+"):
         station.trial(spec, "t001", nothing, nothing)
     lab.restart("middle")
     assert station.trial(spec, "t001", nothing, nothing)["rows"]["requests"] == 3
+    assert not (path.parent / "t001.failed").exists()
     # A worker that was restarted between trials is not noticed by the user.
     lab.restart("big")
     assert station.trial(spec, "t001", nothing, nothing)["rows"]["requests"] == 3
@@ -306,7 +316,7 @@ def test_a_trial_that_cannot_run_says_why(lab, station):
     with pytest.raises(SpecError, match="no trial 't009'"):
         station.trial(spec, "t009", nothing, nothing)
     long = read_spec(lab.write_spec(prompts=[{"id": "p", "text": "words " * 600}], warmup_prompts=0))
-    with pytest.raises(StationError, match=r"prompt p has \d+ tokens; expected 1 to 507"):
+    with pytest.raises(RequestFailedError, match=r"request p: the prompt has \d+ tokens; expected 1 to 507"):
         station.trial(long, "t001", nothing, nothing)
     short = {
         "window_tokens": 10**6,

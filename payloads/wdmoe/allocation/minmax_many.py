@@ -1,7 +1,8 @@
 """The least attention waiting latency for many devices or many problems at once, under any rule, limits included.
 
 One share for both directions: the smallest shares that reach a time T (:mod:`payloads.wdmoe.allocation.inverse`)
-fall as T rises, and the optimum is the least T at which they fit into the band; a secant of 1 / (their sum) finds it, guarded by
+fall as T rises, and the optimum is the least T at which they fit into the band; a secant of 1 / (their sum)
+finds it, guarded by
 bisection, which also holds where the sum jumps. This is exact under every rule.
 """
 

@@ -1,7 +1,8 @@
 """A share of each band for each device, for many devices or many problems at once.
 
 Under the linear rule and Shannon's this is what :mod:`payloads.wdmoe.allocation.minmax_few` does, in arrays,
-and limits of the rates with it: a link whose rate would pass a limit is given the limit, and the band is shared anew. It is exact where
+and limits of the rates with it: a link whose rate would pass a limit is given the limit, and the band is shared anew.
+It is exact where
 no link stays below ``min_mbit``; which links to give up there is a question of sets, and answered once for each.
 
 Under a table each band is a staircase, and what divides a device's time between its directions is taken from linear

@@ -1,10 +1,10 @@
 """The base station: the model without its experts, and the conductor of the devices.
 
     python -m payloads.wdmoe.bs.base_station --manifest ~/.testbed/manifest.json \
-        --devices ~/.testbed/devices.json --key-file ~/.testbed/key --control ~/.testbed/bs.sock \
+        --devices ~/.testbed/devices.json --tls ~/.testbed/tls --control ~/.testbed/bs.sock \
         --links ~/.testbed/linkd.sock
 
-It stays up when a device is lost: that trial fails, and the next one connects again.
+It stays up when a device is lost: what becomes of the trial is the policy's matter, and the next one connects again.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Dict, Optional, Sequence
+from typing import Any, Dict, Optional, Sequence, Tuple
 
 # Nothing may be looked up on a network; read by transformers when it is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -24,21 +25,28 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import torch
 
+from payloads.metrics_http import MetricsServer
 from payloads.services.ready import announce_ready
+from payloads.wdmoe.bs.asks import AbandonedError
 from payloads.wdmoe.bs.control import Control, ControlError, Job
 from payloads.wdmoe.bs.fleet import FleetError
-from payloads.wdmoe.bs.generate import AbandonedError
 from payloads.wdmoe.bs.links import LinkControlError
-from payloads.wdmoe.bs.spec import SpecError, read_spec
+from payloads.wdmoe.bs.recording import RequestFailedError
+from payloads.wdmoe.bs.spec import Spec, SpecError, check_name, read_spec
 from payloads.wdmoe.bs.station import Station, StationError, lay_out_model
+from payloads.wdmoe.serve.access import MOST_AT_ONCE, AccessError, parse_address, read_token
+from payloads.wdmoe.serve.api import Api
+from payloads.wdmoe.serve.http import HttpServer
 from payloads.wdmoe.user_policy import UserPolicyError
-from payloads.wire.auth import AuthError, read_key
+from payloads.wire.auth import AuthError
 from payloads.wire.client import DeviceError
+from payloads.wire.credentials import add_credentials, credentials_of
 from payloads.wire.frames import DTYPE_BYTES, FrameError
 
 __all__ = ["main", "serve"]
 
 NAME = "base_station"
+DEFAULT_HTTP = ("127.0.0.1", 8000)
 
 #: What ends a job and is no mistake of ours.
 _FAILURES = (
@@ -47,6 +55,7 @@ _FAILURES = (
     FrameError,
     LinkControlError,
     OSError,
+    RequestFailedError,
     SpecError,
     StationError,
     UserPolicyError,
@@ -60,14 +69,17 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     try:
-        read_key(options.key_file)
+        credentials = credentials_of(options)
         folder = lay_out_model(options.manifest)
         _say(f"loading {folder.manifest['model']} in {options.dtype}")
-        station = Station(
-            folder, options.devices, options.key_file, options.dtype, options.links, options.pacing
-        )
+        station = Station(folder, options.devices, credentials, options.dtype, options.links, options.pacing)
+        service = None if options.http is None else Service(station, options.http, options.http_token_file)
         control = Control(options.control, lambda: station.describe())
-    except (AuthError, StationError, ControlError) as error:
+        shown = None if options.metrics is None else MetricsServer(station.metrics.metrics, options.metrics)
+    except OSError as error:
+        _say(f"no metrics at {options.metrics}: {error.strerror}")
+        return 1
+    except (AccessError, AuthError, StationError, ControlError) as error:
         _say(str(error))
         return 1
     try:
@@ -76,28 +88,55 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         gc.collect()
         gc.freeze()
         announce_ready()
-        serve(station, control)
+        serve(station, control, service)
     finally:
         control.close()
+        if service is not None:
+            service.server.close()
+        if shown is not None:
+            shown.close()
         station.close()
     return 0
 
 
-def serve(station: Station, control: Control) -> None:
+class Service:
+    """The API and its server.
+
+    Attributes:
+        api: The API.
+        server: Its server.
+
+    Args:
+        station: Whose model is served.
+        address: Where.
+        token_file: The file of the token that clients must show.
+
+    Raises:
+        AccessError: It cannot be offered there.
+    """
+
+    def __init__(self, station: Station, address: Tuple[str, int], token_file: Optional[Path]) -> None:
+        token = None if token_file is None else read_token(token_file)
+        self.api = Api(station.language(), station.metrics.text)
+        self.server = HttpServer(self.api, address, token)
+        _say(f"the API is at {self.server.url}")
+
+
+def serve(station: Station, control: Control, service: Optional[Service] = None) -> None:
     """Do one job after the other, for ever."""
     while True:
         job = control.next_job()
         try:
-            answer = _answer(station, job)
+            answer = _answer(station, job, service)
         finally:
             control.done()
         job.end(answer)
 
 
-def _answer(station: Station, job: Job) -> Dict[str, Any]:
+def _answer(station: Station, job: Job, service: Optional[Service]) -> Dict[str, Any]:
     """Do a job; return its last line."""
     try:
-        return {"result": _do(station, job)}
+        return {"result": _do(station, job, service)}
     except AbandonedError as error:
         _say(f"{job.title}: abandoned: {error}")
         return {"error": "abandoned"}
@@ -110,15 +149,19 @@ def _answer(station: Station, job: Job) -> Dict[str, Any]:
         return {"error": f"the base station failed: {type(error).__name__}: {error}"}
 
 
-def _do(station: Station, job: Job) -> Dict[str, Any]:
+def _do(station: Station, job: Job, service: Optional[Service]) -> Dict[str, Any]:
     request = job.request
     if request.get("do") == "ping":
         return station.ping()
-    if request.get("do") not in ("trial", "quality"):
+    if request.get("do") not in ("trial", "quality", "serve"):
         raise SpecError(f"unknown request: {request.get('do')!r}")
     spec = read_spec(Path(str(request.get("spec"))).expanduser())
     if request["do"] == "trial":
         return station.trial(spec, str(request.get("trial")), job.progress, job.check)
+    if request["do"] == "serve":
+        if service is None:
+            raise SpecError("this base station was started without --http: it can serve nobody")
+        return _serve(station, spec, job, service)
     scenario = request.get("scenario")
     return station.quality(
         spec,
@@ -127,6 +170,20 @@ def _do(station: Station, job: Job) -> Dict[str, Any]:
         job.progress,
         job.check,
     )
+
+
+def _serve(station: Station, spec: Spec, job: Job, service: Service) -> Dict[str, Any]:
+    """Answer requests of the API until the job is over."""
+    concurrency = job.request.get("concurrency", 1)
+    if not isinstance(concurrency, int) or not 0 < concurrency <= MOST_AT_ONCE:
+        raise SpecError(f"concurrency: expected 1 to {MOST_AT_ONCE}, got {concurrency!r}")
+
+    def tell(taken: int) -> None:
+        with suppress(AbandonedError):  # a client that has gone ends the job soon enough
+            job.progress(taken, 0, f"serving at {service.server.url}")
+
+    names = str(job.request.get("policy")), check_name(job.request.get("trial"))
+    return station.serve(spec, *names, concurrency, service.api, lambda: job.over, tell)
 
 
 def _say(text: str) -> None:
@@ -139,7 +196,7 @@ def _parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument(
         "--devices", type=_path, required=True, help="devices and placement; read at each trial"
     )
-    parser.add_argument("--key-file", type=_path, required=True, help="the data plane's key")
+    add_credentials(parser)
     parser.add_argument(
         "--dtype", choices=sorted(DTYPE_BYTES), default="bfloat16", help="element type of the run"
     )
@@ -147,12 +204,36 @@ def _parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--links", type=_path, help="linkd's socket, for policies that allocate bandwidth")
     parser.add_argument(
+        "--http",
+        type=_address,
+        nargs="?",
+        const=DEFAULT_HTTP,
+        metavar="ADDRESS:PORT",
+        help=f"offer the OpenAI-compatible API there; {DEFAULT_HTTP[0]}:{DEFAULT_HTTP[1]} where none is named",
+    )
+    parser.add_argument(
+        "--http-token-file", type=_path, help="the token that clients of the API must show, in a file"
+    )
+    parser.add_argument(
+        "--metrics",
+        type=_address,
+        metavar="ADDRESS:PORT",
+        help="serve Prometheus metrics there too, to whoever asks; off by default",
+    )
+    parser.add_argument(
         "--pacing", action="store_true", help="keep the devices' sockets at the rates that linkd tells"
     )
     options = parser.parse_args(arguments)
     if options.pacing and options.links is None:
         parser.error("--pacing follows linkd, so it needs --links SOCKET")
     return options
+
+
+def _address(text: str) -> Tuple[str, int]:
+    try:
+        return parse_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _path(text: str) -> Path:

@@ -2,10 +2,13 @@
 
     python -m payloads.wdmoe.bs.bsctl trial --spec ~/.testbed/runs/RUN/spec.json --trial t003
     python -m payloads.wdmoe.bs.bsctl quality --spec ~/.testbed/runs/RUN/spec.json --policy top-1 [--scenario even]
+    python -m payloads.wdmoe.bs.bsctl serve --spec ~/.testbed/runs/RUN/spec.json --policy top-2 --trial serve-001
+    python -m payloads.wdmoe.bs.bsctl stop
     python -m payloads.wdmoe.bs.bsctl status
     python -m payloads.wdmoe.bs.bsctl ping
 
-Prints JSON lines; the last one holds the result. When this process ends, the base station abandons the work.
+Prints JSON lines; the last one holds the result. When this process ends, the base station abandons the work; what was
+served is recorded all the same.
 """
 
 from __future__ import annotations
@@ -30,6 +33,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     for key in ("spec", "trial", "policy", "scenario"):
         if getattr(options, key, None) is not None:
             request[key] = str(getattr(options, key))
+    if getattr(options, "concurrency", None) is not None:
+        request["concurrency"] = options.concurrency
     try:
         return _ask(options.control, request)
     except KeyboardInterrupt:
@@ -91,6 +96,12 @@ def _parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     quality.add_argument("--spec", type=_path, required=True)
     quality.add_argument("--policy", required=True)
     quality.add_argument("--scenario", help="the scenario whose links the policy's selection follows")
+    serve = verbs.add_parser("serve", help="answer requests of the API until it is stopped")
+    serve.add_argument("--spec", type=_path, required=True)
+    serve.add_argument("--policy", required=True)
+    serve.add_argument("--trial", required=True, help="the name that it has in the records")
+    serve.add_argument("--concurrency", type=int, default=1, help="how many requests are answered at once")
+    verbs.add_parser("stop", help="end the serving in order")
     verbs.add_parser("status", help="what the base station does")
     verbs.add_parser("ping", help="connect all devices and read their clocks")
     return parser.parse_args(arguments)

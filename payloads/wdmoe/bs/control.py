@@ -1,7 +1,8 @@
 """The base station's control socket: JSON lines over a Unix socket that only its owner can open.
 
 One line asks, progress lines follow, and the last line holds ``result`` or ``error``. One job runs at a
-time, in the process' main thread; ``status`` is answered at once by the thread that accepts.
+time, in the process' main thread; ``status``, and ``stop``, which ends a job that serves, are answered at once by the
+thread that accepts.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Optional
 
-from payloads.wdmoe.bs.generate import AbandonedError
+from payloads.wdmoe.bs.asks import AbandonedError
 
 __all__ = ["Control", "ControlError", "Job", "send_line"]
 
@@ -40,6 +41,7 @@ class Job:
     def __init__(self, connection: socket.socket, request: Dict[str, Any]) -> None:
         self.request = request
         self._connection = connection
+        self._stopped = threading.Event()
         self._poll = select.poll()
         self._poll.register(connection.fileno(), select.POLLRDHUP)
 
@@ -58,6 +60,15 @@ class Job:
         """
         if self._poll.poll(0):
             raise AbandonedError("nobody waits for it any more")
+
+    @property
+    def over(self) -> bool:
+        """Whether a job that goes on by itself is to end: somebody stopped it, or its client has gone."""
+        return self._stopped.is_set() or bool(self._poll.poll(0))
+
+    def stop(self) -> None:
+        """Let a job that goes on by itself end in order. Any thread may call this."""
+        self._stopped.set()
 
     def progress(self, done: int, of: int, what: str) -> None:
         """Tell the client how far it is.
@@ -138,6 +149,12 @@ class Control:
             if request.get("do") == "status":
                 doing = current.title if current else None
                 job.end({"result": {**self._status(), "doing": doing}})
+            elif request.get("do") == "stop":
+                if current is None or current.request.get("do") != "serve":
+                    job.end({"error": "the base station serves nobody"})
+                else:
+                    current.stop()
+                    job.end({"result": {"stopping": current.title}})
             elif current is not None:
                 job.end({"error": f"the base station is busy with {current.title}"})
             else:

@@ -64,8 +64,14 @@ class LinkPacing:
 
     def _obey(self) -> None:
         self._seen = self._feed.version
+        gone: Optional[DeviceLostError] = None
         for name, wanted in self._feed.rates.items():
             channel = self._channels.get(name)
             if channel is not None and self._paced.get(name) != wanted:
-                channel.pace(*wanted)
-                self._paced[name] = wanted
+                self._paced[name] = wanted  # where the connection is gone, the next one begins with it
+                try:
+                    channel.pace(*wanted)
+                except DeviceLostError as error:
+                    gone = gone or error
+        if gone is not None:
+            raise gone

@@ -195,6 +195,7 @@ class _Reader:
         self._model = model
         self._dispatcher = dispatcher
         self._check = check
+        self._passes = 0
         self._decodes = asked.way == "decode" and _shares_by_step(asked.decider)
         self._policy = VirtualDecider(asked.decider, asked.links, tokenwise=asked.way == "decode")
 
@@ -231,9 +232,14 @@ class _Reader:
             result.append(float(torch.nn.functional.cross_entropy(ours, torch.tensor(answer))))
         return result
 
-    def _at_once(self, tokens: Sequence[int]) -> torch.Tensor:
+    def _begin_pass(self, step: int) -> None:
         self._check()
-        self._dispatcher.begin_step(0)
+        self._dispatcher.iteration = self._passes
+        self._passes += 1
+        self._dispatcher.begin_step(step)
+
+    def _at_once(self, tokens: Sequence[int]) -> torch.Tensor:
+        self._begin_pass(0)
         with torch.inference_mode():
             logits: torch.Tensor = self._model(input_ids=torch.tensor([list(tokens)]), use_cache=False).logits
         return logits[0, :-1]
@@ -243,8 +249,7 @@ class _Reader:
         rows: List[torch.Tensor] = []
         with torch.inference_mode():
             for step, token in enumerate(tokens):
-                self._check()
-                self._dispatcher.begin_step(step)
+                self._begin_pass(step)
                 output = self._model(input_ids=torch.tensor([[token]]), past_key_values=cache, use_cache=True)
                 cache = output.past_key_values
                 rows.append(output.logits[0, -1])
@@ -259,12 +264,13 @@ def _shares_by_step(decider: Decider) -> bool:
 @contextmanager
 def _deciding(dispatcher: Dispatcher, decider: Optional[VirtualDecider], request: str) -> Iterator[None]:
     """Let ``decider`` decide what a text's tokens are sent to; the reference leaves no dispatches behind."""
-    before, rows = dispatcher.decider, len(dispatcher.rows)
+    before, rows = (dispatcher.decider, dispatcher.activations), len(dispatcher.rows)
     dispatcher.decider = decider
+    dispatcher.activations = None if decider is None else decider.activations
     dispatcher.request, dispatcher.step = request, 0
     try:
         yield
     finally:
-        dispatcher.decider = before
+        dispatcher.decider, dispatcher.activations = before
         if decider is None:
             del dispatcher.rows[rows:]

@@ -5,18 +5,49 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Sequence
+from typing import Any, Dict, List, Mapping, NamedTuple, Sequence
 
 from payloads.wdmoe.bounds import WaitBounds
-from payloads.wdmoe.bs.generate import Generation
+from payloads.wdmoe.bs.asks import Handle, Token
+from payloads.wdmoe.bs.loss import LossEvent
 from payloads.wdmoe.dispatch import DispatchRow
 from payloads.wdmoe.tally import Tally
-from payloads.wire.clock import BSClock, Offset, OffsetTrack
+from payloads.wire.clock import BSClock, Offset, OffsetHistory, OffsetTrack
 
-__all__ = ["TABLES", "Records"]
+__all__ = ["TABLES", "Answer", "Records", "failed_folder"]
 
 #: The files of a trial's folder; each is there, if empty.
-TABLES = ("requests", "tokens", "dispatches", "selection", "clocks", "quality", "choices")
+TABLES = (
+    "requests",
+    "tokens",
+    "dispatches",
+    "selection",
+    "routing",
+    "clocks",
+    "quality",
+    "choices",
+    "events",
+)
+
+
+class Answer(NamedTuple):
+    """A request that has ended.
+
+    Attributes:
+        handle: What was asked, and when.
+        warmup: Whether it is a warm-up.
+        text: What was answered.
+        tokens: The tokens of it.
+        reason: Why it ended, of :data:`payloads.wdmoe.bs.asks.END_REASONS`.
+        ended_ns: When, on the monotonic clock.
+    """
+
+    handle: Handle
+    warmup: bool
+    text: str
+    tokens: Sequence[Token]
+    reason: str
+    ended_ns: int
 
 
 class Records:
@@ -31,47 +62,63 @@ class Records:
         self.trial = trial
         self.tables: Dict[str, List[Dict[str, Any]]] = {name: [] for name in TABLES}
         self._clock = clock
+        self._spans: List[range] = []  # of each token, the iterations that it took
 
-    def add_generation(self, request: str, warmup: bool, text: str, generation: Generation) -> None:
-        """Add one answered prompt."""
-        last_ns = generation.tokens[-1].done_ns
+    def add_answer(self, answer: Answer) -> None:
+        """Add a request that has ended."""
+        handle, tokens = answer.handle, answer.tokens
+        last_ns = tokens[-1].done_ns if tokens else answer.ended_ns
+        request, start_ns, begun_ns = handle.ask.id, handle.start_ns, handle.begun_ns or answer.ended_ns
         self.tables["requests"].append(
             {
                 "trial": self.trial,
                 "request": request,
-                "warmup": warmup,
-                "prompt_tokens": generation.prompt_tokens,
-                "output_tokens": len(generation.tokens),
-                "t_start_s": self._clock.unix_s(generation.start_ns),
-                "ttft_ms": generation.tokens[0].duration_ms,
-                "e2el_ms": (last_ns - generation.start_ns) / 1e6,
-                "text": text,
+                "warmup": answer.warmup,
+                "prompt_tokens": handle.prompt_tokens,
+                "output_tokens": len(tokens),
+                "t_start_s": self._clock.unix_s(start_ns),
+                "queued_ms": (begun_ns - start_ns) / 1e6,
+                "ttft_ms": tokens[0].duration_ms if tokens else None,
+                "e2el_ms": (last_ns - start_ns) / 1e6,
+                "finish": answer.reason,
+                "text": answer.text,
             }
         )
-        self.tables["tokens"] += [
-            {
-                "trial": self.trial,
-                "request": request,
-                "position": position,
-                "token": token.token,
-                "t_s": self._clock.unix_s(token.done_ns),
-                "duration_ms": token.duration_ms,
-                "bs_ms": token.bs_ms,
-                "bound_ms": None,
-                "nll": token.nll,
-            }
-            for position, token in enumerate(generation.tokens)
-        ]
+        since = handle.first_iteration
+        for position, (token, nll) in enumerate(zip(tokens, handle.nlls)):
+            self.tables["tokens"].append(
+                {
+                    "trial": self.trial,
+                    "request": request,
+                    "position": position,
+                    "iteration": token.iteration,
+                    "token": token.token,
+                    "t_s": self._clock.unix_s(token.done_ns),
+                    "duration_ms": token.duration_ms,
+                    "bs_ms": token.bs_ms,
+                    "bound_ms": None,
+                    "nll": nll,
+                    "wanted": token.wanted,
+                    "lost": token.lost,
+                    "rerouted": token.rerouted,
+                }
+            )
+            self._spans.append(range(since, token.iteration + 1))
+            since = token.iteration + 1
 
     def add_bounds(self, bounds: WaitBounds) -> None:
-        """Say what each token so far could have taken at best: the base station's part and the least waiting."""
+        """Say what each token so far could have taken at best: the base station's part and the least waiting.
+
+        A token waits in all iterations since the one before it, also in those of other requests.
+        """
         waits_s = bounds.waits_s()
-        for row in self.tables["tokens"]:
-            row["bound_ms"] = row["bs_ms"] + 1e3 * waits_s[row["request"], row["position"]]
+        for row, iterations in zip(self.tables["tokens"], self._spans):
+            row["bound_ms"] = row["bs_ms"] + 1e3 * sum(waits_s.get(number, 0.0) for number in iterations)
 
     def add_selection(self, tally: Tally) -> None:
         """Add what the policy made of the router's choices."""
         self.tables["selection"] += [{"trial": self.trial, **row} for row in tally.rows()]
+        self.tables["routing"] += [{"trial": self.trial, **row} for row in tally.routing_rows()]
 
     def add_clocks(self, offsets: Mapping[str, Offset]) -> None:
         """Add the estimated clock offsets of all devices."""
@@ -85,9 +132,30 @@ class Records:
             for name, offset in offsets.items()
         ]
 
-    def add_dispatches(self, rows: Sequence[DispatchRow], tracks: Mapping[str, OffsetTrack]) -> None:
+    def add_dispatches(self, rows: Sequence[DispatchRow], clocks: Mapping[str, OffsetHistory]) -> None:
         """Add all dispatches, the devices' stamps moved to the base station's clock."""
-        self.tables["dispatches"] += [self._dispatch(row, tracks[row.device]) for row in rows]
+        self.tables["dispatches"] += [self._dispatch(row, clocks[row.device].at(row.sent_ns)) for row in rows]
+
+    def add_events(self, events: Sequence[LossEvent]) -> None:
+        """Add what happened to devices, and what was done about it."""
+        self.tables["events"] += [
+            {
+                "t_s": self._clock.unix_s(event.at_ns),
+                "trial": self.trial,
+                "request": event.request,
+                "step": event.step,
+                "layer": event.layer,
+                "device": event.device,
+                "event": event.event,
+                "detail": event.detail,
+            }
+            for event in events
+        ]
+
+    def write_failed(self, folder: Path) -> None:
+        """Write what happened to devices in a trial that failed: a folder beside the one that it would have had."""
+        self.tables = {"events": self.tables["events"]}
+        self.write(failed_folder(folder))
 
     def write(self, folder: Path) -> None:
         """Write the tables into ``folder``, which appears when it is complete."""
@@ -114,6 +182,8 @@ class Records:
             "trial": self.trial,
             "request": row.request,
             "step": row.step,
+            "iteration": row.iteration,
+            "batch": row.batch,
             "layer": row.layer,
             "device": row.device,
             "tokens": row.tokens,
@@ -131,3 +201,8 @@ class Records:
             "compute_ms": (row.computed_ns - row.started_ns) / 1e6,
             "predicted_ms": row.predicted_ms(),
         }
+
+
+def failed_folder(folder: Path) -> Path:
+    """Return the folder of a trial that failed, beside the one that it would have had."""
+    return folder.with_name(folder.name + ".failed")

@@ -9,10 +9,27 @@ from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple
 
 from payloads.wdmoe.allocation.bandwidth import LEAVE_ALONE, check_bandwidth
 from payloads.wdmoe.bs.heldout import WAYS
+from payloads.wdmoe.bs.loss import LossPolicy, check_loss
 from payloads.wdmoe.gating import check_selection
 from payloads.wdmoe.latency import LatencyError, LatencyModel
+from payloads.wire.frames import DTYPE_CODES
 
-__all__ = ["Prompt", "QualitySpec", "ScenarioSpec", "Spec", "SpecError", "quality_name", "read_spec"]
+__all__ = [
+    "WAYS_IN",
+    "Prompt",
+    "QualitySpec",
+    "ScenarioSpec",
+    "ServingSpec",
+    "Spec",
+    "SpecError",
+    "TrialSpec",
+    "check_name",
+    "quality_name",
+    "read_spec",
+]
+
+#: How a trial's prompts reach the engine: submitted to it, or posted by a client to the API.
+WAYS_IN = ("engine", "api")
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
 
@@ -65,6 +82,32 @@ class ScenarioSpec(NamedTuple):
     delay_ms: Mapping[str, float]
 
 
+class TrialSpec(NamedTuple):
+    """A trial.
+
+    Attributes:
+        policy: Its policy's name.
+        concurrency: How many prompts are in flight.
+    """
+
+    policy: str
+    concurrency: int = 1
+
+
+class ServingSpec(NamedTuple):
+    """How requests are answered.
+
+    Attributes:
+        prefill_chunk_tokens: The most tokens of a prompt in one pass through the model; ``None`` for all of them.
+        request_deadline_s: The most time from a request's submission to its end; ``None`` for any.
+        through: Who submits the prompts of a trial, of :data:`WAYS_IN`.
+    """
+
+    prefill_chunk_tokens: Optional[int] = None
+    request_deadline_s: Optional[float] = None
+    through: str = "engine"
+
+
 class Spec(NamedTuple):
     """What a run does at the base station.
 
@@ -76,11 +119,14 @@ class Spec(NamedTuple):
         prompts: The prompts.
         policies: Settings of each expert selection, by the policy's name.
         quality: What the quality passes measure, if there are any.
-        trials: The policy of each trial, by the trial's name.
+        trials: The trials, by name.
         bandwidth: Settings of the bandwidth allocation, by the policy's name; a policy that is not there leaves
             the links alone.
         latency: What dispatches are expected to take.
         scenarios: The links of each scenario that a quality pass follows.
+        serving: How requests are answered.
+        loss: Settings of what is done when a device is lost, by the policy's name; a policy that is not there fails.
+        activations: Element type of the rows on the wire, by the policy's name; where none is given, that of the run.
     """
 
     folder: Path
@@ -90,10 +136,13 @@ class Spec(NamedTuple):
     prompts: Tuple[Prompt, ...]
     policies: Dict[str, Mapping[str, Any]]
     quality: Optional[QualitySpec]
-    trials: Dict[str, str]
+    trials: Dict[str, TrialSpec]
     bandwidth: Dict[str, Mapping[str, Any]]
     latency: LatencyModel
     scenarios: Dict[str, ScenarioSpec]
+    serving: ServingSpec = ServingSpec()
+    loss: Mapping[str, Mapping[str, Any]] = {}
+    activations: Mapping[str, str] = {}
 
     def policy(self, name: str) -> Mapping[str, Any]:
         """Return a policy's settings.
@@ -107,6 +156,18 @@ class Spec(NamedTuple):
         if problems:
             raise SpecError(f"policy {name}: {problems[0]}")
         return self.policies[name]
+
+    def loss_of(self, policy: str) -> LossPolicy:
+        """Return what a policy does when a device is lost.
+
+        Raises:
+            SpecError: Its settings are wrong.
+        """
+        settings = self.loss.get(policy, {})
+        problems = check_loss(settings)
+        if problems:
+            raise SpecError(f"policy {policy}: on_loss: {problems[0]}")
+        return LossPolicy.of(settings)
 
     def bandwidth_of(self, policy: str) -> Mapping[str, Any]:
         """Return the settings of a policy's bandwidth allocation.
@@ -137,10 +198,13 @@ def read_spec(path: Path) -> Spec:
             prompts=tuple(Prompt(str(p["id"]), str(p["text"])) for p in value["prompts"]),
             policies={_name(name): dict(settings) for name, settings in value["policies"].items()},
             quality=_quality(value.get("quality")),
-            trials={_name(trial["trial"]): str(trial["policy"]) for trial in value.get("trials", [])},
+            trials={_name(trial["trial"]): _trial(trial) for trial in value.get("trials", [])},
             bandwidth={_name(name): dict(settings) for name, settings in value.get("bandwidth", {}).items()},
             latency=LatencyModel.from_json(value["latency"]),
             scenarios={_name(name): _scenario(one) for name, one in value.get("scenarios", {}).items()},
+            serving=_serving(value.get("serving", {})),
+            loss={_name(name): dict(settings) for name, settings in value.get("loss", {}).items()},
+            activations=_activations(value.get("activations", {})),
         )
     except OSError as error:
         raise SpecError(f"cannot read {path}: {error.strerror}") from error
@@ -167,6 +231,27 @@ def quality_name(policy: str, scenario: Optional[str]) -> str:
     return f"quality-{policy}" if scenario is None else f"quality-{policy}-IN-{scenario}"
 
 
+def _activations(value: Any) -> Dict[str, str]:
+    for name, dtype in value.items():
+        if dtype not in DTYPE_CODES:
+            raise ValueError(
+                f"activations of {name}: one of {', '.join(DTYPE_CODES)} was expected, not {dtype!r}"
+            )
+    return {_name(name): dtype for name, dtype in value.items()}
+
+
+def check_name(name: Any) -> str:
+    """Return a name that can be a folder's.
+
+    Raises:
+        SpecError: It cannot.
+    """
+    try:
+        return _name(name)
+    except ValueError as error:
+        raise SpecError(str(error)) from None
+
+
 def _quality(value: Any) -> Optional[QualitySpec]:
     if value is None:
         return None
@@ -191,6 +276,22 @@ def _scenario(value: Any) -> ScenarioSpec:
     channel = value["channel"]
     delays = {str(name): float(delay_ms) for name, delay_ms in value.get("delay_ms", {}).items()}
     return ScenarioSpec(None if channel is None else Path(channel).expanduser(), delays)
+
+
+def _trial(value: Mapping[str, Any]) -> TrialSpec:
+    concurrency = 1 if value.get("concurrency") is None else _count(value, "concurrency", 1)
+    return TrialSpec(str(value["policy"]), concurrency)
+
+
+def _serving(value: Mapping[str, Any]) -> ServingSpec:
+    chunk = None if value.get("prefill_chunk_tokens") is None else _count(value, "prefill_chunk_tokens", 1)
+    deadline_s = value.get("request_deadline_s")
+    if deadline_s is not None and (isinstance(deadline_s, bool) or not 0 < float(deadline_s) < float("inf")):
+        raise ValueError(f"request_deadline_s: expected seconds above 0, got {deadline_s!r}")
+    through = value.get("through", WAYS_IN[0])
+    if through not in WAYS_IN:
+        raise ValueError(f"through: expected one of {', '.join(WAYS_IN)}, got {through!r}")
+    return ServingSpec(chunk, None if deadline_s is None else float(deadline_s), through)
 
 
 def _count(value: Mapping[str, Any], key: str, least: int) -> int:

@@ -2,37 +2,41 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Type
 
 from payloads.linkd.channel import ChannelError, read_channel
-from payloads.wdmoe.allocation.bandwidth import LEAVE_ALONE
+from payloads.wdmoe.bs.asks import Ask
+from payloads.wdmoe.bs.at_work import AtWork, Undertaking
+from payloads.wdmoe.bs.engine import Engine
 from payloads.wdmoe.bs.fleet import Devices, read_fleet
-from payloads.wdmoe.bs.generate import generate
 from payloads.wdmoe.bs.heldout import QualityError
+from payloads.wdmoe.bs.kv_cache import BatchingError
 from payloads.wdmoe.bs.link_facts import UNSHAPED, LinkFacts, link_facts, refined
-from payloads.wdmoe.bs.link_feed import LinkFeed
-from payloads.wdmoe.bs.links import LinkControl, LinkControlError
+from payloads.wdmoe.bs.losses import bearing
+from payloads.wdmoe.bs.metrics import StationMetrics
 from payloads.wdmoe.bs.model_folder import ModelFolder, StationError, lay_out_model
-from payloads.wdmoe.bs.pacing import LinkPacing
 from payloads.wdmoe.bs.quality import QualityPass, References, measure, read_items, read_windows
-from payloads.wdmoe.bs.records import Records
+from payloads.wdmoe.bs.recording import ClosedLoop, Judging
 from payloads.wdmoe.bs.remote import Dispatcher
 from payloads.wdmoe.bs.remote_model import load_model
+from payloads.wdmoe.bs.serving import explained, serve, through_api
 from payloads.wdmoe.bs.spec import Prompt, ScenarioSpec, Spec, SpecError, quality_name
+from payloads.wdmoe.bs.station_links import StationLinks
 from payloads.wdmoe.decision import Decider, decider_of
-from payloads.wdmoe.dispatch import Decided
 from payloads.wdmoe.families import FAMILIES
 from payloads.wdmoe.judge import Judge
 from payloads.wdmoe.latency import LatencyError
 from payloads.wdmoe.link_state import VirtualLinks
+from payloads.wdmoe.serve.api import Api
+from payloads.wdmoe.serve.language import Language
 from payloads.wdmoe.user_policy import is_user_kind
-from payloads.wire.client import Exchange
-from payloads.wire.clock import BSClock, Offset, OffsetTrack
+from payloads.wire.client import DeviceError, DeviceLateError, Exchange
+from payloads.wire.clock import BSClock, Offset
+from payloads.wire.credentials import Credentials
 
-__all__ = ["Station", "StationError", "lay_out_model"]
+__all__ = ["AtWork", "Station", "StationError", "lay_out_model"]
 
 #: Called with what is done, of how many, and what comes now.
 Progress = Callable[[int, int, str], None]
@@ -45,11 +49,12 @@ class Station:
         model: The model, without experts.
         clock: The base station's clock.
         folder: Where the model was loaded from.
+        metrics: What it counts.
 
     Args:
         folder: Where to load the model from.
         devices_file: Devices and placement; read at each trial.
-        key_file: The data plane's key.
+        credentials: What this end of the data plane proves itself with.
         dtype: The run's element type.
         links: linkd's socket, where it shapes the links.
         pacing: Whether the devices' sockets are to be kept at the rates that linkd tells.
@@ -59,7 +64,7 @@ class Station:
         self,
         folder: ModelFolder,
         devices_file: Path,
-        key_file: Path,
+        credentials: Credentials,
         dtype: str,
         links: Optional[Path] = None,
         pacing: bool = False,
@@ -70,16 +75,20 @@ class Station:
         self.clock = BSClock()
         self._dtype = dtype
         self._devices_file = devices_file
-        self._links = links
-        self._pacing = links if pacing else None
         self._exchange = Exchange()
         self._dispatcher = Dispatcher(self._exchange)
-        self._devices = Devices(self._exchange, key_file)
+        self.metrics = StationMetrics()
+        self._dispatcher.metrics = self.metrics
+        self._dispatcher.losses.heard = self.metrics.event
+        self._devices = Devices(self._exchange, credentials)
+        self._links = StationLinks(self._dispatcher, self._exchange, self._devices, links, pacing)
         self._references = References()
         self._family = FAMILIES[folder.manifest["family"]]
         self.model = load_model(folder.path, self._family, dtype, self._dispatcher)
+        self._renormalise = self._family.renormalise(self.model.config.to_dict())
         self._tokenizer: Any = AutoTokenizer.from_pretrained(str(folder.path), local_files_only=True)
         self._end_tokens = _end_tokens(self.model)
+        self._language: Optional[Language] = None
 
     def close(self) -> None:
         """Close all connections."""
@@ -125,25 +134,116 @@ class Station:
         """
         if trial not in spec.trials:
             raise SpecError(f"the run has no trial {trial!r}")
-        policy = spec.trials[trial]
-        bandwidth = spec.bandwidth_of(policy)
-        spec.policy(policy)  # wrong settings are said before anything is asked of the devices
-        work = _Work(self, trial, spec.folder / trial)
+        policy, concurrency = spec.trials[trial]
         warmups = [spec.prompts[number % len(spec.prompts)] for number in range(spec.warmup_prompts)]
-        prompts = [(Prompt(f"warmup-{i}-{p.id}", p.text), True) for i, p in enumerate(warmups)]
-        prompts += [(prompt, False) for prompt in spec.prompts]
-        with self._following(self._links), self._allocating(trial, bandwidth) as control:
+        warmups = [Prompt(f"warmup-{i}-{p.id}", p.text) for i, p in enumerate(warmups)]
+        of = len(warmups) + len(spec.prompts)
+
+        def asked(request: str, done: int) -> None:
+            progress(done, of, f"prompt {request}")
+
+        # Where a request's own time is up while a device is waited for, it ends so, and the trial goes on.
+        survives = () if spec.serving.request_deadline_s is None else (DeviceLateError,)
+        language = self.language() if spec.serving.through == "api" else None  # made before anything is timed
+        with self.at_work(spec, trial, policy, concurrency, survives) as at:
+            if language is not None:
+                rounds = (warmups, list(spec.prompts))
+                throughput = through_api(language, self._decode, at, spec, rounds, concurrency, asked, check)
+            else:
+                loop = ClosedLoop(at.engine, at.work.records, self._decode, at.judging, concurrency, asked)
+                loop.run([self._ask(prompt, spec) for prompt in warmups], True, check)
+                throughput = loop.run([self._ask(prompt, spec) for prompt in spec.prompts], False, check)
+        progress(of, of, "records")
+        return {
+            "trial": trial,
+            "policy": policy,
+            **at.finish(),
+            "output_tokens": throughput.output_tokens,
+            "output_tokens_per_s": throughput.tokens_per_s,
+        }
+
+    def serve(
+        self,
+        spec: Spec,
+        policy: str,
+        trial: str,
+        concurrency: int,
+        api: Api,
+        over: Callable[[], bool],
+        tell: Callable[[int], None],
+    ) -> Dict[str, Any]:
+        """Answer requests of the API under a policy, and write the records.
+
+        A device that is lost fails the requests that need it, where the policy has nothing better, and not the service.
+
+        Args:
+            spec: The run's specification.
+            policy: The policy's name.
+            trial: The name that it has in the records.
+            concurrency: How many requests are answered at once.
+            api: The API.
+            over: Whether it is to end.
+            tell: Told now and then how many requests were taken.
+
+        Returns:
+            As for :meth:`trial`.
+        """
+        with self.at_work(spec, trial, policy, concurrency, (DeviceError,)) as at:
+            served = serve(api, self._decode, at, spec.serving.request_deadline_s, over, tell)
+        return {"trial": trial, "policy": policy, **explained(at.finish(), served)}
+
+    def language(self) -> Language:
+        """Return the model's tokenizer for the threads of the API, made when it is first asked for."""
+        if self._language is None:
+            config = self.model.config
+            self._language = Language(
+                self.folder.path,
+                self.folder.manifest["model"],
+                int(config.vocab_size),
+                int(config.max_position_embeddings),
+                self._end_tokens,
+            )
+        return self._language
+
+    @contextmanager
+    def at_work(
+        self,
+        spec: Spec,
+        trial: str,
+        policy: str,
+        concurrency: int,
+        survives: Tuple[Type[Exception], ...] = (),
+    ) -> Iterator[AtWork]:
+        """Have a policy at work: the devices connected, the links followed and shared, the engine ready.
+
+        Args:
+            spec: The run's specification.
+            trial: The name of what is done, in the records.
+            policy: The policy's name.
+            concurrency: How many requests are answered at once.
+            survives: Failures that end the requests of their iteration only.
+        """
+        bandwidth, loss = spec.bandwidth_of(policy), spec.loss_of(policy)
+        spec.policy(policy)  # wrong settings are said before anything is asked of the devices
+        engine = self._engine(spec, policy, concurrency, survives)
+        work = self._undertaking(trial, spec.folder / trial)
+        losses = self._dispatcher.losses
+        renormalise = spec.policy(policy).get("renormalise", self._renormalise)
+        with ExitStack() as stack:
+            stack.enter_context(work.failing())
+            self.metrics.follow(lambda: engine.load)
+            stack.callback(self.metrics.follow, lambda: (0, 0))
+            stack.enter_context(bearing(losses, self._devices, loss, renormalise))
+            stack.enter_context(self._links.following(self._links.path))
+            control = stack.enter_context(self._links.allocating(trial, bandwidth))
             decider = self._decider(spec, policy, work)
+            self._dispatcher.expects = lambda loads, links: decider.costs(links).dispatch_s(loads)
             work.judge = Judge(decider, spec.policy(policy), self._dispatcher.devices)
             self._dispatcher.decider = decider
+            self._dispatcher.activations = decider.model.activations
             if control is not None:
                 control.begin(decider)
-            for done, (prompt, warmup) in enumerate(prompts):
-                progress(done, len(prompts), f"prompt {prompt.id}")
-                self._answer(work, prompt, warmup, spec.max_new_tokens, check)
-        progress(len(prompts), len(prompts), "records")
-        allocated = control.summary() if control is not None else None
-        return {"trial": trial, "policy": policy, **work.finish(), "bandwidth": allocated}
+            yield AtWork(engine, work, Judging(work.judge, self._dispatcher), self._dispatcher, control)
 
     def quality(
         self,
@@ -177,12 +277,12 @@ class Station:
             windows = read_windows(quality.texts, self._encode, quality.window_tokens, quality.windows)
             items = read_items(quality.choices, quality.choice_count)
             trial = quality_name(policy, scenario)
-            work = _Work(self, trial, spec.folder / trial)
+            work = self._undertaking(trial, spec.folder / trial)
             virtual = None if scenario is None else self._virtual(spec.scenarios[scenario])
             decider = self._decider(spec, policy, work, spec.scenarios.get(scenario or ""), virtual)
             asked = QualityPass(policy, scenario, decider, virtual, quality.way)
             # Likelihoods do not depend on the real links: no bandwidth is allocated for them.
-            with self._following(self._pacing):
+            with self._links.following(self._links.paced):
                 measure(
                     self.model,
                     self._encode,
@@ -217,7 +317,7 @@ class Station:
         self,
         spec: Spec,
         policy: str,
-        work: _Work,
+        work: Undertaking,
         scenario: Optional[ScenarioSpec] = None,
         virtual: Optional[VirtualLinks] = None,
     ) -> Decider:
@@ -226,16 +326,17 @@ class Station:
         facts, links = UNSHAPED, None if virtual is None else virtual.at_block(0)
         rates = {}
         if dispatcher.feed is not None and scenario is None:
-            assert self._links is not None
-            facts, rates, links = link_facts(self._links), dispatcher.feed.rates, dispatcher.links()
+            assert self._links.path is not None
+            facts, rates, links = link_facts(self._links.path), dispatcher.feed.rates, dispatcher.links()
         try:
-            model = refined(spec.latency, dispatcher.devices, work.offsets, rates, facts)
+            latency = spec.latency.with_activations(spec.activations.get(policy))
+            model = refined(latency, dispatcher.devices, work.offsets, rates, facts)
         except LatencyError as error:
             raise SpecError(str(error)) from error
         delays = facts if scenario is None else LinkFacts(scenario.delay_ms, None)
         selection = spec.policy(policy)
         if not is_user_kind(selection["kind"]):
-            selection = {"renormalise": self._family.renormalise, **selection}
+            selection = {"renormalise": self._renormalise, **selection}
         return decider_of(
             selection,
             spec.bandwidth_of(policy),
@@ -245,6 +346,9 @@ class Station:
             delay_ms=delays.delays_ms(dispatcher.devices),
         )
 
+    def _undertaking(self, trial: str, folder: Path) -> Undertaking:
+        return Undertaking(trial, folder, self.clock, self._devices, self._dispatcher, self._connect)
+
     def _connect(self) -> Dict[str, Offset]:
         manifest = self.folder.manifest
         fleet = read_fleet(self._devices_file, manifest["layers"], manifest["experts_per_layer"])
@@ -252,116 +356,39 @@ class Station:
         self._dispatcher.place(fleet, self._devices.channels)
         return self._devices.offsets()
 
-    @contextmanager
-    def _following(self, links: Optional[Path]) -> Iterator[None]:
-        """Follow the links, and let the sockets follow them too, until the end; then all is as before."""
-        dispatcher = self._dispatcher
-        with ExitStack() as stack:
-            stack.callback(self._leave_links)
-            if links is not None:
-                dispatcher.feed = stack.enter_context(LinkFeed(links))
-                if self._pacing is not None:
-                    pacing = LinkPacing(dispatcher.feed, self._exchange, self._devices.channels)
-                    dispatcher.pacing = stack.enter_context(pacing)
-            yield
+    def _engine(
+        self, spec: Spec, policy: str, concurrency: int, survives: Tuple[Type[Exception], ...]
+    ) -> Engine:
+        try:
+            return Engine(
+                self.model,
+                self._dispatcher,
+                max_batch=concurrency,
+                prefill_chunk_tokens=spec.serving.prefill_chunk_tokens,
+                survives=survives,
+                activations=spec.activations.get(policy),
+            )
+        except BatchingError as error:
+            raise StationError(str(error)) from error
 
-    @contextmanager
-    def _allocating(self, trial: str, bandwidth: Mapping[str, Any]) -> Iterator[Optional[LinkControl]]:
-        """Let the links follow the policy until the end, where it has a wish."""
-        if bandwidth["kind"] == LEAVE_ALONE["kind"]:
-            yield None
-            return
-        dispatcher = self._dispatcher
-        if self._links is None or dispatcher.feed is None:
-            text = "the policy allocates bandwidth, and this base station was started without --links"
-            raise LinkControlError(f"{text}; only links that linkd shapes can be allocated")
-        control = LinkControl(self._links, dispatcher.feed, str(bandwidth["kind"]), trial, dispatcher.devices)
-        with control:
-            dispatcher.control = control
-            yield control
-
-    def _leave_links(self) -> None:
-        dispatcher = self._dispatcher
-        dispatcher.decider = dispatcher.decided = None
-        dispatcher.control = dispatcher.pacing = dispatcher.feed = None
-
-    def _answer(
-        self, work: _Work, prompt: Prompt, warmup: bool, max_new_tokens: int, check: Callable[[], None]
-    ) -> None:
-        most = int(self.model.config.max_position_embeddings) - max_new_tokens
+    def _ask(self, prompt: Prompt, spec: Spec) -> Ask:
+        """Return what is asked of the engine for a prompt: greedy answers, up to the end of the text."""
 
         def encode() -> List[int]:
-            tokens: List[int] = self._tokenizer(prompt.text)["input_ids"]
-            if not 0 < len(tokens) <= most:
-                wanted = f"expected 1 to {most} beside {max_new_tokens} new ones"
-                raise StationError(f"prompt {prompt.id} has {len(tokens)} tokens; {wanted}")
+            tokens: List[int] = self._tokenizer(prompt.text, verbose=False)["input_ids"]
             return tokens
 
-        self._dispatcher.request = prompt.id
-        decided: List[Decided] = []
-        self._dispatcher.decided = decided
-        generation = generate(self.model, encode, self._dispatcher, max_new_tokens, self._end_tokens, check)
-        assert work.judge is not None
-        for one, after in zip(decided, [*decided[1:], None]):
-            work.judge.add(prompt.id, one, warmup, after)
-        text = self._tokenizer.decode([token.token for token in generation.tokens], skip_special_tokens=True)
-        work.records.add_generation(prompt.id, warmup, text, generation)
+        return Ask(
+            prompt.id,
+            encode,
+            spec.max_new_tokens,
+            stop_tokens=self._end_tokens,
+            deadline_s=spec.serving.request_deadline_s,
+        )
 
-
-class _Work:
-    """One trial or quality pass: connects and reads the clocks first, finishes with clocks and records."""
-
-    def __init__(self, station: Station, trial: str, folder: Path) -> None:
-        self.records = Records(trial, station.clock)
-        self._station = station
-        self._folder = folder
-        self._traffic = station._devices.traffic()
-        self._resent = station._devices.resent()
-        self.offsets = station._connect()
-        self._dispatcher = station._dispatcher
-        self._dispatcher.rows = []
-        self.judge: Optional[Judge] = None
-        self._start_ns = time.monotonic_ns()
-
-    def finish(self) -> Dict[str, Any]:
-        """Read the clocks again, write the records, and return the summary."""
-        end_ns = time.monotonic_ns()
-        station, rows = self._station, self._dispatcher.rows
-        after = station._devices.offsets()
-        tracks = {name: OffsetTrack(self.offsets[name], after[name]) for name in after}
-        self.records.add_clocks(self.offsets)
-        self.records.add_clocks(after)
-        self.records.add_dispatches(rows, tracks)
-        if self.judge is not None:
-            self.records.add_selection(self.judge.tally)
-            if self.judge.bounds is not None:
-                self.records.add_bounds(self.judge.bounds)
-        self.records.write(self._folder)
-        control = {}
-        for channel, (out, back) in station._devices.traffic().items():
-            out_before, back_before = self._traffic.get(channel, (0, 0))
-            mine = [row for row in rows if row.device == channel.name]
-            control[channel.name] = {
-                "out": out - out_before - sum(row.bytes_out for row in mine),
-                "back": back - back_before - sum(row.bytes_back for row in mine),
-            }
-        resent = {}
-        for channel, counts in station._devices.resent().items():
-            before = self._resent.get(channel, (0, 0))
-            resent[channel.name] = dict(zip(("out", "back"), map(_minus, counts, before)))
-        return {
-            "records": str(self._folder),
-            "t_start_s": station.clock.unix_s(self._start_ns),
-            "t_end_s": station.clock.unix_s(end_ns),
-            "rows": {name: len(entries) for name, entries in self.records.tables.items()},
-            "control_bytes": control,
-            "retransmitted_bytes": resent,
-            "paced_late": {name: sum(r.late for r in rows if r.device == name) for name in after},
-        }
-
-
-def _minus(after: Optional[int], before: Optional[int]) -> Optional[int]:
-    return None if after is None or before is None else after - before
+    def _decode(self, tokens: List[int]) -> str:
+        text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        return text
 
 
 def _end_tokens(model: Any) -> List[int]:

@@ -34,6 +34,7 @@ class VirtualDecider:
     Attributes:
         kept: Gate mass that was sent since :meth:`begin_text`, summed over tokens and layers.
         asked: Gate mass that the router asked for, likewise.
+        activations: Element type of the rows on the wire; ``None`` for that of the computation.
     """
 
     def __init__(self, decider: Decider, links: Optional[VirtualLinks], tokenwise: bool) -> None:
@@ -42,6 +43,7 @@ class VirtualDecider:
         self._tokenwise = tokenwise
         self._first = self._length = 0
         self.kept = self.asked = 0.0
+        self.activations = decider.model.activations
         if links is not None:
             self._give(decider.begin(links.at_block(0)), "start of the pass")
 
