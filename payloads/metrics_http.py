@@ -1,0 +1,114 @@
+"""A process' metrics at ``http://ADDRESS:PORT/metrics``, from a thread of their own. Standard library only.
+
+There is nothing secret in them and nothing can be changed, so nobody is asked who they are: give it an address that
+only those reach who may see how busy the process is. One client at a time is answered, and none may take long.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+import traceback
+from types import TracebackType
+from typing import Optional, Tuple, Type
+
+from payloads.metrics import CONTENT_TYPE, Metrics
+
+__all__ = ["MetricsServer"]
+
+_CLIENT_TIMEOUT_S = 2.0
+_MOST_REQUEST_BYTES = 8192
+_PAUSE_S = 0.1
+
+
+class MetricsServer:
+    """Serves metrics until it is closed.
+
+    Args:
+        metrics: What is served.
+        address: Where to listen, and the port; 0 for any that is free.
+
+    Raises:
+        OSError: The address is not this machine's, or the port is taken.
+    """
+
+    def __init__(self, metrics: Metrics, address: Tuple[str, int]) -> None:
+        self._metrics = metrics
+        self._closing = False
+        self._listener = socket.create_server(address)
+        self._thread = threading.Thread(target=self._serve, name="metrics", daemon=True)
+        self._thread.start()
+
+    @property
+    def address(self) -> Tuple[str, int]:
+        """Where it listens."""
+        address, port = self._listener.getsockname()[:2]
+        return str(address), int(port)
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._closing = True
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread
+        self._thread.join()
+        self._listener.close()
+
+    def __enter__(self) -> MetricsServer:
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[Type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        self.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                if self._closing:
+                    return
+                time.sleep(
+                    _PAUSE_S
+                )  # such as a process that has too many files open: others close some again
+                continue
+            with client:
+                try:
+                    self._answer(client)
+                except OSError:
+                    pass  # one that left or was too slow is no fault of this process
+                except Exception:
+                    traceback.print_exc()  # a number that cannot be read must not end all others
+
+    def _answer(self, client: socket.socket) -> None:
+        """Read one request and answer it.
+
+        Raises:
+            OSError: The client left, or took too long.
+        """
+        deadline = time.monotonic() + _CLIENT_TIMEOUT_S
+        request = b""
+        while b"\r\n\r\n" not in request:
+            client.settimeout(max(deadline - time.monotonic(), 0.001))
+            part = client.recv(4096)
+            if not part or len(request) > _MOST_REQUEST_BYTES:
+                return
+            request += part
+        words = request.split(b"\r\n", 1)[0].split()
+        target = words[1].split(b"?")[0] if len(words) == 3 else b""
+        if len(words) != 3 or not words[2].startswith(b"HTTP/1."):
+            status, kind, body = "400 Bad Request", "text/plain", b"this is no HTTP\n"
+        elif words[0] not in (b"GET", b"HEAD"):
+            status, kind, body = "405 Method Not Allowed", "text/plain", b"only GET\n"
+        elif target != b"/metrics":
+            status, kind, body = "404 Not Found", "text/plain", b"only /metrics is here\n"
+        else:
+            status, kind, body = "200 OK", CONTENT_TYPE, self._metrics.text().encode()
+        head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        client.settimeout(max(deadline - time.monotonic(), 0.001))
+        client.sendall(head.encode() + (b"" if words[:1] == [b"HEAD"] else body))
