@@ -35,6 +35,14 @@ CHROMIUM_FLAGS = (
 )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the authorities of the tests' labs out of the user's own folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def old_python() -> Callable[[str], str]:
     """Return what finds an interpreter of a board's version, such as 3.8; the test is skipped without one."""

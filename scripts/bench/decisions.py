@@ -128,12 +128,13 @@ def measure(tokens: int, ports: list[int], key: Path, linkd: Path, rounds: int) 
     from payloads.wdmoe.latency import DeviceSpeed, LatencyModel
     from payloads.wdmoe.pace import ExpertShape
     from payloads.wire.client import Channel, Exchange
+    from payloads.wire.credentials import PlainKey
 
     torch.set_num_threads(1)
     exchange = Exchange()
     channels = {f"w{number}": Channel(f"w{number}", "127.0.0.1", port) for number, port in enumerate(ports)}
     for channel in channels.values():
-        exchange.connect(channel, key)
+        exchange.connect(channel, PlainKey(key))
     devices = tuple(DeviceSpec(name, channel.address, channel.port) for name, channel in channels.items())
     names = list(channels)
     dispatcher = Dispatcher(exchange)
@@ -199,6 +200,7 @@ class Timed:
 
 def serve_results(ready: Any, key: str) -> None:
     """Serve the data plane; answer with a row for each pair, without computing anything."""
+    from payloads.wire.credentials import PlainKey
     from payloads.wire.frames import Buffer, Header, pack_result, unpack_dispatch
     from payloads.wire.server import Server, listen
 
@@ -209,7 +211,7 @@ def serve_results(ready: Any, key: str) -> None:
         return [head, bytes(sum(dispatch.counts) * HIDDEN * 2)]
 
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    server = Server(listen("127.0.0.1", 0), Path(key), echo, "bench")
+    server = Server(listen("127.0.0.1", 0), PlainKey(Path(key)), echo, "bench")
     ready.send(server.address[1])
     server.serve()
 

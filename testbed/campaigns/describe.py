@@ -9,9 +9,9 @@ from dataclasses import asdict
 from typing import Any
 
 from testbed import __version__
-from testbed.artifacts.placement import placement_json
 from testbed.campaigns.plan import RunInputs
 from testbed.campaigns.prepare import Probed
+from testbed.placement.place import placement_json
 
 __all__ = ["describe_run"]
 
@@ -54,7 +54,7 @@ def describe_run(inputs: RunInputs, probed: Probed, command: str, started_unix: 
         "links": {"shaping": network.shaping, "leaf": network.leaf, "backends": {}},
         "power_total": {},
         "seeds": {"campaign": campaign.seed},
-        "security": "plain-hmac",
+        "security": network.security,
     }
 
 

@@ -26,6 +26,8 @@ from testbed.links.scenario import ShapingPlan, links_argument
 
 __all__ = ["LabSteps", "json_bytes"]
 
+#: Where a host holds its certificate.
+TLS_FOLDER = "~/.testbed/tls"
 LEASE_TTL_S = 8.0
 PROBE_TIMEOUT_S = 600.0
 
@@ -64,9 +66,25 @@ class LabSteps:
             yield self.payload(host, "services", "hold", "--ttl", f"{LEASE_TTL_S:g}", title="hold")
 
     def keys(self, key: str) -> Iterable[Step]:
-        """Yield what gives every host the data plane's key (in hexadecimal)."""
+        """Yield what gives every host the key (in hexadecimal) of probes, pulls and the plain data plane."""
         for host in self.inventory.hosts.values():
-            yield Put(host.name, key.encode(), KEY_FILE, "data plane key", 0o600, secret=True)
+            yield Put(host.name, key.encode(), KEY_FILE, "key", 0o600, secret=True)
+
+    def certificates(self, files: Mapping[str, Mapping[str, bytes]]) -> Iterable[Step]:
+        """Yield what gives every host its certificate for the data plane.
+
+        Args:
+            files: The content of each host's files, by the names of host and file.
+        """
+        for host, contents in files.items():
+            for name, content in contents.items():
+                yield Put(host, content, f"{TLS_FOLDER}/{name}", "data plane certificate", 0o600, secret=True)
+
+    def credentials(self) -> list[str]:
+        """Return the options that say what a program of the data plane proves itself with."""
+        if self.inventory.network.security == "tls":
+            return ["--tls", TLS_FOLDER]
+        return ["--key-file", KEY_FILE]
 
     def responder(self, device: Host) -> Step:
         """Return what starts a device's end of the probes."""

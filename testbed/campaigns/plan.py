@@ -7,32 +7,34 @@ follow each other. Everything that a run does to a host stands here; nothing is 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 
 from payloads.linkd.channel import Channel
 from payloads.wdmoe.latency import LatencyModel
 from testbed.artifacts.manifest import Manifest
-from testbed.artifacts.placement import Placement, placement_json, wanted_list
 from testbed.campaigns.imagined import Imagined, imagined_links
 from testbed.campaigns.lab_steps import LabSteps, json_bytes
 from testbed.campaigns.passes import Pass
 from testbed.campaigns.phases import Kind, Phase
+from testbed.campaigns.serving import Serving
 from testbed.campaigns.spec import imagined_file, policy_files, run_spec
 from testbed.campaigns.trials import Trial
 from testbed.config.campaign import Campaign
-from testbed.config.inventory import Inventory
+from testbed.config.inventory import Host, Inventory
 from testbed.hosts.steps import Fetch, Put, Step
 from testbed.links.channels import channel_of
 from testbed.links.commands import history_command
 from testbed.links.scenario import ShapingPlan, shaping_plan
+from testbed.placement.place import Placement, placement_json, wanted_list
 
 __all__ = ["RunInputs", "plan_run"]
 
 TRIAL_TIMEOUT_S = 3600.0
 QUALITY_TIMEOUT_S = 6 * 3600.0
+SERVING_TIMEOUT_S = 30 * 86400.0  # it ends when it is told to
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,10 @@ class RunInputs:
         latency: What dispatches are expected to take.
         provision: The steps that make the hosts ready.
         objects_at_bs: The digests that the base station holds already.
-        key: The data plane's key of this deploy, in hexadecimal.
+        key: The key of this deploy, in hexadecimal.
+        certificates: The certificate files of each host, by its name; empty where the data plane is plain.
         folder: The run's local folder.
+        serving: How the base station serves, where that is all that the run does.
     """
 
     run: str
@@ -68,8 +72,10 @@ class RunInputs:
     latency: LatencyModel
     provision: Sequence[Step]
     objects_at_bs: frozenset[str]
-    key: str
+    key: str = field(repr=False)
+    certificates: Mapping[str, Mapping[str, bytes]] = field(repr=False)
     folder: Path
+    serving: Serving | None = None
 
 
 def plan_run(inputs: RunInputs) -> list[Phase]:
@@ -117,6 +123,7 @@ class _Planner:
     def stage(self) -> Iterable[Step]:
         network = self.inventory.network
         yield from self.lab.keys(self.inputs.key)
+        yield from self.lab.certificates(self.inputs.certificates)
         for device in self.devices:
             wanted = wanted_list(
                 self.inputs.manifest, self.inputs.placement, device.name, self.campaign.dtype
@@ -149,6 +156,8 @@ class _Planner:
         )
         yield Put(self.bs.name, json_bytes(spec), f"{self.remote}/spec.json", "trials")
         yield from self.channel_files()
+        if self.inputs.serving is not None:
+            yield from self.inputs.serving.files(self.bs.name)
 
     @cached_property
     def imagined(self) -> Sequence[Imagined]:
@@ -196,11 +205,12 @@ class _Planner:
         network = self.inventory.network
         telemetry = self.campaign.telemetry
         for device in self.devices:
-            worker = ["--wanted", "~/.testbed/shards.json", "--key-file", "~/.testbed/key"]
+            worker = ["--wanted", "~/.testbed/shards.json", *self.lab.credentials()]
             worker += ["--listen", f"0.0.0.0:{network.data_port}", "--busy-file", "/run/testbed/busy_ns"]
             if device.pace:
                 worker += ["--pace-ops-per-s", f"{device.pace.ops_per_s:g}"]
                 worker += ["--pace-bytes-per-s", f"{device.pace.bytes_per_s:g}"]
+            worker += self.metrics(device)
             yield self.lab.service(device, "worker", "wdmoe.worker.expert_worker", *worker)
             if self.lab.shapers:
                 yield self.lab.responder(device)
@@ -219,6 +229,11 @@ class _Planner:
         """Whether the devices' radio links are recorded: they are where nothing shapes them."""
         return not self.lab.shapers and self.inventory.network.wifi_interface is not None
 
+    def metrics(self, host: Host) -> list[str]:
+        """Return the options that let a service of a host show its metrics."""
+        port = self.inventory.network.metrics_port
+        return [] if port is None else ["--metrics", f"{host.address}:{port}"]
+
     def rails(self) -> Iterable[Step]:
         for device in self.devices:
             yield self.lab.payload(device, "boardlog", "rails", "--json", title="power rails")
@@ -226,12 +241,15 @@ class _Planner:
     def base_station_services(self) -> Iterable[Step]:
         yield from self.lab.link_daemon(self.bs)
         serve = ["--manifest", "~/.testbed/manifest.json", "--devices", "~/.testbed/devices.json"]
-        serve += ["--key-file", "~/.testbed/key", "--dtype", self.campaign.dtype]
+        serve += [*self.lab.credentials(), "--dtype", self.campaign.dtype]
         serve += ["--control", "~/.testbed/bs.sock"]
         if self.lab.shapers:
             serve += ["--links", "~/.testbed/linkd.sock"]
         if self.inventory.network.shaping == "pacing":
             serve.append("--pacing")
+        serve += self.metrics(self.bs)
+        if self.inputs.serving is not None:
+            serve += self.inputs.serving.base_station_options()
         yield self.lab.service(self.bs, "base-station", "wdmoe.bs.base_station", *serve)
 
     def fetch(self, trial: str) -> Fetch:
@@ -269,10 +287,13 @@ class _Planner:
 
     def _measured(self, trial: Trial, *, plays: bool) -> Phase:
         """Return the trial itself, between two looks at the links, its channel played meanwhile."""
-        args = ["trial", "--spec", f"{self.remote}/spec.json", "--trial", trial.name]
+        spec, serving = f"{self.remote}/spec.json", self.inputs.serving
+        args, timeout_s = ["trial", "--spec", spec, "--trial", trial.name], TRIAL_TIMEOUT_S
+        if serving is not None:
+            args, timeout_s = serving.request(spec, trial), SERVING_TIMEOUT_S
         looks = self.lab.shows()
         before = (*looks, *(self.lab.plays() if plays else ()))
-        ask = self.lab.payload(self.bs, "wdmoe.bs.bsctl", *args, title=trial.name, timeout_s=TRIAL_TIMEOUT_S)
+        ask = self.lab.payload(self.bs, "wdmoe.bs.bsctl", *args, title=trial.name, timeout_s=timeout_s)
         after = (*(self.lab.holds() if plays else ()), *looks)
         histories = tuple(history_command(host) for host in self.lab.shapers)
         steps = (*before, ask, *after, *histories, self.fetch(trial.name))

@@ -6,35 +6,49 @@ import hashlib
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from payloads.wdmoe.bs.spec import quality_name
 from testbed.artifacts.manifest import Manifest
-from testbed.artifacts.placement import DeviceCapacity, Placement, place_auto, place_explicit
 from testbed.artifacts.shard import Sharded, shard_model
+from testbed.artifacts.shard_progress import ShardProgress
 from testbed.campaigns.journal import Journal
 from testbed.campaigns.passes import Pass
 from testbed.campaigns.phases import Phase
 from testbed.campaigns.plan import RunInputs
 from testbed.campaigns.trials import Trial
-from testbed.config.boards import memory_bandwidth_bytes_per_s
-from testbed.config.campaign import Campaign
+from testbed.config.campaign import AutoPlacement, Campaign
 from testbed.config.folders import cache_folder
 from testbed.config.inventory import Host, Inventory
 from testbed.errors import HostError, HostKeyError, TestbedError
+from testbed.hosts.authority import Authority, host_certificates, new_authority
 from testbed.hosts.facts import Facts, assume_facts, facts_command, gather_facts
 from testbed.hosts.fleet import Fleet
 from testbed.hosts.steps import Command
 from testbed.hosts.transport import Transport
+from testbed.placement.memory import capacities
+from testbed.placement.place import Placement, place_auto, place_explicit
 from testbed.provision.plan import plan_fleet
+from testbed.records.manifest import MANIFEST_NAME, read_manifest
 from testbed.simulate.assumed import latency_model
 
-__all__ = ["Probed", "cache_folder", "capacities", "gather", "probe_hosts", "probe_phase"]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = [
+    "Probed",
+    "frequency_of",
+    "gather",
+    "place",
+    "probe_hosts",
+    "probe_phase",
+    "sharded",
+]
 
 T = TypeVar("T")
-
-MEMORY_SHARE = 0.6  # of a board's memory for experts; the rest is for torch, the system and activations
 
 
 @dataclass(frozen=True)
@@ -106,7 +120,7 @@ def probe_hosts(fleet: Fleet, *, assume: bool, journal: Journal | None = None) -
         return answer
 
     def ask(host: Host, transport: Transport) -> tuple[Facts, frozenset[str]]:
-        facts = journalled(facts_command(host), lambda: gather_facts(host, transport))
+        facts = journalled(facts_command(host), lambda: gather_facts(host, transport, trust_memory=True))
         if host.is_device:
             return facts, frozenset()
         listing = _listing(host)
@@ -142,20 +156,18 @@ def _together(errors: Sequence[TestbedError | OSError]) -> TestbedError | OSErro
     return together
 
 
-def sharded(model: Path) -> Sharded:
-    """Return a model's objects, made in the cache where they are not there yet."""
+def sharded(model: Path, experts: Literal["int8"] | None = None) -> Sharded:
+    """Return a model's objects, made in the cache where they are not there yet.
+
+    Args:
+        model: The model's folder.
+        experts: How the experts' weights are held; as in the checkpoint where None.
+    """
     place = hashlib.sha256(str(model.resolve()).encode()).hexdigest()[:12]  # two models may have one name
-    return shard_model(model, cache_folder() / "shards" / f"{model.name}-{place}")
-
-
-def capacities(inventory: Inventory, facts: Mapping[str, Facts]) -> list[DeviceCapacity]:
-    """Return what each device can hold and how fast it is, for the placement."""
-    devices = []
-    for device in inventory.devices:
-        memory_bytes = facts[device.name].memory_bytes or 0
-        speed = device.pace.bytes_per_s if device.pace else memory_bandwidth_bytes_per_s(device.board)
-        devices.append(DeviceCapacity(device.name, int(memory_bytes * MEMORY_SHARE), speed))
-    return devices
+    held = f"-{experts}" if experts else ""
+    folder = cache_folder() / "shards" / f"{model.name}-{place}{held}"
+    with ShardProgress(model.name) as progress:
+        return shard_model(model, folder, experts=experts, on_progress=progress)
 
 
 def place(
@@ -166,10 +178,33 @@ def place(
     Raises:
         InputError: The model does not fit, or the campaign's own placement is wrong.
     """
-    devices = capacities(inventory, facts)
-    if campaign.placement == "auto":
-        return place_auto(manifest, devices, campaign.dtype)
-    return place_explicit(manifest, campaign.placement, devices, campaign.dtype)
+    devices, settings = capacities(inventory, facts), campaign.placement
+    if settings == "auto":
+        settings = AutoPlacement(kind="auto")
+    if not isinstance(settings, AutoPlacement):
+        return place_explicit(manifest, settings, devices, campaign.dtype)
+    return place_auto(
+        manifest,
+        devices,
+        campaign.dtype,
+        frequency=frequency_of(campaign, manifest),
+        copies=settings.copies,
+        hot_copies=settings.hot_copies,
+    )
+
+
+def frequency_of(campaign: Campaign, manifest: Manifest) -> NDArray[np.float64] | None:
+    """Return how often each expert (L, E) is asked for, where the campaign's placement names a run that tells.
+
+    Raises:
+        InputError: There is no such run, or it tells nothing of this model.
+    """
+    settings = campaign.placement
+    if not isinstance(settings, AutoPlacement) or settings.frequency is None:
+        return None
+    from testbed.placement.frequency import routing_frequency
+
+    return routing_frequency(settings.frequency, manifest)
 
 
 def gather(
@@ -180,6 +215,7 @@ def gather(
     all_trials: Sequence[Trial],
     all_passes: Sequence[Pass],
     probed: Probed,
+    authority: Authority | None = None,
 ) -> RunInputs:
     """Return all that the plan of a run (or of what is left of it) follows from.
 
@@ -191,8 +227,10 @@ def gather(
         all_trials: All trials of the run.
         all_passes: All quality passes of the run.
         probed: What the hosts answered.
+        authority: What certifies the hosts for the data plane. Where there is none, as in a dry run, one does that is
+            forgotten at once.
     """
-    model = sharded(campaign.model)
+    model = sharded(campaign.model, campaign.experts)
     whole = _whole_parts(
         folder, asks_questions=campaign.quality is not None and bool(campaign.quality.choices)
     )
@@ -203,7 +241,7 @@ def gather(
         inventory=inventory,
         manifest=model.manifest,
         shards=model.path.parent,
-        placement=place(campaign, inventory, model.manifest, probed.facts),
+        placement=_recorded_placement(folder) or place(campaign, inventory, model.manifest, probed.facts),
         trials=trials,
         all_trials=all_trials,
         passes=[one for one in all_passes if one.name not in whole],
@@ -211,8 +249,27 @@ def gather(
         provision=plan_fleet(inventory, probed.facts),
         objects_at_bs=probed.objects_at_bs,
         key=secrets.token_hex(32),
+        certificates=_certificates(inventory, authority),
         folder=folder,
     )
+
+
+def _certificates(inventory: Inventory, authority: Authority | None) -> dict[str, dict[str, bytes]]:
+    if inventory.network.security != "tls":
+        return {}
+    now = datetime.now(UTC)
+    return host_certificates(authority or new_authority(inventory.lab, now), inventory, now)
+
+
+def _recorded_placement(folder: Path) -> Placement | None:
+    """Return the placement that a run was started with: its memory may look otherwise now, its trials must not."""
+    if not (folder / MANIFEST_NAME).is_file():
+        return None
+    given = read_manifest(folder).get("placement")
+    return {
+        int(layer): {int(expert): tuple(names) for expert, names in row.items()}
+        for layer, row in (given or {}).items()
+    } or None
 
 
 def _whole_parts(folder: Path, *, asks_questions: bool) -> set[str]:

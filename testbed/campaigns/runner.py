@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from testbed.campaigns.progress import Progress
 from testbed.campaigns.trials import Trial
 from testbed.errors import TestbedError
 from testbed.hosts.fleet import Fleet
-from testbed.hosts.steps import Completed
+from testbed.hosts.steps import Completed, Fetch
 from testbed.links.backends import shaping_hosts
 from testbed.links.commands import history_command, show_command
 from testbed.links.history import history_problems, history_tables
@@ -32,6 +32,7 @@ __all__ = ["Outcome", "Runner"]
 GIVE_UP_AFTER = (
     3  # trials that failed one after the other: something is wrong with the rack, not with a trial
 )
+CLOCKS_APART_S = 2.0  # how far our clock may be from the base station's, as far as a trial's begin goes
 
 
 @dataclass
@@ -166,10 +167,11 @@ class Runner(Executor):
     def _trial(self, first: int, phase: Phase, trial: Trial) -> None:
         row: dict[str, Any] = {
             "trial": trial.name,
-            "order": int(trial.name[1:]),
+            "order": trial.order,
             "policy": trial.policy,
             "scenario": trial.scenario,
             "repeat": trial.repeat,
+            "concurrency": trial.concurrency,
             "state": "failed",
             "t_start_s": self._now_s(),
             "links_ok": self._links_ok,
@@ -186,6 +188,7 @@ class Runner(Executor):
             self.outcome.failed[trial.name] = error.message
             self._failures_in_row += 1
             self.reporter.note(f"{trial.name} failed: {error.message}")
+            tables = self._events_of_failed(first, phase, trial, float(row["t_start_s"]))
         self.records.write_trial(row, tables)
         self.progress.trial_done(trial)
         if self._failures_in_row >= GIVE_UP_AFTER:
@@ -193,6 +196,25 @@ class Runner(Executor):
                 f"{GIVE_UP_AFTER} trials failed one after the other, the last with: {row['error']}",
                 hint=f"mend the cause, then: testbed run --resume {self.folder}",
             )
+
+    def _events_of_failed(
+        self, first: int, phase: Phase, trial: Trial, begun_s: float
+    ) -> dict[str, list[dict[str, Any]] | pd.DataFrame]:
+        """Return what happened to the devices in a trial that failed: it tells why; nothing else of it is kept."""
+        name = f"{trial.name}.failed"
+        try:
+            for place, step in enumerate(phase.steps):
+                if isinstance(step, Fetch):
+                    source, target = f"{step.source}.failed", step.target.with_name(name)
+                    late = replace(step, source=source, target=target, optional=True)
+                    self._step(first + place, phase, late)
+            fetched = self.folder / "fetched" / name
+            tables = read_payload_records(fetched, self.run, trial.name, self.started_unix)
+        except (TestbedError, OSError):
+            return {"events": []}  # the trial's own error is told; events of an earlier start are gone
+        # A folder of that name may be of an earlier start of this run.
+        events = [row for row in tables.get("events", []) if row["t_s"] >= begun_s - CLOCKS_APART_S]
+        return {"events": events}
 
     def _measured(
         self, trial: Trial, answers: Sequence[Completed], row: dict[str, Any]
@@ -203,6 +225,9 @@ class Runner(Executor):
         histories = _answers_to(answers, [history_command(host).shell for host in shapers])
         asked = [answer for answer in answers if " payloads.wdmoe.bs.bsctl " in answer.command.shell]
         result = last_json(asked[0], "result")["result"]
+        if any(result.get("unrecorded", {}).values()):  # a serving's records have an end
+            left_out = ", ".join(f"{count} {what}" for what, count in result["unrecorded"].items())
+            self.reporter.note(f"{trial.name}: its records were full; not in them: {left_out}")
         fetched = self.folder / "fetched" / trial.name
         tables: dict[str, Any] = {**read_payload_records(fetched, self.run, trial.name, self.started_unix)}
         row["t_start_s"] = result["t_start_s"] - self.started_unix

@@ -8,7 +8,7 @@ from __future__ import annotations
 import fcntl
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from testbed.campaigns.target import Evaluation, Finished, Plan, Target
 from testbed.config.campaign import Campaign, check_campaign, load_campaign
 from testbed.config.inventory import Inventory, load_inventory
 from testbed.errors import InputError, RefusedError, TestbedError
+from testbed.hosts.authority import lab_authority
 from testbed.hosts.fleet import Fleet
 from testbed.records import find_run, read_manifest, write_manifest
 from testbed.records.manifest import LOCK_NAME, MANIFEST_NAME
@@ -99,6 +100,11 @@ def resumed(results: Path, run: str, limit: Sequence[str]) -> Target:
             f"{folder / MANIFEST_NAME}: it does not say which files the run was made from",
             hint="this run can be read but not resumed; start a new one",
         )
+    if files.get("serving"):
+        raise InputError(
+            f"{folder.name} was served, which does not go on where it was",
+            hint=f"serve it again: {manifest.get('command') or 'testbed serve CAMPAIGN'}",
+        )
     if manifest["state"] == "completed":
         raise InputError(
             f"{folder.name} is complete: there is nothing to go on with",
@@ -148,11 +154,16 @@ def dry_run(target: Target) -> Plan:
         target.passes,
         probed,
     )
+    inputs = replace(inputs, serving=target.serving)
     return Plan(target, probed, [probe_phase(target.inventory), *plan_run(inputs)])
 
 
-def execute(target: Target) -> Finished:
+def execute(target: Target, make_runner: Callable[..., Runner] = Runner) -> Finished:
     """Run what is to be run and return how it ended.
+
+    Args:
+        target: What is to be run.
+        make_runner: Makes what carries it out, given what a :class:`Runner` is given.
 
     Raises:
         TestbedError: Something other than a trial failed; what was recorded is kept and can be resumed.
@@ -167,12 +178,12 @@ def execute(target: Target) -> Finished:
         entries = read_journal(journal_file)
         journal = Journal(journal_file, session=entries[-1].session + 1 if entries else 1)
         try:
-            return _execute(target, journal)
+            return _execute(target, journal, make_runner)
         finally:
             journal.close()
 
 
-def _execute(target: Target, journal: Journal) -> Finished:
+def _execute(target: Target, journal: Journal, make_runner: Callable[..., Runner]) -> Finished:
     probing = probe_phase(target.inventory)
     with Fleet(target.inventory, connect_timeout_s=PROBE_TIMEOUT_S) as fleet:
         probed = probe_hosts(fleet, assume=False, journal=journal)
@@ -184,7 +195,9 @@ def _execute(target: Target, journal: Journal) -> Finished:
         target.trials,
         target.passes,
         probed,
+        lab_authority(target.inventory),
     )
+    inputs = replace(inputs, serving=target.serving)
     offsets = {name: facts.clock_offset_s or 0.0 for name, facts in probed.facts.items()}
     if target.resumed:
         manifest = read_manifest(target.folder)
@@ -202,6 +215,7 @@ def _execute(target: Target, journal: Journal) -> Finished:
             "inventory": str(target.inventory_file.resolve()),
             "limit": list(target.limit),
             "evaluation": target.evaluation and target.evaluation.as_json(),
+            "serving": target.serving and target.serving.words,
             "read": file_digests(target.campaign),
         }
         write_manifest(target.folder, manifest)
@@ -210,7 +224,7 @@ def _execute(target: Target, journal: Journal) -> Finished:
     update_manifest(target.folder, state="running")
     state = "failed"
     with Progress(len(inputs.trials)) as progress:
-        runner = Runner(
+        runner = make_runner(
             lambda: Fleet(target.inventory),
             target.folder,
             target.run,
@@ -225,10 +239,12 @@ def _execute(target: Target, journal: Journal) -> Finished:
                 state = "completed"
         except KeyboardInterrupt:
             state = "interrupted"
-            progress.note(f"stopped; go on with: testbed run --resume {target.folder}")
+            again = "" if target.serving else f"; go on with: testbed run --resume {target.folder}"
+            progress.note(f"stopped{again}")
             raise
         except TestbedError as error:
-            error.hint = error.hint or f"mend the cause, then: testbed run --resume {target.folder}"
+            again = target.command if target.serving else f"testbed run --resume {target.folder}"
+            error.hint = error.hint or f"mend the cause, then: {again}"
             raise
         finally:
             report = finish(target.folder, target.inventory, state)
@@ -244,6 +260,7 @@ def _execute(target: Target, journal: Journal) -> Finished:
         outcome.failed,
         outcome.stopped,
         None if target.evaluation is None else len(target.passes),
+        resumable=target.serving is None,
     )
 
 

@@ -21,7 +21,8 @@ def load_prompts(campaign: Campaign) -> list[dict[str, str]]:
     """Return the campaign's prompts.
 
     Raises:
-        InputError: A line of the prompts file is not an object with ``id`` and ``text``, or names an id twice.
+        InputError: A line of the prompts file is not an object with ``id`` and ``text``, or names an id twice; or
+            there are fewer prompts than a scenario has requests at once.
     """
     prompts: list[dict[str, str]] = []
     file = campaign.prompts.file
@@ -52,7 +53,14 @@ def load_prompts(campaign: Campaign) -> list[dict[str, str]]:
         raise InputError.at(
             file, None, "", f"{count or 1} prompts were asked for, and there are {len(prompts)}"
         )
-    return prompts[:count]
+    asked = prompts[:count]
+    for number, scenario in enumerate(campaign.scenarios):
+        if scenario.concurrency > len(asked):  # so many could never be under way at once
+            text = (
+                f"{scenario.concurrency} requests at once were asked for, and there are {len(asked)} prompts"
+            )
+            raise campaign.mistake((("scenarios", number, "concurrency"), text))
+    return asked
 
 
 def run_spec(
@@ -83,6 +91,15 @@ def run_spec(
         "bandwidth": {
             policy.name: policy.bandwidth.settings() for policy in campaign.policies if policy.bandwidth
         },
+        "loss": {policy.name: policy.on_loss.settings() for policy in campaign.policies if policy.on_loss},
+        "activations": {
+            policy.name: policy.activations for policy in campaign.policies if policy.activations
+        },
+        "serving": {
+            "prefill_chunk_tokens": campaign.prompts.prefill_chunk_tokens,
+            "request_deadline_s": campaign.prompts.request_deadline_s,
+            "through": campaign.prompts.through,
+        },
         "latency": latency.as_json(),
         "quality": _quality(campaign, remote),
         "scenarios": {
@@ -93,7 +110,14 @@ def run_spec(
             for links in imagined
         },
         "trials": [
-            {"trial": t.name, "policy": t.policy, "scenario": t.scenario, "repeat": t.repeat} for t in trials
+            {
+                "trial": trial.name,
+                "policy": trial.policy,
+                "scenario": trial.scenario,
+                "repeat": trial.repeat,
+                "concurrency": trial.concurrency,
+            }
+            for trial in trials
         ],
     }
 

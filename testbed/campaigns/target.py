@@ -14,7 +14,8 @@ from typing import Any
 from testbed.campaigns.passes import Pass, passes_of
 from testbed.campaigns.phases import Phase, phase_lines, phases_json
 from testbed.campaigns.prepare import Probed
-from testbed.campaigns.trials import Trial, interleave
+from testbed.campaigns.serving import Serving
+from testbed.campaigns.trials import Trial, trials_of
 from testbed.config.campaign import Campaign
 from testbed.config.inventory import Inventory
 
@@ -52,6 +53,7 @@ class Target:
         limit: The devices that the run is limited to; all where it is empty.
         resumed: Whether the run was started before.
         evaluation: What is rated, where the run has quality passes only; None where it has trials too.
+        serving: How the campaign is served, where the run does nothing else.
     """
 
     run: str
@@ -63,10 +65,13 @@ class Target:
     limit: tuple[str, ...] = ()
     resumed: bool = False
     evaluation: Evaluation | None = None
+    serving: Serving | None = None
 
     @property
     def passes(self) -> tuple[Pass, ...]:
         """All quality passes of the run, in order."""
+        if self.serving is not None:
+            return ()
         asked = self.evaluation or Evaluation()
         return passes_of(self.campaign, asked.policies, asked.scenarios)
 
@@ -75,23 +80,24 @@ class Target:
         """All trials of the run, in order."""
         if self.evaluation is not None:
             return []
-        return interleave(
-            [policy.name for policy in self.campaign.policies],
-            [scenario.name for scenario in self.campaign.scenarios],
-            self.campaign.repeats,
-            self.campaign.seed,
-        )
+        if self.serving is not None:
+            return [self.serving.trial]
+        return trials_of(self.campaign)
 
     @property
     def command(self) -> str:
         """The command that makes such a run again."""
         verb = "run" if self.evaluation is None else "evaluate"
+        if self.serving is not None:
+            verb = "serve"
         words = ["testbed", verb, str(self.campaign_file), "--inventory", str(self.inventory_file)]
         asked = self.evaluation or Evaluation()
         options = {"--limit": self.limit, "--policy": asked.policies, "--scenario": asked.scenarios}
         for option, names in options.items():
             for name in names:
                 words += [option, name]
+        if self.serving is not None:
+            words += self.serving.words
         return shlex.join(words)
 
 
@@ -124,7 +130,9 @@ class Plan:
         campaign = self.target.campaign
         shape = f"{len(campaign.policies)} policies x {len(campaign.scenarios)} scenarios x {campaign.repeats} repeats"
         what = f"{len(self.target.trials)} trials ({shape})"
-        if self.target.evaluation is not None:
+        if self.target.serving is not None:
+            what = f"serves {self.target.serving.policy} in {self.target.serving.scenario}"
+        elif self.target.evaluation is not None:
             what = _counted(len(self.target.passes), "quality pass", "quality passes")
         lines = [f"run {self.target.run}: {what}, nothing is changed", "", "facts"]
         lines += [f"  {line}" for line in self.probed.as_lines()]
@@ -145,6 +153,7 @@ class Finished:
         failed: What each failed trial said.
         stopped: What else went wrong, or an empty string.
         passes: How many quality passes the run has, all of them whole; None where it has trials too.
+        resumable: Whether a run that was cut off goes on where it was.
     """
 
     run: str
@@ -155,6 +164,7 @@ class Finished:
     failed: dict[str, str]
     stopped: str
     passes: int | None = None
+    resumable: bool = True
 
     def as_json(self) -> dict[str, Any]:
         """Return the outcome as plain data."""
@@ -178,7 +188,7 @@ class Finished:
         lines += [f"  {trial} failed: {error}" for trial, error in self.failed.items()]
         if self.stopped:
             lines.append(f"  {self.stopped}")
-        if self.completed < self.planned:
+        if self.completed < self.planned and self.resumable:
             lines.append(f"  the others: testbed run --resume {self.folder}")
         lines.append(f"report: {self.report}")
         return "\n".join(lines)

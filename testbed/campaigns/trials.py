@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-__all__ = ["Trial", "interleave"]
+from testbed.config.campaign import Campaign
+
+__all__ = ["Trial", "interleave", "trials_of"]
 
 
 @dataclass(frozen=True)
@@ -14,16 +16,34 @@ class Trial:
     """One policy in one scenario with one repeat.
 
     Attributes:
-        name: ``t001`` and so on, in the order of running.
+        name: ``t001`` and so on, in the order of running; ``serve-001`` where a campaign is served.
         policy: The policy's name.
         scenario: The scenario's name.
         repeat: The repeat, from 0.
+        concurrency: How many requests are answered at once.
     """
 
     name: str
     policy: str
     scenario: str
     repeat: int
+    concurrency: int = 1
+
+    @property
+    def order(self) -> int:
+        """Its place in the order of running: the number at the end of its name."""
+        return int(self.name[len(self.name.rstrip("0123456789")) :])
+
+
+def trials_of(campaign: Campaign) -> list[Trial]:
+    """Return the trials of a campaign, in the order of running."""
+    trials = interleave(
+        [policy.name for policy in campaign.policies],
+        [scenario.name for scenario in campaign.scenarios],
+        campaign.repeats,
+        campaign.seed,
+    )
+    return [replace(one, concurrency=campaign.scenario(one.scenario).concurrency) for one in trials]
 
 
 def interleave(policies: Sequence[str], scenarios: Sequence[str], repeats: int, seed: int) -> list[Trial]:

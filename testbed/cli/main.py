@@ -22,10 +22,12 @@ from testbed.cli import (
     evaluate,
     inventory,
     model,
+    place,
     policy,
     provision,
     results,
     run_campaign,
+    serve,
     services,
     shape,
     simulate,
@@ -51,8 +53,9 @@ app.add_typer(policy.app, name="policy")
 app.command("trust", short_help="Record the hosts' keys once you have seen them.")(trust.trust)
 app.command("provision", short_help="Make the hosts ready; right ones are left alone.")(provision.provision)
 app.command("shard", short_help="Split a model: base station's part and experts.")(model.shard)
-app.command("place", short_help="Show which device would hold which expert.")(model.place)
+app.command("place", short_help="Show which device would hold which expert.")(place.place)
 app.command("run", short_help="Run a campaign, from its file to its report.")(run_campaign.run)
+app.command("serve", short_help="Serve a campaign's model to OpenAI clients.")(serve.serve)
 app.command("simulate", short_help="Simulate a campaign: the same tables, no hosts.")(
     simulate_campaign.simulate
 )

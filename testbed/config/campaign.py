@@ -4,27 +4,39 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, PrivateAttr, ValidationInfo, model_validator
+from pydantic import AfterValidator, Discriminator, Field, PrivateAttr, Tag, ValidationInfo, model_validator
 
 from testbed.config.folders import built_models_folder
 from testbed.config.inventory import Inventory, no_device
-from testbed.config.model import Count, FilePath, Model, Name, Problem, ReadableFile, problems_error, validate
-from testbed.config.policy import Bandwidth, Latency, Policy, Selection, policy_kinds
+from testbed.config.model import (
+    Count,
+    FilePath,
+    Model,
+    Name,
+    Problem,
+    Rate,
+    ReadableFile,
+    problems_error,
+    validate,
+)
+from testbed.config.policy import Bandwidth, Latency, OnLoss, Policy, Selection, policy_kinds
 from testbed.config.scenario import LinkRates, Scenario
 from testbed.config.shaping import shaping_problems
 from testbed.config.sizes import model_sizes, size_problems
-from testbed.config.yaml import Document, read_yaml
+from testbed.config.yaml import Document, Place, read_yaml
 from testbed.errors import InputError
 
 __all__ = [
+    "AutoPlacement",
     "Bandwidth",
     "Campaign",
     "Latency",
     "LinkRates",
+    "OnLoss",
     "Policy",
     "Prompts",
     "Quality",
@@ -88,6 +100,12 @@ class Prompts(Model):
     """How many tokens each answer has at most."""
     warmup: Annotated[int, Field(strict=True, ge=0)] = 1
     """How many prompts are answered before the first one that counts, in each trial."""
+    prefill_chunk_tokens: Count | None = None
+    """How many tokens of a prompt are read in one pass at most; all at once where it is left out."""
+    request_deadline_s: Rate | None = None
+    """How long a request may take, in seconds; what is there by then is its answer. No limit where it is left out."""
+    through: Literal["engine", "api"] = "engine"
+    """Who asks: the base station itself (`engine`), or a client of its HTTP interface (`api`)."""
 
 
 class Quality(Model):
@@ -151,7 +169,26 @@ class Verify(Model):
     """How far a time may be from the expected one, as a share of it."""
 
 
+class AutoPlacement(Model):
+    """Experts placed by memory, by speed and by how often the router asks for them."""
+
+    kind: Literal["auto"]
+    """`auto`."""
+    frequency: FilePath | None = None
+    """The folder of an earlier run of the model: what its router asked for. All experts alike where it is left out."""
+    copies: Count = 1
+    """How many devices hold each expert."""
+    hot_copies: Annotated[int, Field(strict=True, ge=0)] = 0
+    """How many further copies there are in each layer at most, of what loads the most loaded device."""
+
+
 Placement = dict[str, dict[str, str | tuple[str, ...]]]
+
+
+def _placement_form(value: object) -> str:
+    if isinstance(value, AutoPlacement) or (isinstance(value, Mapping) and "kind" in value):
+        return "settings of a kind"
+    return "a table" if isinstance(value, Mapping) else "a word"
 
 
 class Campaign(Model):
@@ -165,12 +202,20 @@ class Campaign(Model):
     """The name of a model that comes with testbed or was built by its scripts, or the path of a model's folder."""
     dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
     """The number format that the model runs in."""
+    experts: Literal["int8"] | None = None
+    """`int8`: the experts' weights are held in 8 bits with a scale for each channel; as in the checkpoint where left
+    out."""
     seed: Annotated[int, Field(strict=True, ge=0)] = 0
     """What all random choices follow from."""
     repeats: Count = 1
     """How many times each policy runs in each scenario."""
-    placement: Literal["auto"] | Placement = "auto"
-    """Which devices hold which expert: `auto` (by memory and speed), or layer -> expert -> device(s)."""
+    placement: Annotated[
+        Annotated[Literal["auto"], Tag("a word")]
+        | Annotated[AutoPlacement, Tag("settings of a kind")]
+        | Annotated[Placement, Tag("a table")],
+        Discriminator(_placement_form),
+    ] = "auto"
+    """Which devices hold which expert: `auto`, settings of the kind `auto`, or layer -> expert -> device(s)."""
     prompts: Prompts
     """What is asked."""
     quality: Quality | None = None
@@ -194,6 +239,7 @@ class Campaign(Model):
             *_doubled("scenarios", [scenario.name for scenario in self.scenarios]),
             *self._selection_problems(),
             *self._bandwidth_problems(),
+            *self._loss_problems(),
             *self._text_problems(),
             *self._scenario_problems(),
         ]
@@ -221,6 +267,11 @@ class Campaign(Model):
             for line in check_bandwidth(policy.bandwidth.settings()) if policy.bandwidth else ():
                 name, _, text = line.partition(": ")
                 yield Problem(("policies", number, "bandwidth", name), text)
+
+    def _loss_problems(self) -> Iterator[Problem]:
+        for number, policy in enumerate(self.policies):
+            for name, text in policy.on_loss.problems() if policy.on_loss else ():
+                yield Problem(("policies", number, "on_loss", name), text)
 
     def _text_problems(self) -> Iterator[Problem]:
         """Yield texts of one name, since the records tell them apart by it, and those that are too short."""
@@ -256,6 +307,14 @@ class Campaign(Model):
     def scenario(self, name: str) -> Scenario:
         """Return one scenario by name."""
         return next(scenario for scenario in self.scenarios if scenario.name == name)
+
+    def mistake(self, *problems: tuple[Place, str]) -> InputError:
+        """Return the error that names places of the campaign file, each with what is wrong there."""
+        document = self._document or Document(Path("campaign"), None, {}, "")
+        lines = [document.problem(place, text) for place, text in problems]
+        if len(lines) == 1:
+            return InputError(lines[0])
+        return InputError(f"{document.file}: {len(lines)} mistakes", problems=lines)
 
     @property
     def text(self) -> str:
@@ -304,13 +363,8 @@ def check_campaign(campaign: Campaign, inventory: Inventory) -> None:
         *_placement_problems(campaign, inventory),
     ]
     problems = list(dict.fromkeys(problems))  # what is wrong with a default is so for several devices
-    if not problems:
-        return
-    document = campaign._document or Document(Path("campaign"), None, {}, "")
-    lines = [document.problem(problem.place, problem.text) for problem in problems]
-    if len(lines) == 1:
-        raise InputError(lines[0])
-    raise InputError(f"{document.file}: {len(lines)} mistakes", problems=lines)
+    if problems:
+        raise campaign.mistake(*((problem.place, problem.text) for problem in problems))
 
 
 def _link_problems(campaign: Campaign, inventory: Inventory) -> Iterator[Problem]:
@@ -327,6 +381,9 @@ def _link_problems(campaign: Campaign, inventory: Inventory) -> Iterator[Problem
 
 def _placement_problems(campaign: Campaign, inventory: Inventory) -> Iterator[Problem]:
     devices = [device.name for device in inventory.devices]
+    if isinstance(campaign.placement, AutoPlacement) and campaign.placement.copies > len(devices):
+        text = f"the lab has {len(devices)} devices to hold copies"
+        yield Problem(("placement", "copies"), text)
     for layer, experts in campaign.placement.items() if isinstance(campaign.placement, dict) else ():
         for expert, holders in experts.items():
             for name in (holders,) if isinstance(holders, str) else holders:

@@ -1,11 +1,16 @@
-"""Where testbed keeps what can be made again."""
+"""Where testbed keeps what is the user's own, and what can be made again."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-__all__ = ["built_models_folder", "cache_folder"]
+__all__ = ["built_models_folder", "cache_folder", "data_folder"]
+
+
+def data_folder() -> Path:
+    """Return the folder of what is kept for the user, ``$XDG_DATA_HOME/testbed``."""
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "testbed"
 
 
 def cache_folder() -> Path:

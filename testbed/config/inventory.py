@@ -74,6 +74,19 @@ class Network(Model):
     """The base station's interface towards the devices; the one that routes to them where it is left out."""
     wifi_interface: InterfaceName | None = "wlan0"
     """Which interface of each device is recorded where nothing is shaped; null for none."""
+    metrics_port: Port | None = None
+    """Where base station and workers serve Prometheus metrics to whoever asks; nowhere where it is left out."""
+    security: Literal["tls", "plain"] = "tls"
+    """How dispatches travel: over TLS 1.3 with certificates of the lab's own authority, or readable by whoever is on
+    the network (`plain`), after a handshake that proves both ends by a shared key."""
+
+    @model_validator(mode="after")
+    def _metrics_have_a_port_of_their_own(self) -> Self:
+        for key in ("artifact_port", "data_port", "probe_port"):
+            if self.metrics_port == getattr(self, key):
+                text = f"{self.metrics_port} is the `{key}` already; metrics need one of their own"
+                raise problems_error([Problem(("network", "metrics_port"), text, see=("network", key))])
+        return self
 
     @model_validator(mode="after")
     def _leaf_fits(self) -> Self:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -217,10 +217,16 @@ def _resolved(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str
     return schema
 
 
+def _branches(schema: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """Return the branches of a union, whether or not something tells which one data belongs to."""
+    branches: Sequence[Mapping[str, Any]] = schema.get("anyOf") or schema.get("oneOf") or ()
+    return branches
+
+
 def _keys(schema: Mapping[str, Any], root: Mapping[str, Any]) -> list[str]:
     """Return the keys that a schema, or any branch of it, declares."""
     schema = _resolved(schema, root)
-    inner = [key for branch in schema.get("anyOf", ()) for key in _keys(branch, root)]
+    inner = [key for branch in _branches(schema) for key in _keys(branch, root)]
     return [*schema.get("properties", {}), *inner]
 
 
@@ -240,7 +246,7 @@ def _inner(
 ) -> list[Mapping[str, Any]]:
     """Return the schemas of what stands under a key; with ``declared`` only where the key has a name."""
     schema = _resolved(schema, root)
-    branches = schema.get("anyOf", ())
+    branches = _branches(schema)
     found = [inner for branch in branches for inner in _inner(branch, key, root, declared=declared)]
     if key in schema.get("properties", {}):
         found.append(schema["properties"][key])
@@ -264,8 +270,8 @@ def describe(schema: Mapping[str, Any], root: Mapping[str, Any]) -> str:
         return f"`{schema['const']}`"
     if "enum" in schema:
         return "one of " + ", ".join(f"`{value}`" for value in schema["enum"])
-    if "anyOf" in schema:
-        words = [describe(branch, root) for branch in schema["anyOf"] if branch.get("type") != "null"]
+    if _branches(schema):
+        words = [describe(branch, root) for branch in _branches(schema) if branch.get("type") != "null"]
         return " or ".join(dict.fromkeys(words))
     kind = schema.get("type")
     if kind in {"integer", "number"}:

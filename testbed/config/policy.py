@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo
 
-from testbed.config.model import Model, Name, ReadableFile
+from testbed.config.model import Model, Name, Rate, ReadableFile
 
-__all__ = ["Bandwidth", "Latency", "Policy", "Selection", "policy_kinds"]
+__all__ = ["Activations", "Bandwidth", "Latency", "OnLoss", "Policy", "Selection", "policy_kinds"]
+
+Activations = Literal["bfloat16", "float16", "float32", "int8"]
+"""How rows of hidden state can be written for the links."""
 
 
 def policy_kinds() -> tuple[str, ...]:
@@ -81,6 +85,33 @@ class Bandwidth(Model):
         return self.model_dump(exclude_none=True)
 
 
+class OnLoss(Model):
+    """What becomes of a layer when a device is lost or late while it is asked."""
+
+    kind: Literal["fail", "replica", "drop", "wait"]
+    """`fail` (what is being answered fails), `replica` (another holder of the expert is asked), `drop` (the token keeps
+    the experts that can be reached) or `wait` (for the device to come back)."""
+    then: Literal["drop", "wait", "fail"] | None = None
+    """What happens to an expert that no other device holds (kind `replica`; default `fail`)."""
+    deadline_factor: Annotated[float, Field(strict=True, gt=1, le=1e6)] | None = None
+    """A dispatch may take so many times what the latency model expects (default 10) ..."""
+    deadline_floor_ms: Rate | None = None
+    """... and so many milliseconds besides (default 500, and 20000 of kind `fail`); then its device is late."""
+    wait_s: Rate | None = None
+    """How long it is waited for, in seconds (where something waits; default 20)."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Yield the keys that do not fit the kind, each with what is wrong."""
+        if self.then is not None and self.kind != "replica":
+            yield "then", f"only the kind `replica` has it, and this is `{self.kind}`"
+        if self.wait_s is not None and "wait" not in (self.kind, self.then):
+            yield "wait_s", "nothing waits here: neither `kind` nor `then` is `wait`"
+
+    def settings(self) -> dict[str, Any]:
+        """Return the kind and its settings, as the base station is told them."""
+        return self.model_dump(exclude_none=True)
+
+
 class Policy(Model):
     """One policy that the campaign compares."""
 
@@ -90,6 +121,11 @@ class Policy(Model):
     """How the experts of a token are chosen."""
     bandwidth: Bandwidth | None = None
     """How the band is shared among the devices; as the scenario has it where this is left out."""
+    on_loss: OnLoss | None = None
+    """What becomes of a layer when a device is lost or late; the trial fails where this is left out."""
+    activations: Activations | None = None
+    """How rows of hidden state cross the links, both ways: `bfloat16`, `float16`, `float32` or `int8` (with a scale for
+    each row); as they are computed where this is left out."""
 
 
 class Latency(Model):

@@ -22,6 +22,8 @@ __all__ = [
 DEFAULT = "default"
 """The entry for every device that is not named."""
 
+MOST_CONCURRENCY = 256
+
 PathLossName = Literal[
     "free-space", "log-distance", "umi", "umi-los", "umi-nlos", "inh", "inh-los", "inh-nlos"
 ]
@@ -182,6 +184,8 @@ class Scenario(Model):
     """Rates, delay and loss by device; `default` is for what a device's own entry does not say."""
     channel: ChannelSettings | None = None
     """What makes the rates over time, in place of rates in `links`."""
+    concurrency: Annotated[int, Field(strict=True, ge=1, le=MOST_CONCURRENCY)] = 1
+    """How many requests are answered at once: when one ends the next begins."""
 
     def rates(self, device: str) -> LinkRates:
         """Return the fixed rates of one device.

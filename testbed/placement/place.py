@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from payloads.wdmoe.pace import WEIGHT_BYTES, ExpertShape
 from payloads.wire.frames import DTYPE_BYTES
 from testbed.artifacts.manifest import Manifest
 from testbed.errors import InputError
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
 __all__ = [
     "DeviceCapacity",
     "Placement",
+    "expert_bytes",
+    "expert_shape",
     "parse_capacity",
     "place_auto",
     "place_explicit",
@@ -32,51 +41,103 @@ class DeviceCapacity:
         name: The device.
         memory_bytes: Memory for experts.
         speed: Relative speed. Decoding is bound by memory, so bytes per second are the better measure.
+        why: What the memory follows from, in words; empty where it was given.
     """
 
     name: str
     memory_bytes: int
     speed: float
+    why: str = ""
 
 
-def place_auto(manifest: Manifest, devices: Sequence[DeviceCapacity], dtype: str) -> Placement:
-    """Place every expert on one device: in each layer in proportion to speed, bounded by memory.
-
-    Shares are rounded by largest remainder. A device that has not the memory for its share in every layer
-    gets an even share of what fits, and the others take over the rest. Devices get consecutive experts, in
-    the order of ``devices``. The same input always gives the same placement.
+def place_auto(
+    manifest: Manifest,
+    devices: Sequence[DeviceCapacity],
+    dtype: str,
+    *,
+    frequency: Floats | None = None,
+    copies: int = 1,
+    hot_copies: int = 0,
+) -> Placement:
+    """Place every expert by memory, speed and how often it is asked for; see :mod:`testbed.placement.solve`.
 
     Args:
         manifest: The model.
         devices: The devices.
         dtype: The element type that the experts are held in.
+        frequency: (L, E), the share of a layer's choices that each expert gets; all alike where it is left out.
+        copies: How many devices hold each expert.
+        hot_copies: How many further copies there are in each layer at most, of what loads the most loaded device.
 
     Raises:
-        InputError: There is no device, a speed is not above zero, or the experts do not fit.
+        InputError: There is no device, two have one name, a speed is not above zero, or the experts do not fit.
     """
+    import numpy as np
+
+    from testbed.placement.solve import Demand, NoRoomError, solve
+
     _check_devices(devices)
+    if copies > len(devices):
+        raise InputError(
+            f"{copies} copies of each expert need {copies} devices, and there are {len(devices)}"
+        )
+    one_bytes = expert_bytes(manifest, dtype)
+    room = [device.memory_bytes // one_bytes for device in devices]
+    layers, experts = manifest.layers, manifest.experts_per_layer
+    if frequency is None:
+        frequency = np.full((layers, experts), 1 / experts)
+    try:
+        placed = solve(Demand(frequency, copies, hot_copies), room, [device.speed for device in devices])
+    except NoRoomError as error:
+        raise InputError(
+            _no_room(manifest, dtype, devices, copies),
+            hint="Add devices, free memory on them, choose a smaller dtype, `experts: int8`, or fewer copies.",
+        ) from error
+    names = [device.name for device in devices]
+    return {
+        layer: {
+            expert: tuple(name for name, held in zip(names, row, strict=True) if held)
+            for expert, row in enumerate(holds.tolist())
+        }
+        for layer, holds in enumerate(placed)
+    }
+
+
+def expert_bytes(manifest: Manifest, dtype: str) -> int:
+    """Return the memory that a device needs for one expert.
+
+    Raises:
+        InputError: There is no such element type.
+    """
+    return expert_shape(manifest, dtype).weights_bytes
+
+
+def expert_shape(manifest: Manifest, dtype: str) -> ExpertShape:
+    """Return the size of an expert, as it is held where the run's element type is ``dtype``.
+
+    Raises:
+        InputError: There is no such element type.
+    """
     if dtype not in DTYPE_BYTES:
         raise InputError(f"dtype: expected one of {', '.join(DTYPE_BYTES)}, got {dtype!r}")
-    expert_bytes = manifest.expert_parameters * DTYPE_BYTES[dtype]
-    room = [device.memory_bytes // expert_bytes for device in devices]
-    fastest = max(device.speed for device in devices)
-    speeds = [device.speed / fastest for device in devices]
+    weight_bytes = None if manifest.weights is None else WEIGHT_BYTES[manifest.weights]
+    return ExpertShape(manifest.hidden_size, manifest.intermediate_size, DTYPE_BYTES[dtype], weight_bytes)
+
+
+def _no_room(manifest: Manifest, dtype: str, devices: Sequence[DeviceCapacity], copies: int) -> str:
+    one_bytes = expert_bytes(manifest, dtype)
     needed = manifest.layers * manifest.experts_per_layer
-    if sum(room) < needed:
-        fits = ", ".join(f"{device.name} {count}" for device, count in zip(devices, room, strict=True))
-        raise InputError(
-            f"{manifest.model} does not fit: {needed} experts of {expert_bytes:,} bytes in {dtype}, "
-            f"but there is room for {sum(room)} ({fits})",
-            hint="Add devices, give them more memory for experts, or choose a smaller dtype.",
-        )
-    placement: Placement = {}
-    for layer in range(manifest.layers):
-        caps = _layer_caps(room, manifest.layers - layer, manifest.experts_per_layer)
-        counts = _apportion(manifest.experts_per_layer, speeds, caps)
-        owners = [device.name for device, count in zip(devices, counts, strict=True) for _ in range(count)]
-        placement[layer] = {expert: (owner,) for expert, owner in enumerate(owners)}
-        room = [left - count for left, count in zip(room, counts, strict=True)]
-    return placement
+    held = dtype if manifest.weights is None else manifest.weights
+    each = f" on {copies} devices each" if copies > 1 else ""
+    room = [device.memory_bytes // one_bytes for device in devices]
+    fits = ", ".join(
+        f"{device.name} {count}{f', {device.why}' if device.why else ''}"
+        for device, count in zip(devices, room, strict=True)
+    )
+    return (
+        f"{manifest.model} does not fit: {needed} experts of {one_bytes:,} bytes in {held}{each}, "
+        f"but there is room for {sum(room)} ({fits})"
+    )
 
 
 def place_explicit(
@@ -126,13 +187,13 @@ def place_explicit(
                 if holder not in names
             ]
             placement[layer][expert] = holders
-    expert_bytes = manifest.expert_parameters * DTYPE_BYTES[dtype]
+    one_bytes = expert_bytes(manifest, dtype)
     for device in devices:
         count = sum(device.name in holders for row in placement.values() for holders in row.values())
-        if count * expert_bytes > device.memory_bytes:
+        if count * one_bytes > device.memory_bytes:
             problems.append(
-                f"{device.name}: {count} experts need {count * expert_bytes:,} bytes in {dtype}, "
-                f"there are {device.memory_bytes:,}"
+                f"{device.name}: {count} experts need {count * one_bytes:,} bytes in {manifest.weights or dtype}, "
+                f"there are {device.memory_bytes:,}{f' ({device.why})' if device.why else ''}"
             )
     if problems:
         raise InputError("the placement cannot be used:", problems=problems)
@@ -161,6 +222,7 @@ def wanted_list(manifest: Manifest, placement: Placement, device: str, dtype: st
         "hidden_size": manifest.hidden_size,
         "intermediate_size": manifest.intermediate_size,
         "activation": manifest.activation,
+        "weights": manifest.weights,
         "experts": experts,
     }
 
@@ -192,41 +254,13 @@ def placement_json(placement: Placement) -> dict[str, dict[str, list[str]]]:
 
 def _check_devices(devices: Sequence[DeviceCapacity]) -> None:
     if not devices:
-        raise InputError("there is no device to place experts on")
+        raise InputError(
+            "there is no device to place experts on", hint="Name each one: --device NAME=GB:SPEED."
+        )
+    names = [device.name for device in devices]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"{', '.join(twice)}: there is more than one device of this name")
     slow = [device.name for device in devices if not 0 < device.speed < float("inf")]
     if slow:
         raise InputError(f"the speed of {', '.join(slow)} is not a number above 0")
-
-
-def _layer_caps(room: Sequence[int], layers: int, experts: int) -> list[int]:
-    """Return how many experts each device may get in this layer, so that the later ones still fit."""
-    caps = [left // layers for left in room]
-    # Rounding down can leave too little; those with the most left over give one more.
-    by_rest = sorted(range(len(room)), key=lambda i: (-(room[i] % layers), i))
-    for i in by_rest[: max(0, experts - sum(caps))]:
-        caps[i] += 1
-    return caps
-
-
-def _apportion(total: int, speeds: Sequence[float], caps: Sequence[int]) -> list[int]:
-    """Share ``total`` in proportion to ``speeds`` by largest remainder, none above its cap."""
-    counts = [0] * len(speeds)
-    free = set(range(len(speeds)))
-    left = total
-    while True:
-        weight = sum(speeds[i] for i in sorted(free))
-        over = {i for i in free if left * speeds[i] / weight > caps[i]}
-        if not over:
-            break
-        for i in over:
-            counts[i] = caps[i]
-            left -= caps[i]
-        free -= over
-    quotas = {i: left * speeds[i] / weight for i in sorted(free)}
-    for i, quota in quotas.items():
-        counts[i] = int(quota)
-    rest = left - sum(int(quota) for quota in quotas.values())
-    order = sorted(quotas, key=lambda i: (-(quotas[i] - int(quotas[i])), -speeds[i], i))
-    for i in [i for i in order if counts[i] < caps[i]][:rest]:
-        counts[i] += 1
-    return counts

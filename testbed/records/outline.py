@@ -10,7 +10,7 @@ from typing import Any
 from testbed.config.yaml import parse_yaml
 from testbed.errors import InputError
 
-__all__ = ["Outline", "outline_of"]
+__all__ = ["Outline", "campaign_of", "outline_of", "was_served"]
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,14 @@ class Outline:
         return None
 
 
-def outline_of(manifest: Mapping[str, Any]) -> Outline:
-    """Return the plan behind a run.
+def was_served(manifest: Mapping[str, Any]) -> bool:
+    """Return whether a run did nothing but serve: then it has one trial, whatever its campaign file asks for."""
+    files = manifest.get("files")
+    return isinstance(files, dict) and bool(files.get("serving"))
+
+
+def campaign_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the data of a run's campaign file; nothing where the manifest has none that can be read.
 
     Args:
         manifest: The run's manifest; its ``campaign`` is the text of the campaign file.
@@ -49,9 +55,17 @@ def outline_of(manifest: Mapping[str, Any]) -> Outline:
         # Read as the campaign was: to YAML 1.1, a policy named `no` would be false.
         campaign = parse_yaml(str(manifest.get("campaign") or ""), Path("campaign")).data
     except InputError:
-        return Outline()
-    if not isinstance(campaign, dict):
-        return Outline()
+        return {}
+    return campaign if isinstance(campaign, dict) else {}
+
+
+def outline_of(manifest: Mapping[str, Any]) -> Outline:
+    """Return the plan behind a run.
+
+    Args:
+        manifest: The run's manifest; its ``campaign`` is the text of the campaign file.
+    """
+    campaign = campaign_of(manifest)
     repeats = campaign.get("repeats")
     return Outline(
         policies=_names(campaign.get("policies")),

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from testbed.errors import InputError, TestbedError
 from testbed.records.energy import run_energy
+from testbed.records.iterations import Numbered, numbered
 from testbed.records.manifest import devices_of, read_manifest
 from testbed.records.schema import TABLES, Table, arrow_schema
 
@@ -31,7 +32,9 @@ class Run:
         requests: One row a request.
         tokens: One row a generated token.
         dispatches: One row a dispatch, those of quality passes included (their trial begins with ``quality-``).
+        events: One row a device that was lost, late or back again.
         selection: One row a trial, stage, layer and device: what was sent and what the policy dropped.
+        routing: One row a trial, stage, layer and expert: how often the router asked for it.
         clocks: One row an estimate of a device's clock.
         quality: One row a window of held-out text and policy, and scenario where the policy looks at the links.
         choices: One row a multiple-choice question and policy, and scenario as in ``quality``.
@@ -49,7 +52,9 @@ class Run:
     requests: pd.DataFrame = field(repr=False)
     tokens: pd.DataFrame = field(repr=False)
     dispatches: pd.DataFrame = field(repr=False)
+    events: pd.DataFrame = field(repr=False)
     selection: pd.DataFrame = field(repr=False)
+    routing: pd.DataFrame = field(repr=False)
     clocks: pd.DataFrame = field(repr=False)
     quality: pd.DataFrame = field(repr=False)
     choices: pd.DataFrame = field(repr=False)
@@ -72,6 +77,11 @@ class Run:
         for frame in (self.dispatches, self.power, self.links, self.throughput, self.radio):
             names.update(dict.fromkeys(str(name) for name in frame["device"].unique()))
         return list(names)
+
+    @cached_property
+    def numbered(self) -> Numbered:
+        """Return the tokens and dispatches of trials, each with the number of its pass through the model."""
+        return numbered(self)
 
     @cached_property
     def completed(self) -> pd.DataFrame:

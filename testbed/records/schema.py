@@ -10,17 +10,22 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from testbed.records.columns import Column, Table, count, flag, number, text
+from testbed.records.schema_lab import DEVICE, LAB_TABLES
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = ["SCHEMA_VERSION", "TABLES", "Column", "Table", "arrow_schema", "markdown"]
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 _TRIAL = text("trial", "the trial: t001 and so on, in the order of running")
 _REQUEST = text("request", "the prompt that was answered")
-_DEVICE = text("device", "the device's name in the inventory")
+_ITERATION = count(
+    "iteration",
+    "the pass through the model, from 0 in a trial: one decoding step of all requests, or a piece of one prompt",
+    nullable=True,
+)
 
 _ALL = (
     Table(
@@ -32,6 +37,7 @@ _ALL = (
             text("policy", "the policy's name"),
             text("scenario", "the link scenario's name"),
             count("repeat", "the repeat, from 0: equal repeats of two policies are compared as a pair"),
+            count("concurrency", "how many requests were answered at once, at most", nullable=True),
             text("state", "completed or failed"),
             number("t_start_s", "when the trial began"),
             number("t_end_s", "when the trial ended"),
@@ -53,9 +59,23 @@ _ALL = (
             flag("warmup", "a warm-up request: recorded, and left out of every figure of the report"),
             count("prompt_tokens", "tokens of the prompt", "tokens"),
             count("output_tokens", "tokens that were generated", "tokens"),
-            number("t_start_s", "when the base station began with it"),
-            number("ttft_ms", "time to the first token"),
-            number("e2el_ms", "time to the last token"),
+            number("t_start_s", "when the base station was asked"),
+            number(
+                "queued_ms", "how long it waited for a place among those that were answered", nullable=True
+            ),
+            number("ttft_ms", "time to the first token; null where none came", nullable=True),
+            number("e2el_ms", "time to the last token, or to the request's end where none came"),
+            text(
+                "finish",
+                "how it ended: stop, length, deadline, abandoned or failed; null in runs of before this was recorded",
+                nullable=True,
+            ),
+            number(
+                "client_ttft_ms",
+                "time to the first token as a client of the HTTP interface saw it; null where there was none",
+                nullable=True,
+            ),
+            number("client_e2el_ms", "the same to the last token", nullable=True),
             text("text", "the text that was generated", nullable=True),
         ),
     ),
@@ -66,6 +86,7 @@ _ALL = (
             _TRIAL,
             _REQUEST,
             count("position", "place in the answer, from 0; position 0 includes the reading of the prompt"),
+            _ITERATION,
             count("token", "the token's number in the vocabulary"),
             number("t_s", "when the token was there"),
             number("duration_ms", "position 0: ttft; else the time since the token before (itl)"),
@@ -76,6 +97,19 @@ _ALL = (
                 nullable=True,
             ),
             number("nll", "negative log-likelihood of the token", "nat", nullable=True),
+            count(
+                "wanted",
+                "pairs of a token and an expert, over all layers, that the policy sent",
+                nullable=True,
+            ),
+            count(
+                "lost", "of these, the pairs that it did not get, as nobody could serve them", nullable=True
+            ),
+            count(
+                "rerouted",
+                "of these, the pairs that another device served than the one first asked",
+                nullable=True,
+            ),
         ),
     ),
     Table(
@@ -83,18 +117,26 @@ _ALL = (
         "one layer's tokens sent to one device, and their answer; a quality pass has a trial such as quality-POLICY",
         (
             _TRIAL,
-            _REQUEST,
-            count("step", "the position of the token that was being made"),
+            text(
+                "request", "the prompt that was answered; null where several were in the pass", nullable=True
+            ),
+            count("step", "the position of the token that was being made; null likewise", nullable=True),
             count("layer", "the MoE layer, from 0"),
-            _DEVICE,
+            DEVICE,
+            _ITERATION,
+            count("batch", "how many requests were in that pass", nullable=True),
             count("tokens", "rows of hidden state that were sent", "tokens"),
             count("assignments", "pairs of a token and an expert that the device computed"),
             count(
                 "dropped",
                 "pairs of token and expert that the policy left out here; a device left with none has no row",
             ),
-            count("bytes_out", "whole frames to the device, header and payload", "bytes"),
-            count("bytes_back", "whole frames from the device, header and payload", "bytes"),
+            count(
+                "bytes_out",
+                "to the device: whole frames, header and payload, in their TLS records if any",
+                "bytes",
+            ),
+            count("bytes_back", "from the device: whole frames likewise", "bytes"),
             number("t_send_s", "base station: before the first byte is sent"),
             number("t_first_s", "base station: the first byte of the answer is there", nullable=True),
             number("t_done_s", "base station: the last byte of the answer is there"),
@@ -109,13 +151,40 @@ _ALL = (
         ),
     ),
     Table(
+        "events",
+        "a device that was lost, late or back again, and what was done about it",
+        (
+            number("t_s", "when it was seen"),
+            _TRIAL,
+            text(
+                "request",
+                "the request that was being answered; null where there were several or none",
+                nullable=True,
+            ),
+            count("step", "the position of the token that was being made", nullable=True),
+            count("layer", "the MoE layer, from 0", nullable=True),
+            text(
+                "device",
+                "the device's name in the inventory; null where it was none in particular",
+                nullable=True,
+            ),
+            text(
+                "event",
+                "lost (its connection broke), deadline (it was late), refused (it answered with an error), "
+                "rerouted (another holder was asked), dropped (the token went without), waited (for it to come back), "
+                "readmitted, or failed (what was being answered)",
+            ),
+            text("detail", "more about it, for people", nullable=True),
+        ),
+    ),
+    Table(
         "selection",
         "what a policy made of the router's choice for one device in one layer: sums over a trial's measured requests",
         (
             _TRIAL,
             text("stage", "prompt (token step 0), or decode (one token at a time)"),
             count("layer", "the MoE layer, from 0"),
-            _DEVICE,
+            DEVICE,
             count("pairs", "pairs of a token and an expert that were sent to it"),
             count("dropped", "pairs that the router wanted of it and that it did not get"),
             count("moved_in", "of the pairs sent, those that took the place of one that was dropped"),
@@ -124,11 +193,22 @@ _ALL = (
         ),
     ),
     Table(
+        "routing",
+        "how often the router itself asked for one expert: sums over a trial's measured requests",
+        (
+            _TRIAL,
+            text("stage", "prompt (token step 0), or decode (one token at a time)"),
+            count("layer", "the MoE layer, from 0"),
+            count("expert", "the expert, from 0"),
+            count("pairs", "tokens that chose it"),
+        ),
+    ),
+    Table(
         "clocks",
         "one estimate of a device's clock",
         (
             number("t_s", "when it was estimated"),
-            _DEVICE,
+            DEVICE,
             number(
                 "offset_s",
                 "what is added to the device's monotonic clock to give the base station's unix seconds",
@@ -177,131 +257,7 @@ _ALL = (
             number("nll_chosen", "negative log-likelihood of the most likely one, a token", "nat"),
         ),
     ),
-    Table(
-        "links",
-        "one probe of a link with messages of one size; a row without message_bytes is a rate that came into force",
-        (
-            number("t_s", "when it was set or measured"),
-            text("trial", "the trial that it was set or verified for", nullable=True),
-            text("scenario", "the scenario that was in force", nullable=True),
-            _DEVICE,
-            text("direction", "downlink (to the device) or uplink"),
-            text("backend", "what shapes the link, none where nothing does", nullable=True),
-            text(
-                "cause",
-                "why the rate came into force: set, block (of a channel), allocate (of a policy), rerate or hold; "
-                "null for a probe",
-                nullable=True,
-            ),
-            text("why", "what the one who asked for it said, such as the layer", nullable=True),
-            text(
-                "state",
-                "a probe: idle, or busy (all other devices at full load in both directions)",
-                nullable=True,
-            ),
-            number(
-                "asked_mbit",
-                "the rate asked for, frames included; null where the direction was left alone",
-                nullable=True,
-            ),
-            number("delay_ms", "the one-way delay asked for", nullable=True),
-            number("loss_percent", "how many frames are to be lost; null for probes", "%", nullable=True),
-            count("message_bytes", "size of a message", "bytes", nullable=True),
-            count("n", "messages behind measured_ms", nullable=True),
-            number(
-                "expected_ms",
-                "what the rate asked for should give, unshaped round trip excluded",
-                nullable=True,
-            ),
-            number("measured_ms", "median of the messages, unshaped round trip subtracted", nullable=True),
-            number("p95_ms", "95th percentile of the messages", nullable=True),
-            number(
-                "ratio",
-                "measured over expected; null for a message of one frame where that passes at once",
-                nullable=True,
-            ),
-            flag("ok", "whether it was within the tolerance", nullable=True),
-        ),
-    ),
-    Table(
-        "traffic",
-        "what crossed one shaped link in one trial, counted by the kernel and added up from the records",
-        (
-            text("trial", "the trial"),
-            _DEVICE,
-            text("direction", "downlink (to the device) or uplink"),
-            count(
-                "frame_bytes",
-                "what the link's class counted, Ethernet headers included; null where nothing counts",
-                "bytes",
-                nullable=True,
-            ),
-            count("frames", "the frames that it counted", nullable=True),
-            count("drops", "the frames that it dropped", nullable=True),
-            count("dispatch_bytes", "the sum over the trial's dispatches", "bytes"),
-            count("control_bytes", "handshakes and pings of the data plane", "bytes"),
-            count(
-                "retransmitted_bytes",
-                "payload that TCP says it sent again; null where the kernel did not tell",
-                "bytes",
-                nullable=True,
-            ),
-        ),
-    ),
-    Table(
-        "throughput",
-        "what one shaped link let through from one look at its counters to the next",
-        (
-            number("t_s", "when the interval ended"),
-            text("trial", "the trial", nullable=True),
-            _DEVICE,
-            text("direction", "downlink (to the device) or uplink"),
-            number("interval_s", "the time since the look before"),
-            count("frame_bytes", "what the link's class sent in it, Ethernet headers included", "bytes"),
-            count(
-                "backlog_bytes",
-                "what waited in the class at its end; null where nothing can tell",
-                "bytes",
-                nullable=True,
-            ),
-        ),
-    ),
-    Table(
-        "radio",
-        "one reading of a device's wireless interface, as its driver tells it",
-        (
-            number("t_s", "when it was read"),
-            _DEVICE,
-            text("interface", "the interface"),
-            number("signal_dbm", "the received signal", nullable=True),
-            number("noise_dbm", "the noise", nullable=True),
-            number("tx_mbit", "the physical rate from the device to the access point", nullable=True),
-            count("tx_mcs", "its modulation and coding scheme", nullable=True),
-            number("rx_mbit", "the physical rate from the access point to the device", nullable=True),
-            count("rx_mcs", "its modulation and coding scheme", nullable=True),
-            number("width_mhz", "the width of the channel", nullable=True),
-        ),
-    ),
-    Table(
-        "power",
-        "one reading of one power rail",
-        (
-            number("t_s", "when it was read"),
-            _DEVICE,
-            text("rail", "the rail's label; which rails make the total stands in the manifest"),
-            number("mw", "the reading"),
-        ),
-    ),
-    Table(
-        "boards",
-        "one value of jtop",
-        (
-            number("t_s", "when it was read"),
-            _DEVICE,
-            text("key", "what was read, with its unit at the end: temp_cpu_c, gpu_load_percent, ..."),
-            number("value", "the reading, in the unit that the key names", nullable=True),
-        ),
-    ),
+    *LAB_TABLES,
 )
 
 TABLES: Mapping[str, Table] = MappingProxyType({table.name: table for table in _ALL})

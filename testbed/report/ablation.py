@@ -2,7 +2,8 @@
 
 Which policies belong together is read from the campaign: a policy whose selection and bandwidth both differ from the
 reference's is joint; the policy with its selection and the reference's bandwidth is "selection alone", that with its
-bandwidth and the reference's selection "bandwidth alone".
+bandwidth and the reference's selection "bandwidth alone". What else they say (`activations`, `on_loss`) must be as the
+reference has it, or the difference would be that of two things.
 """
 
 from __future__ import annotations
@@ -10,13 +11,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from testbed.config.yaml import parse_yaml
-from testbed.errors import InputError
+from testbed.records.outline import campaign_of
 from testbed.records.run import Run
 from testbed.report.metrics import Comparison, contrast, policies_of, scenarios_of
 
@@ -27,6 +26,8 @@ ROLES: Mapping[str, str] = {
     "selection": "selection alone",
     "joint": "both",
 }
+
+_REST = ("activations", "on_loss")
 
 
 @dataclass(frozen=True)
@@ -65,30 +66,27 @@ class AblationRow:
     against_joint: Comparison | None
 
 
-def policy_settings(manifest: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Return the selection and the bandwidth of each policy of a run's campaign file, as texts that can be compared.
+def policy_settings(manifest: Mapping[str, Any]) -> dict[str, tuple[str, str, str]]:
+    """Return selection, bandwidth and the rest of each policy of a run's campaign file, as texts that can be compared.
 
     A policy without ``bandwidth`` leaves the links as the scenario has them, which is what the kind ``scenario`` does.
 
     Args:
         manifest: The run's manifest; its ``campaign`` is the text of the campaign file.
     """
-    try:
-        campaign = parse_yaml(str(manifest.get("campaign") or ""), Path("campaign")).data
-    except InputError:
-        return {}
-    listed = campaign.get("policies") if isinstance(campaign, dict) else None
+    listed = campaign_of(manifest).get("policies")
     found = {}
     for entry in listed if isinstance(listed, list) else ():
         if isinstance(entry, dict) and "name" in entry:
             bandwidth = entry.get("bandwidth") or {"kind": "scenario"}
             if isinstance(bandwidth, dict) and bandwidth.get("kind") == "scenario":
                 bandwidth = {"kind": "scenario"}
-            texts = (
-                json.dumps(part, sort_keys=True, default=str) for part in (entry.get("selection"), bandwidth)
+            rest = {key: entry[key] for key in _REST if entry.get(key) is not None}
+            parts = (entry.get("selection"), bandwidth, rest)
+            selection_text, bandwidth_text, rest_text = (
+                json.dumps(part, sort_keys=True, default=str) for part in parts
             )
-            selection_text, bandwidth_text = texts
-            found[str(entry["name"])] = (selection_text, bandwidth_text)
+            found[str(entry["name"])] = (selection_text, bandwidth_text, rest_text)
     return found
 
 
@@ -98,8 +96,8 @@ def ablations(run: Run) -> list[Ablation]:
     if not policies or policies[0] not in settings:
         return []
     reference = policies[0]
-    base_selection, base_bandwidth = settings[reference]
-    by_settings: dict[tuple[str, str], str] = {}
+    base_selection, base_bandwidth, base_rest = settings[reference]
+    by_settings: dict[tuple[str, str, str], str] = {}
     for name in policies:
         if name in settings:
             by_settings.setdefault(settings[name], name)
@@ -107,10 +105,13 @@ def ablations(run: Run) -> list[Ablation]:
     for name in policies:
         if name not in settings:
             continue
-        selection, bandwidth = settings[name]
-        if selection == base_selection or bandwidth == base_bandwidth:
+        selection, bandwidth, rest = settings[name]
+        if selection == base_selection or bandwidth == base_bandwidth or rest != base_rest:
             continue
-        alone = by_settings.get((selection, base_bandwidth)), by_settings.get((base_selection, bandwidth))
+        alone = (
+            by_settings.get((selection, base_bandwidth, base_rest)),
+            by_settings.get((base_selection, bandwidth, base_rest)),
+        )
         if any(alone):
             found.append(Ablation(reference, name, *alone))
     return found

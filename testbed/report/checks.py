@@ -9,9 +9,11 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from testbed.records.iterations import KEY
 from testbed.records.outline import outline_of
 from testbed.records.run import Run
 from testbed.report.linkfacts import least_one_way_ms, links_untouched, probes_of, trial_links
+from testbed.report.losses import AWAY
 from testbed.report.metrics import measured_tokens, planned_trials
 from testbed.report.numbers import number
 from testbed.report.prediction import PredictedRun, error_row, predicted_dispatches
@@ -30,6 +32,15 @@ COVERAGE_LEAST = 0.95
 """Below this share of a window covered by power readings, its energy is an error."""
 CLOCK_SHARE = 0.2
 """A clock error above this share of the mean downlink time spoils the split into downlink, compute and uplink."""
+
+_PLAIN = "Both ends prove a shared key; the data itself is neither encrypted nor protected against changes."
+_SECURITY = {
+    "tls": "Mutual TLS 1.3: both ends show a certificate of this lab’s authority, and the data is encrypted.",
+    "plain": _PLAIN,
+    "plain-hmac": _PLAIN,
+}
+SECURITY = {"tls": "TLS 1.3", "plain": "plain", "plain-hmac": "plain"}
+"""What the page calls the manifest’s security modes."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +94,8 @@ def checks_of(run: Run, energy: pd.DataFrame, predicted: PredictedRun | None = N
     if quality_only(run):
         return [_passes(run), _kind(run), _security(run)]
     checks = [_trials(run), _links(run), _power(run, energy), _clocks(run), _records(run)]
+    if len(run.events):
+        checks.append(_losses(run))
     if run.dispatches["predicted_ms"].notna().any():
         checks.append(_prediction(run, None))
     return [*checks, _kind(run), _security(run)]
@@ -203,21 +216,27 @@ def _clocks(run: Run) -> Check:
 
 def _records(run: Run) -> Check:
     """Hold the dispatches against the tokens: a token without any, or without all stamps, has lost records."""
-    tokens = measured_tokens(run)[["trial", "request", "position"]]
+    every, dispatches = run.numbered
+    tokens = measured_tokens(run, every)
     if tokens.empty:
         return Check("tokens with full records", "none", "bad", "No token was recorded.", "time")
     stamps = ["t_received_s", "t_started_s", "t_computed_s", "t_replied_s"]
-    layers = run.dispatches.assign(whole=run.dispatches[stamps].notna().all(axis=1))
-    by_token = layers.groupby(["trial", "request", "step"], sort=False).agg(
-        layers=("layer", "nunique"), whole=("whole", "all")
-    )
-    expected = run.dispatches["layer"].nunique()
-    keys = list(zip(tokens["trial"], tokens["request"], tokens["position"], strict=True))
-    found = by_token.reindex(pd.MultiIndex.from_tuples(keys))
+    passes = dispatches.assign(whole=dispatches[stamps].notna().all(axis=1))
+    by_pass = passes.groupby(KEY, sort=False).agg(layers=("layer", "nunique"), whole=("whole", "all"))
+    expected = dispatches["layer"].nunique()
+    found = by_pass.reindex(pd.MultiIndex.from_frame(tokens[KEY]))
     fine = int(((found["layers"] == expected) & (found["whole"] == True)).sum())  # noqa: E712
     detail = f"{fine} of {len(tokens)} tokens have every layer's dispatches with every time stamp."
     value = f"{fine} of {len(tokens)}"
     return Check("tokens with full records", value, "good" if fine == len(tokens) else "bad", detail, "time")
+
+
+def _losses(run: Run) -> Check:
+    """Tell how often a device was lost or late: an experiment may be about that, so it is not red in itself."""
+    away = run.events[run.events["event"].isin(AWAY)]
+    names = ", ".join(dict.fromkeys(away["device"].dropna()))
+    detail = f"Connections that broke and deadlines that were missed ({names or 'no device named'})."
+    return Check("losses of a device", str(len(away)), "plain", detail, "losses")
 
 
 def _passes(run: Run) -> Check:
@@ -268,5 +287,6 @@ def _security(run: Run) -> Check:
             "The manifest does not say how the data plane is secured.",
             "fleet",
         )
-    notes = {"plain-hmac": "Both ends prove a shared key; the data itself is not encrypted."}
-    return Check("data plane", mode, "plain", notes.get(mode, f"Security mode {mode}."), "fleet")
+    return Check(
+        "data plane", SECURITY.get(mode, mode), "plain", _SECURITY.get(mode, f"Mode {mode}."), "fleet"
+    )

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
-from testbed.report.breakdown import PARTS, Timeline
+from testbed.report.breakdown import PARTS, Timeline, parts_in
 from testbed.report.numbers import number
 from testbed.report.style import (
     PART_COLOURS,
-    PART_LEGEND,
     Device,
     Figure,
     escape,
@@ -19,6 +18,7 @@ from testbed.report.style import (
     finite,
     heat_figure,
     pair_name,
+    part_legend,
 )
 
 __all__ = ["bottleneck_figure", "parts_figure", "timeline_figure"]
@@ -50,6 +50,7 @@ def parts_figure(
     if not shown:
         return None
     figure = go.Figure()
+    used = parts_in(means)
     whole = {key: float(by_name[key]["duration_ms"]) for key in shown}
     longest = 100.0 if relative else max(whole.values())
     row_px = 40 if len(shown) <= _ROOMY_BARS else 25
@@ -60,7 +61,8 @@ def parts_figure(
         end = "" if panel == 1 else str(panel)
         labels = [escape(policy) for policy in names]
         own = [(policy, scenario) for policy in names]
-        for part, title in PARTS.items():
+        for part in used:
+            title = PARTS[part]
             values = [float(by_name[key][part]) * (100 / whole[key] if relative else 1.0) for key in own]
             figure.add_bar(
                 orientation="h",
@@ -104,13 +106,13 @@ def parts_figure(
     )
     name = f"{'parts-first' if first else 'parts'}{'-share' if relative else ''}"
     title = "The first token, prompt included" if first else "A token after the first"
-    alt = "Stacked bars: time of a token at the base station, downlink, compute, uplink and waiting."
+    alt = "Stacked bars: parts of a token’s time, from the base station to waiting."
     counts = [int(by_name[key]["tokens"]) for key in shown]
     span = f"{min(counts):,}" if min(counts) == max(counts) else f"{min(counts):,} to {max(counts):,}"
     note = f"n = {span} tokens for each bar."
     # On a phone the time beside a bar takes a greater part of the width.
     narrow = {"xaxis": {"range": [0, longest * (1.34 if relative else 1.2)]}}
-    return figure_of(name, title, figure, alt=alt, note=note, narrow=narrow, legend=PART_LEGEND)
+    return figure_of(name, title, figure, alt=alt, note=note, narrow=narrow, legend=part_legend(used))
 
 
 def _panels(
@@ -208,9 +210,13 @@ def timeline_figure(line: Timeline, devices: Mapping[str, Device], place: int, u
     rows = rows.assign(end_ms=rows["layer"].map(ends))
     spans = sorted(zip(begins, ends, strict=True))
     station = "base station"
-    gaps = _gaps(spans, line.duration_ms)
+    gaps = _gaps(sorted([*spans, *line.others]), line.duration_ms)
     own = [begin for begin, _ in gaps], [end - begin for begin, end in gaps]
     _segment(figure, "bs_ms", [station] * len(gaps), *own, [""] * len(gaps))
+    if line.others:
+        begun, lengths = zip(*((begin, end - begin) for begin, end in line.others), strict=True)
+        count = len(line.others)
+        _segment(figure, "others_ms", [station] * count, begun, lengths, [""] * count)
     labels = [devices[name].label for name in rows["device"]]
     layers = [f"layer {layer}, " for layer in rows["layer"]]
     stages = {
@@ -250,6 +256,8 @@ def timeline_figure(line: Timeline, devices: Mapping[str, Device], place: int, u
         showlegend=False,
     )
     token = f"trial {line.trial}, prompt {line.request}, token {line.position}"
+    if line.batch > 1:
+        token += f", one of {line.batch} requests in its pass"
     return figure_of(
         f"timeline-{place}",
         pair_name(line.policy, line.scenario),

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from testbed.records.outline import Outline, outline_of
+from testbed.records.outline import Outline, outline_of, was_served
 from testbed.records.run import Run
 from testbed.report.stats import LEVEL, Interval, bootstrap_mean, paired_change, percentiles
 
@@ -44,7 +44,12 @@ METRICS = {
     "tpot": "time per output token after the first, a request's mean",
     "itl": "time between one token and the next",
     "e2el": "time to the last token",
+    "client_ttft": "time to first token, as the client of the HTTP interface saw it",
+    "client_e2el": "time to the last token, likewise",
 }
+
+WHOLE = ("stop", "length")
+"""How a request ends that was answered in full."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Row:
     """One serving metric of one policy in one scenario, in milliseconds.
 
     Attributes:
-        metric: ttft, tpot, itl or e2el.
+        metric: One of :data:`METRICS`; those of clients only where there were any.
         policy: The policy's name.
         scenario: The scenario's name.
         n: Requests or tokens behind the percentiles.
@@ -100,6 +105,8 @@ def planned(run: Run) -> Outline:
 
 def planned_trials(run: Run) -> int | None:
     """Return how many trials the run was to have; a simulation may have been asked for other repeats."""
+    if was_served(run.manifest):
+        return 1
     outline, simulation = planned(run), run.manifest.get("simulation")
     repeats = simulation.get("repeats") if isinstance(simulation, dict) else None
     return replace(outline, repeats=repeats).trials if isinstance(repeats, int) else outline.trials
@@ -122,26 +129,38 @@ def scenarios_of(run: Run) -> list[str]:
 
 
 def measured_requests(run: Run) -> pd.DataFrame:
-    """Return the requests that count, with policy, scenario, repeat and ``tpot_ms``."""
+    """Return the requests that count, with policy, scenario, repeat, ``whole`` and ``tpot_ms``.
+
+    One that was cut off (``finish`` is neither stop nor length) is not whole: it has no ``e2el_ms`` and no ``tpot_ms``,
+    since its end says nothing of how long an answer takes.
+    """
     requests = run.requests[~run.requests["warmup"]]
     requests = requests.merge(
         run.completed[["trial", "policy", "scenario", "repeat"]], on="trial", how="inner"
     )
+    whole = requests["finish"].isna() | requests["finish"].isin(WHOLE)
     later = requests["output_tokens"] - 1
-    spread = (requests["e2el_ms"] - requests["ttft_ms"]) / later.where(later > 0)
-    return requests.assign(tpot_ms=spread.astype("float64"))
+    ends = {column: requests[column].where(whole) for column in ("e2el_ms", "client_e2el_ms")}
+    spread = (ends["e2el_ms"] - requests["ttft_ms"]) / later.where(later > 0)
+    return requests.assign(whole=whole, **ends, tpot_ms=spread.astype("float64"))
 
 
-def measured_tokens(run: Run) -> pd.DataFrame:
-    """Return the tokens of the requests that count, with policy, scenario and repeat."""
+def measured_tokens(run: Run, tokens: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Return the tokens of the requests that count, with policy, scenario and repeat.
+
+    Args:
+        run: The run.
+        tokens: The run's tokens with more columns, in place of the table.
+    """
     keys = measured_requests(run)[["trial", "request", "policy", "scenario", "repeat"]]
-    return run.tokens.merge(keys, on=["trial", "request"], how="inner")
+    return (run.tokens if tokens is None else tokens).merge(keys, on=["trial", "request"], how="inner")
 
 
 def trial_means(run: Run) -> pd.DataFrame:
-    """Return one row a completed trial: policy, scenario, repeat and the means ``ttft_ms`` ... ``e2el_ms``."""
+    """Return one row a completed trial: policy, scenario, repeat and the mean of each of :data:`METRICS`."""
     keys = ["trial", "policy", "scenario", "repeat"]
-    by_request = measured_requests(run).groupby(keys, sort=False)[["ttft_ms", "tpot_ms", "e2el_ms"]].mean()
+    of_requests = [f"{metric}_ms" for metric in METRICS if metric != "itl"]
+    by_request = measured_requests(run).groupby(keys, sort=False)[of_requests].mean()
     tokens = measured_tokens(run)
     later = tokens[tokens["position"] > 0].groupby(keys, sort=False)["duration_ms"].mean().rename("itl_ms")
     return by_request.join(later, how="left").reset_index()

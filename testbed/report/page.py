@@ -18,6 +18,7 @@ from testbed.records.run import Run, load_run
 from testbed.report.ablation import policy_settings
 from testbed.report.bounds import bounds_of
 from testbed.report.checks import checks_of, quality_only
+from testbed.report.conditions import conditions_of
 from testbed.report.decisions import mass_dropped
 from testbed.report.figures_quality import latency_quality, measures_of
 from testbed.report.forest import forest_of
@@ -96,6 +97,7 @@ def render_report(run: Run) -> str:
         second=second_line(comparisons, quality),
         banner=_banner(run),
         simulated=_simulated(run),
+        conditions=conditions_of(run),
         checks=checks,
         wrong=[check for check in checks if check.state == "bad"],
         forest=forest_of(comparisons, quality, dropped, over_all, policies, winner),
@@ -130,11 +132,12 @@ def _sentence(
 
 
 def _same_policies(run: Run, predicted: PredictedRun | None) -> Run:
-    """Return the run whose quality holds for a simulated one: that which it predicts, if its policies are the same."""
+    """Return the run whose quality holds for a simulated one: that which it predicts, if policies and weights are."""
     other = predicted.run if predicted is not None else None
     if other is None or policy_settings(other.manifest) != policy_settings(run.manifest):
         return run
-    return other
+    held, weights = ((one.manifest.get("model") or {}).get("weights") for one in (other, run))
+    return other if held == weights else run
 
 
 def _simulated(run: Run) -> str:

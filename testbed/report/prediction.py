@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from testbed.errors import TestbedError
+from testbed.records.iterations import KEY, passes_of_tokens
 from testbed.records.run import Run, load_run
-from testbed.report.metrics import measured_requests, policies_of, scenarios_of, trial_means
+from testbed.report.metrics import measured_tokens, policies_of, scenarios_of, trial_means
 
 __all__ = [
     "ErrorRow",
@@ -76,13 +77,16 @@ def predicted_dispatches(run: Run) -> pd.DataFrame:
     columns = ["policy", "scenario", "device", "stage", "measured_ms", "predicted_ms"]
     if run.manifest.get("simulated"):
         return pd.DataFrame(columns=columns)
-    keys = measured_requests(run)[["trial", "request", "policy", "scenario"]]
-    rows = run.dispatches[run.dispatches["predicted_ms"].notna()].merge(
-        keys, on=["trial", "request"], how="inner"
-    )
+    tokens, dispatches = run.numbered
+    measured = measured_tokens(run, tokens).reset_index(drop=True)
+    # A pass that answered several requests counts once, if any of them does.
+    kept = passes_of_tokens(measured, dispatches)
+    kept = kept.merge(measured[["policy", "scenario"]], left_on="place", right_index=True)
+    kept = kept[[*KEY, "policy", "scenario"]].drop_duplicates(KEY)
+    rows = dispatches[dispatches["predicted_ms"].notna()].merge(kept, on=KEY, how="inner")
     rows = rows.assign(
         measured_ms=(rows["t_done_s"] - rows["t_send_s"]) * 1000,
-        stage=np.where(rows["step"] == 0, "prompt", "decode"),
+        stage=np.where((rows["step"] == 0).fillna(False), "prompt", "decode"),
     )
     return rows.loc[rows["measured_ms"] > 0, columns].reset_index(drop=True)
 

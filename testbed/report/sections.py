@@ -27,22 +27,22 @@ from testbed.report.blocks import (
     Sheet,
     by_group,
 )
-from testbed.report.breakdown import bottlenecks, mean_parts, timeline, token_parts
+from testbed.report.breakdown import bottlenecks, mean_parts, parts_in, timeline, token_parts
 from testbed.report.checks import clock_errors, energy_problems, quality_only
 from testbed.report.figures import bottleneck_figure, parts_figure, timeline_figure
 from testbed.report.figures_power import EnergyRow, energy_figure, energy_rows, power_figure
 from testbed.report.linkfacts import backend_entries, trial_links
-from testbed.report.metrics import planned_trials, policies_of, scenarios_of, serving_rows
+from testbed.report.metrics import planned_trials, policies_of, scenarios_of
 from testbed.report.prediction import PredictedRun
 from testbed.report.quality import Accuracy, Quality
 from testbed.report.sections_decisions import policies_section, prediction_section, quality_section
 from testbed.report.sections_links import links_section
-from testbed.report.style import PART_LEGEND, Device, Figure, device_styles
+from testbed.report.sections_serving import losses_sections, metrics_section
+from testbed.report.style import Device, Figure, device_styles, part_legend
 from testbed.report.tables import (
     clock_table,
     energy_table,
     fleet_table,
-    serving_table,
     trials_table,
 )
 
@@ -50,6 +50,10 @@ __all__ = ["Found", "sections_of"]
 
 UNFOLDED = 60
 """Tables of more rows are folded away."""
+
+_OTHERS = (
+    " The layers of passes that answered other requests, between a token and the one before, are set apart."
+)
 
 
 @dataclass(frozen=True)
@@ -90,13 +94,14 @@ def sections_of(run: Run, found: Found) -> list[Section]:
     parts = token_parts(run)
     return [
         policies_section(run, found.means, found.quality, devices),
+        *losses_sections(run, devices),
         Section("time", "Where a token’s time goes", "time", _time(run, parts, order, devices)),
         Section("timeline", "One token’s timeline", "timeline", _timeline(run, parts, order, devices)),
         quality_section(found.quality, found.accuracy, found.borrowed),
         prediction_section(run, found.predicted, devices),
         Section("energy", "Power and energy", "energy", _energy(run, found.energy, order, devices)),
         links_section(run, devices),
-        Section("metrics", "Serving metrics", "metrics", _metrics(run)),
+        metrics_section(run),
         Section("trials", "Trials", "trials", _trials(run, found.means)),
         Section("fleet", "Fleet and provenance", "fleet", _provenance(run, devices)),
     ]
@@ -114,9 +119,11 @@ def _time(
     else:
         blocks.append(
             Note(
-                "Per layer, downlink, compute (with the device’s queue) and uplink are averaged over the devices "
-                "used; waiting is the rest of the layer’s time, until its slowest device has answered. The base "
-                "station has what is left. The five parts sum to the token’s time. Means are over trials."
+                "Per layer, downlink, compute (with the device’s queue) and uplink are averaged over the devices used; "
+                "waiting is the rest of the layer’s time, until its slowest device has answered. The base station has "
+                "what is left. The parts sum to the token’s time. Means are over trials."
+                + _OTHERS
+                * ("others_ms" in parts_in(parts))
             )
         )
         blocks.append(picked)
@@ -171,7 +178,7 @@ def _parts(run: Run, parts: pd.DataFrame) -> Pick | None:
         Axis("token", ["after the first", "the first, prompt included"]),
         Axis("scale", ["ms", "share of its time"]),
     ]
-    return Pick("causes", "Share of each cause", "", axes, panes, legend=PART_LEGEND)
+    return Pick("causes", "Share of each cause", "", axes, panes, legend=part_legend(parts_in(parts)))
 
 
 def _timeline(
@@ -195,7 +202,7 @@ def _timeline(
         "The token of median duration of each policy and scenario, dispatch by dispatch, on one scale; dotted "
         "lines begin a layer. `testbed report --trace` gives every token to a trace viewer."
     )
-    return [by_group("timelines", "", note, "scenario", groups, legend=PART_LEGEND)]
+    return [by_group("timelines", "", note, "scenario", groups, legend=part_legend(parts_in(parts)))]
 
 
 def _energy(
@@ -243,32 +250,6 @@ def _joules(
         one = energy_figure(rows, own, devices, name=name)
         panes.append(Pane((place,), [one] if one else [], "" if one else "No trial of it was completed."))
     return Pick("energies", "Energy per token", "", [Axis("scenario", scenarios)], panes)
-
-
-def _metrics(run: Run) -> list[Block]:
-    rows = serving_rows(run)
-    blocks: list[Block] = []
-    if rows:
-        blocks.append(Sheet(serving_table(rows), folded=len(rows) > 2 * UNFOLDED))
-        blocks.append(
-            Note(
-                "ttft: time to first token. tpot: (e2el − ttft) / (tokens − 1) of a request. itl: between one token "
-                "and the next. e2el: to the last token. Mean and interval are over trials; percentiles over requests "
-                "(over tokens for itl). Faint: too few values for that percentile."
-            )
-        )
-    else:
-        blocks.append(Missing("No request of a completed trial was recorded."))
-    left_out = int(run.requests["warmup"].sum())
-    blocks.append(
-        Note(
-            f"Left out everywhere: {left_out} requests marked as warm-up (the first of each trial, as many as the "
-            "campaign says), and trials that were not completed. Intervals speak of repeats of these prompts on this "
-            "fleet: a paired bootstrap over repeats (10,000 resamples, fixed seed), widened to Student’s interval "
-            "for how few repeats there are."
-        )
-    )
-    return blocks
 
 
 def _trials(run: Run, means: pd.DataFrame) -> list[Block]:

@@ -18,7 +18,6 @@ from testbed.report.stats import Interval
 __all__ = [
     "PANEL_GAP",
     "PART_COLOURS",
-    "PART_LEGEND",
     "Device",
     "Figure",
     "Key",
@@ -32,6 +31,7 @@ __all__ = [
     "letter_of",
     "name_panel",
     "pair_name",
+    "part_legend",
     "scenario_colour",
     "trial_keys",
     "trial_shapes",
@@ -66,7 +66,6 @@ class Key:
 
 
 PART_COLOURS: Mapping[str, str] = {part: f"var(--{part.removesuffix('_ms')})" for part in PARTS}
-PART_LEGEND = tuple(Key(title, PART_COLOURS[part]) for part, title in PARTS.items())
 
 
 @dataclass(frozen=True)
@@ -112,6 +111,11 @@ class Figure:
     note: str = ""
     narrow: dict[str, Any] = field(default_factory=dict)
     legend: Sequence[Key] = ()
+
+
+def part_legend(parts: Sequence[str]) -> tuple[Key, ...]:
+    """Return the legend of some of :data:`testbed.report.breakdown.PARTS`."""
+    return tuple(Key(PARTS[part], PART_COLOURS[part]) for part in parts)
 
 
 def device_styles(devices: Sequence[str]) -> dict[str, Device]:

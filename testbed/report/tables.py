@@ -16,6 +16,7 @@ from testbed.report.linkfacts import TrialLinks, trial_links
 from testbed.report.metrics import METRICS, Row
 from testbed.report.numbers import NO_VALUE, number, with_interval
 from testbed.report.stats import Interval
+from testbed.report.throughput import trial_throughput
 
 __all__ = [
     "Cell",
@@ -207,20 +208,24 @@ def trials_table(run: Run, means: pd.DataFrame) -> DataTable:
         run: The run.
         means: What :func:`testbed.report.metrics.trial_means` gave.
     """
+    at_once = bool((run.trials["concurrency"].fillna(1) > 1).any())
     headers = [
         Header("trial"),
         Header("policy"),
         Header("scenario"),
         Header("repeat", True),
+        *([Header("at once", True, "requests that were answered at once, at most")] if at_once else []),
         Header("state"),
         Header("start (s)", True),
         Header("took (s)", True),
         Header("mean ttft (ms)", True),
         Header("mean itl (ms)", True),
+        Header("tokens/s", True),
         Header("links"),
         Header("error"),
     ]
     by_trial, links = means.set_index("trial"), trial_links(run)
+    rates = trial_throughput(run).set_index("trial")["tokens_per_s"]
     body = []
     for row in run.trials.to_dict("records"):
         name, completed = str(row["trial"]), row["state"] == "completed"
@@ -233,16 +238,22 @@ def trials_table(run: Run, means: pd.DataFrame) -> DataTable:
                 Cell(str(row["policy"])),
                 Cell(str(row["scenario"])),
                 Cell(str(row["repeat"]), float(row["repeat"])),
+                *([_at_once(row["concurrency"])] if at_once else []),
                 Cell(str(row["state"]), style="" if completed else "bad"),
                 Cell(f"{row['t_start_s']:.1f}", float(row["t_start_s"])),
                 Cell(f"{row['t_end_s'] - row['t_start_s']:.1f}", float(row["t_end_s"] - row["t_start_s"])),
                 ms_cell(ttft),
                 ms_cell(itl),
+                ms_cell(float(rates.get(name, math.nan))),
                 _links_cell(sound),
                 Cell("" if pd.isna(row["error"]) else str(row["error"]), style="bad"),
             ]
         )
     return DataTable("trials-table", "Trials in the order of running", headers, body)
+
+
+def _at_once(concurrency: object) -> Cell:
+    return Cell(NO_VALUE, style="weak") if pd.isna(concurrency) else count_cell(int(str(concurrency)))
 
 
 def _links_cell(links: TrialLinks) -> Cell:

@@ -1,8 +1,9 @@
 """A run as a trace for chrome://tracing or Perfetto: what took time as slices, power and rates as lines.
 
-Slices are trials, requests, tokens and dispatches; lines are each board's power, and the rate asked of each link.
-The format is the JSON of the Trace Event Format: ``X`` a slice with a duration, ``C`` a counter, ``M`` a name; times in
-microseconds. A process stands for a host.
+Slices are trials, requests, tokens and dispatches; lines are each board's power, and the rate asked of each link;
+marks are devices that were lost, late or back again. Requests that were answered at once lie side by side.
+The format is the JSON of the Trace Event Format: ``X`` a slice with a duration, ``C`` a counter, ``i`` a mark, ``M`` a
+name; times in microseconds. A process stands for a host.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from testbed.report.rates import asked_steps, samples_of
 __all__ = ["trace_events", "write_trace"]
 
 STATION = 1
-_THREADS = {1: "trials", 2: "requests", 3: "tokens"}
+_TRIALS = 1
 _ON_DEVICE = {1: "dispatches"}
+_DISPATCH_FACTS = ("step", "iteration", "batch", "tokens", "bytes_out", "bytes_back")
 
 
 def write_trace(run: Run, out: Path) -> Path:
@@ -50,21 +52,32 @@ def trace_events(run: Run) -> Iterator[dict[str, Any]]:
         run: The run.
     """
     hosts = {name: STATION + 1 + place for place, name in enumerate(run.devices)}
-    yield from _names(STATION, "base station", _THREADS)
+    lanes = _lanes(run.requests)
+    threads = {_TRIALS: "trials"}
+    for lane in range(max(lanes.values(), default=0) + 1):
+        end = f" {lane + 1}" if lane else ""
+        threads |= {_thread(lane): f"requests{end}", _thread(lane) + 1: f"tokens{end}"}
+    yield from _names(STATION, "base station", threads)
     for name, host in hosts.items():
         yield from _names(host, name, _ON_DEVICE)
     for row in run.trials.to_dict("records"):
         title = f"{row['trial']} {row['policy']} {row['scenario']}"
         facts = {"repeat": int(row["repeat"]), "state": str(row["state"])}
-        yield _slice(title, STATION, 1, row["t_start_s"], row["t_end_s"], facts)
+        yield _slice(title, STATION, _TRIALS, row["t_start_s"], row["t_end_s"], facts)
     for row in run.requests.to_dict("records"):
         end_s = row["t_start_s"] + row["e2el_ms"] / 1000
         facts = {"output_tokens": int(row["output_tokens"]), "warmup": bool(row["warmup"])}
-        yield _slice(f"{row['trial']} {row['request']}", STATION, 2, row["t_start_s"], end_s, facts)
+        if pd.notna(row["finish"]):
+            facts["finish"] = str(row["finish"])
+        thread = _thread(lanes[row["trial"], row["request"]])
+        yield _slice(f"{row['trial']} {row['request']}", STATION, thread, row["t_start_s"], end_s, facts)
     for row in run.tokens.to_dict("records"):
         begin_s = row["t_s"] - row["duration_ms"] / 1000
         facts = {"trial": str(row["trial"]), "request": str(row["request"])}
-        yield _slice(f"token {row['position']}", STATION, 3, begin_s, row["t_s"], facts)
+        facts |= {key: int(row[key]) for key in ("iteration", "lost", "rerouted") if pd.notna(row[key])}
+        thread = _thread(lanes.get((row["trial"], row["request"]), 0)) + 1
+        yield _slice(f"token {row['position']}", STATION, thread, begin_s, row["t_s"], facts)
+    yield from _marks(run, hosts)
     yield from _dispatches(run, hosts)
     for name, host in hosts.items():
         power = total_power(run, name)
@@ -94,11 +107,8 @@ def _dispatches(run: Run, hosts: dict[str, int]) -> Iterator[dict[str, Any]]:
         host = hosts[str(row["device"])]
         facts = {
             "trial": str(row["trial"]),
-            "request": str(row["request"]),
-            "step": int(row["step"]),
-            "tokens": int(row["tokens"]),
-            "bytes_out": int(row["bytes_out"]),
-            "bytes_back": int(row["bytes_back"]),
+            **({"request": str(row["request"])} if pd.notna(row["request"]) else {}),
+            **{key: int(row[key]) for key in _DISPATCH_FACTS if pd.notna(row[key])},
         }
         layer = f"layer {row['layer']}"
         received, replied = row["t_received_s"], row["t_replied_s"]
@@ -110,6 +120,33 @@ def _dispatches(run: Run, hosts: dict[str, int]) -> Iterator[dict[str, Any]]:
         if pd.notna(row["t_started_s"]) and pd.notna(row["t_computed_s"]):
             yield _slice(f"{layer} experts", host, 1, row["t_started_s"], row["t_computed_s"], {})
         yield _slice(f"{layer} uplink", host, 1, replied, row["t_done_s"], facts)
+
+
+def _lanes(requests: pd.DataFrame) -> dict[tuple[str, str], int]:
+    """Return a lane for each request, so that those of one lane follow each other."""
+    lanes: dict[tuple[str, str], int] = {}
+    ends: list[float] = []
+    for row in requests.sort_values("t_start_s", kind="stable").to_dict("records"):
+        begin_s, end_s = row["t_start_s"], row["t_start_s"] + row["e2el_ms"] / 1000
+        # One that begins when another ends may share its lane, however the stamps were rounded.
+        lane = next((place for place, end in enumerate(ends) if end <= begin_s + 1e-6), len(ends))
+        ends[lane : lane + 1] = [end_s]
+        lanes[str(row["trial"]), str(row["request"])] = lane
+    return lanes
+
+
+def _thread(lane: int) -> int:
+    return 2 + 2 * lane
+
+
+def _marks(run: Run, hosts: dict[str, int]) -> Iterator[dict[str, Any]]:
+    """Yield what happened to the devices, each on its device, or on the base station where it was none of them."""
+    for row in run.events.to_dict("records"):
+        facts: dict[str, Any] = {"trial": str(row["trial"])}
+        facts |= {key: str(row[key]) for key in ("request", "detail") if pd.notna(row[key])}
+        facts |= {key: int(row[key]) for key in ("step", "layer") if pd.notna(row[key])}
+        host, thread = (hosts[row["device"]], 1) if row["device"] in hosts else (STATION, _TRIALS)
+        yield _event("i", str(row["event"]), host, thread, row["t_s"]) | {"s": "p", "args": facts}
 
 
 def _names(host: int, title: str, threads: dict[int, str]) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from payloads.wdmoe.latency import TERMS, DeviceSpeed, LatencyError, LatencyModel
-from payloads.wdmoe.pace import ExpertShape
+from payloads.wdmoe.pace import WEIGHT_BYTES, ExpertShape
 from payloads.wire.frames import DTYPE_BYTES
 from testbed.config.boards import dense_ops_per_s, memory_bandwidth_bytes_per_s
 from testbed.config.campaign import Campaign
@@ -67,12 +67,14 @@ def shape_of(campaign: Campaign, manifest: Sizes | None = None) -> ExpertShape:
         InputError: The config does not say how wide the model and its experts are.
     """
     element_bytes = DTYPE_BYTES[campaign.dtype]
+    weight_bytes = None if campaign.experts is None else WEIGHT_BYTES[campaign.experts]
     if manifest is not None:
-        return ExpertShape(manifest.hidden_size, manifest.intermediate_size, element_bytes)
+        return ExpertShape(manifest.hidden_size, manifest.intermediate_size, element_bytes, weight_bytes)
     path = campaign.model / "config.json"
     config: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     inner_key = next((key for key in _INNER_KEYS if key in config), _INNER_KEYS[-1])
-    return ExpertShape(_size(path, config, "hidden_size"), _size(path, config, inner_key), element_bytes)
+    hidden, inner = _size(path, config, "hidden_size"), _size(path, config, inner_key)
+    return ExpertShape(hidden, inner, element_bytes, weight_bytes)
 
 
 def _size(path: Path, config: Mapping[str, Any], key: str) -> int:
@@ -100,6 +102,7 @@ def assumed_model(campaign: Campaign, inventory: Inventory, manifest: Sizes | No
         frozenset(TERMS if campaign.latency.terms is None else campaign.latency.terms),
         # Without the links' own word: netem and the line hold the first frame back, a token bucket does not.
         first_frame=inventory.network.leaf in {"netem", "line"},
+        tls=inventory.network.security == "tls",
     )
 
 
@@ -116,7 +119,12 @@ def latency_model(campaign: Campaign, inventory: Inventory, manifest: Sizes | No
     file = campaign.latency.calibration
     if file is None:
         return assumed
-    return calibrated(file, assumed.devices).with_shape(assumed.shape).with_terms(assumed.terms)
+    return (
+        calibrated(file, assumed.devices)
+        .with_shape(assumed.shape)
+        .with_terms(assumed.terms)
+        .with_tls(assumed.tls)
+    )
 
 
 def calibrated(file: Path, devices: Iterable[str]) -> LatencyModel:
@@ -156,7 +164,10 @@ def assumed_of_run(manifest: Mapping[str, Any], row_bytes: int) -> LatencyModel:
             assumed_speed(Pace(**host["pace"]) if host.get("pace") else None, host.get("board"))
             for host in devices.values()
         ]
-        return LatencyModel(tuple(devices), ExpertShape(hidden, inner, row_bytes // hidden), tuple(speeds))
+        held = shape.get("weights")  # not there in runs from before there were such weights
+        weight_bytes = None if held is None else WEIGHT_BYTES[held]
+        sizes = ExpertShape(hidden, inner, row_bytes // hidden, weight_bytes)
+        return LatencyModel(tuple(devices), sizes, tuple(speeds))
     except (KeyError, TypeError, ValueError) as error:
         name = manifest.get("run", "this run")
         raise InputError(f"{name}: its manifest does not say what its model and lab were: {error}") from error

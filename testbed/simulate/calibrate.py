@@ -125,7 +125,7 @@ def calibrate(observed: Observed, assumed: LatencyModel) -> Calibration:
     Raises:
         InputError: The run's rows are not as wide as the assumed model's.
     """
-    row_bytes = assumed.shape.hidden * assumed.shape.element_bytes
+    row_bytes = assumed.row_bytes
     if row_bytes != observed.row_bytes:
         raise InputError(
             f"{observed.run}: its rows have {observed.row_bytes} bytes, and those of its model {row_bytes}"
@@ -273,7 +273,7 @@ def _residual(what: str, error: pd.Series[float], assumed: float = math.nan) -> 
 
 def _notes(observed: Observed) -> list[str]:
     frame = observed.dispatches
-    notes = []
+    notes = [f"{reason}: left out" for reason in observed.left_out]
     in_trials = ~frame["trial"].str.startswith("quality-")
     changed = int((in_trials & frame["link_ms"].isna()).sum())
     if changed:

@@ -150,7 +150,7 @@ def differences(campaign: str, other: str) -> list[str]:
         return ["the campaign file"]
     if not isinstance(ours, dict) or not isinstance(theirs, dict):
         return ["the campaign file"]
-    keys = ("model", "dtype", "seed", "placement", "prompts")
+    keys = ("model", "dtype", "experts", "seed", "placement", "prompts")
     found = [key for key in keys if ours.get(key) != theirs.get(key)]
     for listed, one in (("policies", "the policy"), ("scenarios", "the scenario")):
         own, others = _named(ours.get(listed)), _named(theirs.get(listed))

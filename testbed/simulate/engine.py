@@ -83,6 +83,7 @@ class TrialRecord:
         dispatches: Its dispatches, if they are wanted.
         changes: The allocations, in order.
         selection: What became of the router's choice in the requests that count, by stage, layer and device.
+        routing: How often the router asked for each expert, by stage and layer.
     """
 
     trial: TrialPlan
@@ -92,6 +93,7 @@ class TrialRecord:
     dispatches: list[DispatchBlock] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
     selection: list[dict[str, Any]] = field(default_factory=list)
+    routing: list[dict[str, Any]] = field(default_factory=list)
 
 
 def simulate_trial(world: World, trial: TrialPlan) -> TrialRecord:
@@ -114,17 +116,18 @@ class _Simulation:
         channel = world.links[trial.scenario, trial.repeat]
         delay_ms = self._delay_ms = world.delays_ms[trial.scenario]
         self._links = VirtualLinks(channel, world.devices) if channel is not None else None
-        self._carrier = Carrier(channel, world.model, delay_ms)
         policy = world.policies[trial.policy]
+        self._model = world.model.with_activations(policy.activations)
+        self._carrier = Carrier(channel, self._model, delay_ms)
         self._decider = decider_of(
             policy.selection,
             policy.bandwidth,
-            world.model,
+            self._model,
             world.device_of,
             self._state(),
             delay_ms=delay_ms,
         )
-        self._buckets = Buckets(world.model)
+        self._buckets = Buckets(self._model)
         self._tally = Tally(world.devices)
         self._bounds = bounds_of(policy.selection, self._decider) if world.bounds else None
         self._record = TrialRecord(trial)
@@ -138,6 +141,7 @@ class _Simulation:
         self._record.end_s = self._now_s
         self._set_bounds()
         self._record.selection = self._tally.rows()
+        self._record.routing = self._tally.routing_rows()
         return self._record
 
     def _state(self) -> LinkState | None:
@@ -152,7 +156,7 @@ class _Simulation:
         """Let the base station put shares in force, if any; return what it takes, in seconds."""
         if shares is None or self._links is None:
             return 0.0
-        allocating_s = self._world.model.allocating_s()
+        allocating_s = self._model.allocating_s()
         self._now_s += allocating_s
         self._give(shares, why)
         return allocating_s
@@ -176,8 +180,8 @@ class _Simulation:
         shares = self._decider.before_token(ask.request, step, self._state())
         allocating_s = self._allocate(shares, f"step {step} of {ask.request}")
         rows = trace.rows(step)
-        whole_s = self._world.model.station_s(rows.stop - rows.start, trace.layers)
-        outside_s = self._world.model.station_s(rows.stop - rows.start, 0)
+        whole_s = self._model.station_s(rows.stop - rows.start, trace.layers)
+        outside_s = self._model.station_s(rows.stop - rows.start, 0)
         self._now_s += outside_s
         for layer in range(trace.layers):
             self._now_s += (whole_s - outside_s) / trace.layers
@@ -187,8 +191,9 @@ class _Simulation:
     def _layer(self, ask: Ask, trace: Traced, step: int, layer: int) -> float:
         """Compute one layer on the devices; return what sharing the band for it takes, in seconds."""
         routing = trace.routing(layer, step)
-        device_of = self._world.serving(layer, routing.index)
-        decision = self._decider.decide(layer, step, routing, self._state(), device_of)
+        links = self._state()
+        device_of = self._world.serving(layer, routing.index, self._decider.costs(links))
+        decision = self._decider.decide(layer, step, routing, links, device_of)
         allocating_s = self._allocate(decision.shares, f"layer {layer} step {step}")
         state = self._state()
         predicted_s = self._predicted_s(decision.loads, state)
@@ -226,7 +231,7 @@ class _Simulation:
         """Return (D,) when each dispatch begins: they are sent in turn, the longest last, as the model counts it."""
         begin_s = np.full(len(predicted_s), self._now_s)
         devices = np.flatnonzero(loads.pairs > 0)
-        if len(devices) > 1 and (sending_s := self._world.model.sending_s(loads)) > 0:
+        if len(devices) > 1 and (sending_s := self._model.sending_s(loads)) > 0:
             order = devices[np.argsort(predicted_s[devices], kind="stable")]
             begin_s[order] += np.linspace(0.0, sending_s, len(order))
         return begin_s
@@ -241,7 +246,7 @@ class _Simulation:
         more: Mapping[str, NDArray[Any]],
     ) -> None:
         """Keep a row for each device that was sent something."""
-        out, back = message_bytes(loads, self._world.model.shape)
+        out, back = message_bytes(loads, self._model.row_bytes, self._model.tls)
         columns: dict[str, NDArray[Any]] = {
             "tokens": loads.tokens,
             "assignments": loads.pairs,

@@ -2,12 +2,13 @@
 
 The records do not say how many tokens each expert of a dispatch had. The sizes of its frames say how many experts there
 were; where that is one, or as many as pairs, the tokens of each are known too, and only such dispatches tell about the
-computation.
+computation. Trials that answered several requests at once, or lost a device, are left out: what a token took there is
+not what the model speaks of.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +17,12 @@ import pandas as pd
 
 from payloads.linkd.channel import DIRECTIONS
 from payloads.linkd.model import DEFAULT_SLACK_US, Framing, takes_first_frame
-from payloads.wire.frames import DISPATCH_HEAD_BYTES, HEADER_BYTES, RESULT_HEAD_BYTES
+from payloads.wire.connection import message_bytes
+from payloads.wire.frames import DISPATCH_HEAD_BYTES, DTYPE_BYTES, HEADER_BYTES, RESULT_HEAD_BYTES
 from testbed.errors import InputError
+from testbed.records.iterations import overlapping
 from testbed.records.manifest import devices_of
+from testbed.records.outline import campaign_of
 from testbed.records.run import Run
 
 __all__ = ["Observed", "Slot", "observe"]
@@ -36,7 +40,7 @@ class Observed:
         run: The run's name.
         devices: The devices, in the inventory's order.
         layers: How many layers of experts the model has.
-        row_bytes: Bytes of one row of hidden state.
+        row_bytes: Bytes of one row of hidden state, as it is computed with.
         shaped: Whether any link's rate was asked for.
         first_frame: Whether the links delay the first frame of a message too.
         dispatches: One row each: ``trial, request, step, layer, device, tokens, pairs, experts, each`` (tokens of each
@@ -44,7 +48,8 @@ class Observed:
             where a rate changed on the way), ``send_s, done_s, allocated`` (whether the band was shared anew for its
             layer); quality passes have no ``link_ms``.
         tokens: One row each: ``trial, request, step, rows, duration_ms, bs_ms, allocations`` (how often the band was
-            shared anew, for the token or a layer of it); warm-ups are left out.
+            shared anew, for the token or a layer of it); warm-ups are left out, and prompts that were read in pieces.
+        left_out: Why trials were left out, one line each.
     """
 
     run: str
@@ -55,6 +60,7 @@ class Observed:
     first_frame: bool
     dispatches: pd.DataFrame
     tokens: pd.DataFrame
+    left_out: tuple[str, ...] = ()
 
 
 def observe(run: Run) -> Observed:
@@ -69,27 +75,38 @@ def observe(run: Run) -> Observed:
     manifest = run.manifest
     if manifest.get("simulated"):
         raise InputError(f"{run.name} was simulated: a calibration needs a measured run")
-    trials = run.trials.loc[run.trials["state"] == "completed", "trial"]
+    trials, left_out = _one_at_a_time(run)
     dispatches = run.dispatches.dropna(subset=list(_STAMPS))
     measured = dispatches["trial"].isin(trials)
+    if left_out and not measured.any():
+        raise InputError(
+            f"{run.name} has no trial to calibrate with: {'; '.join(left_out)}",
+            hint="run a scenario with `concurrency: 1` and all devices at work",
+        )
     if not measured.any():
         raise InputError(
             f"{run.name} has no completed trial with time stamps: there is nothing to calibrate with"
         )
     quality = dispatches["trial"].str.startswith("quality-")
-    row_bytes = _row_bytes(run.name, dispatches)
+    used = dispatches[measured | quality].dropna(subset=_STEP).astype({"step": "int64"})
+    used = used.sort_values("t_send_s", kind="stable").reset_index(drop=True)
+    # The records count what crossed the links, which under TLS is more than the frames.
+    frame_bytes = message_bytes if manifest.get("security") == "tls" else int
+    used = used.assign(
+        frame_out=used["bytes_out"].map(frame_bytes), frame_back=used["bytes_back"].map(frame_bytes)
+    )
+    sent_bytes = _row_bytes(run.name, used)
     links = run.links[run.links["message_bytes"].isna()]
     backends = links["backend"].dropna()
     first_frame = bool(len(backends)) and takes_first_frame(str(backends.mode().iloc[0]))
-    used = dispatches[measured | quality].sort_values("t_send_s", kind="stable").reset_index(drop=True)
     rated = _rated(used, links)
-    sized = _sizes(rated, row_bytes)
+    sized = _sizes(rated, sent_bytes)
     allocations = _allocations(links, sized)
     return Observed(
         run=run.name,
         devices=tuple(devices_of(manifest)) or tuple(sorted(set(dispatches["device"]))),
         layers=int(manifest.get("model", {}).get("layers") or dispatches["layer"].max() + 1),
-        row_bytes=row_bytes,
+        row_bytes=_computed_bytes(manifest, sent_bytes),
         shaped=bool(links["asked_mbit"].notna().any()),
         first_frame=first_frame,
         dispatches=sized.assign(
@@ -98,24 +115,51 @@ def observe(run: Run) -> Observed:
                 pd.MultiIndex.from_frame(allocations[_LAYER])
             ),
         ),
-        tokens=_tokens(run, set(trials), allocations),
+        tokens=_tokens(run, trials, allocations),
+        left_out=left_out,
     )
 
 
-def _row_bytes(name: str, dispatches: pd.DataFrame) -> int:
-    """Return the bytes of one row, by what came back for each pair."""
-    rows = (dispatches["bytes_back"] - HEADER_BYTES - RESULT_HEAD_BYTES) / dispatches["assignments"]
-    size = int(rows.iloc[0])
-    if size < 1 or (rows != size).any():
+def _one_at_a_time(run: Run) -> tuple[set[str], tuple[str, ...]]:
+    """Return the completed trials that the model speaks of, and why others were left out."""
+    completed = set(run.completed["trial"])
+    several = completed & overlapping(run)
+    troubled = completed & set(run.events["trial"]) - several
+    why = []
+    if several:
+        why.append(f"{_trials(several)} answered several requests at once")
+    if troubled:
+        why.append(f"{_trials(troubled)} lost a device")
+    return completed - several - troubled, tuple(why)
+
+
+def _trials(names: set[str]) -> str:
+    return "1 trial" if len(names) == 1 else f"{len(names)} trials"
+
+
+def _row_bytes(name: str, dispatches: pd.DataFrame) -> pd.Series[int]:
+    """Return the bytes of one row on the links, for each dispatch: the same within a trial, by what came back."""
+    rows = (dispatches["frame_back"] - HEADER_BYTES - RESULT_HEAD_BYTES) / dispatches["assignments"]
+    sizes = rows.groupby(dispatches["trial"], sort=False).transform("first")
+    if (rows != sizes).any() or (sizes < 1).any() or (sizes % 1 != 0).any():
         raise InputError(
             f"{name}: the answers' sizes do not fit their pairs: these are no records of this protocol"
         )
-    return size
+    return sizes.astype(int)
 
 
-def _sizes(rated: pd.DataFrame, row_bytes: int) -> pd.DataFrame:
+def _computed_bytes(manifest: Mapping[str, Any], sent_bytes: pd.Series[int]) -> int:
+    """Return the bytes of one row as it is computed with; what crosses the links may be narrower."""
+    hidden = manifest.get("model", {}).get("hidden_size")
+    campaign = campaign_of(manifest)
+    if not isinstance(hidden, int) or not campaign:
+        return int(sent_bytes.iloc[0])
+    return hidden * DTYPE_BYTES.get(str(campaign.get("dtype", "bfloat16")), 2)
+
+
+def _sizes(rated: pd.DataFrame, row_bytes: pd.Series[int]) -> pd.DataFrame:
     pairs = rated["assignments"]
-    lists = rated["bytes_out"] - HEADER_BYTES - DISPATCH_HEAD_BYTES - rated["tokens"] * row_bytes
+    lists = rated["frame_out"] - HEADER_BYTES - DISPATCH_HEAD_BYTES - rated["tokens"] * row_bytes
     experts = (lists // 2 - pairs) // 2
     even = (experts == 1) | (experts == pairs)
     return pd.DataFrame(
@@ -228,6 +272,9 @@ def _carried_ms(rows: pd.DataFrame, first_frame: bool) -> Iterator[float]:
 def _tokens(run: Run, trials: set[str], allocations: pd.DataFrame) -> pd.DataFrame:
     requests = run.requests[~run.requests["warmup"] & run.requests["trial"].isin(trials)]
     tokens = run.tokens.merge(requests[["trial", "request", "prompt_tokens"]], on=["trial", "request"])
+    reading = run.dispatches[run.dispatches["step"] == 0].groupby(["trial", "request"])["iteration"].nunique()
+    pieces = tokens[["trial", "request"]].join(reading, on=["trial", "request"])["iteration"].fillna(0)
+    tokens = tokens[(tokens["position"] > 0) | (pieces <= 1)]
     tokens = tokens.dropna(subset=["bs_ms"]).rename(columns={"position": "step"})
     rows = tokens["prompt_tokens"].where(tokens["step"] == 0, 1)
     tokens = tokens.assign(rows=rows).join(allocations.groupby(_STEP).size().rename("allocations"), on=_STEP)

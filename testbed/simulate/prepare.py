@@ -16,23 +16,24 @@ from payloads.wdmoe.allocation.bandwidth import LEAVE_ALONE
 from payloads.wdmoe.holders import first_holders
 from payloads.wdmoe.latency import LatencyModel
 from payloads.wdmoe.user_policy import is_user_kind, read_user_policy, split_kind
-from testbed.artifacts.placement import Placement
 from testbed.campaigns.prepare import place
 from testbed.campaigns.spec import load_prompts
-from testbed.campaigns.trials import Trial, interleave
+from testbed.campaigns.trials import Trial, trials_of
 from testbed.config.campaign import Campaign, Policy
 from testbed.config.inventory import Inventory
 from testbed.hosts.facts import assume_facts
 from testbed.links.backends import is_shaped
 from testbed.links.channels import channel_of
+from testbed.placement.place import Placement
 from testbed.records import Run
 from testbed.simulate.assumed import latency_model
+from testbed.simulate.playable import check_playable
 from testbed.simulate.recorder import Asked, record_routing
 from testbed.simulate.routing import Traced, draw_routing, drawn_settings
 from testbed.simulate.shapes import SimulatedModel, simulated_model
 from testbed.simulate.world import Ask, PolicySettings, TrialPlan, World
 
-__all__ = ["MOST_ROWS", "Prepared", "campaign_trials", "prepare"]
+__all__ = ["MOST_ROWS", "Prepared", "prepare"]
 
 MOST_ROWS = 2_000_000
 """With more dispatches than this, and rates that change with them, there are sums only."""
@@ -57,13 +58,6 @@ class Prepared:
     routing: str
 
 
-def campaign_trials(campaign: Campaign) -> list[Trial]:
-    """Return the trials of a campaign, as a run has them."""
-    policies = [policy.name for policy in campaign.policies]
-    scenarios = [scenario.name for scenario in campaign.scenarios]
-    return interleave(policies, scenarios, campaign.repeats, campaign.seed)
-
-
 def prepare(
     campaign: Campaign,
     inventory: Inventory,
@@ -84,13 +78,14 @@ def prepare(
     Raises:
         InputError: Something of it is wrong.
     """
-    model = simulated_model(campaign.model)
+    check_playable(campaign)
+    model = simulated_model(campaign.model, campaign.experts)
     placement = _placement(campaign, inventory, model, run)
     # As at the base station: only those that hold an expert, by name.
     devices = sorted({name for row in placement.values() for names in row.values() for name in names})
     held = [list(placement[layer].values()) for layer in sorted(placement)]
     device_of, several = first_holders(held, devices)
-    trials = campaign_trials(campaign)
+    trials = trials_of(campaign)
     plans, asked = _asks(campaign, trials, run)
     traces, routing = _traces(campaign, model, asked, batch_tokens, say)
     world = World(
@@ -105,6 +100,7 @@ def prepare(
             policy.name: PolicySettings(
                 _selection(policy, model),
                 policy.bandwidth.settings() if policy.bandwidth else LEAVE_ALONE,
+                policy.activations,
             )
             for policy in campaign.policies
         },
@@ -120,7 +116,7 @@ def _selection(policy: Policy, model: SimulatedModel) -> dict[str, Any]:
     """Return the settings of a policy's selection as the base station has them."""
     settings = policy.selection.settings()
     if not is_user_kind(settings["kind"]):
-        return {"renormalise": model.family.renormalise, **settings}
+        return {"renormalise": model.family.renormalise(model.config), **settings}
     return {**settings, "sha256": read_user_policy(*split_kind(settings["kind"])).sha256}
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from payloads.wdmoe.families import Family
-from testbed.campaigns.prepare import cache_folder
+from testbed.config.folders import cache_folder
 from testbed.errors import InputError
 from testbed.simulate.routing import Traced, read_traces, write_traces
 
@@ -151,7 +151,7 @@ class _Recorder:
             else:
                 tokens = list(ask.tokens)
                 self._model(input_ids=torch.tensor([prompt + tokens[:-1]]), use_cache=False, logits_to_keep=1)
-        layers = range(len(self._index))
+        layers = sorted(self._index)  # of the checkpoint, those without experts left out
         return Traced(
             prompt_tokens=len(prompt),
             index=np.stack([torch.cat(self._index[layer]).numpy() for layer in layers]),

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from testbed import __version__
-from testbed.artifacts.placement import placement_json
 from testbed.campaigns.files import file_digests
 from testbed.config.campaign import Campaign
 from testbed.config.inventory import Inventory
+from testbed.placement.place import placement_json
 from testbed.records import RecordWriter, Run, load_run, write_manifest
 from testbed.simulate.assumed import calibrated_with
 from testbed.simulate.compare import Comparison, compare, differences

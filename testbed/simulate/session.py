@@ -10,11 +10,14 @@ from typing import Any
 from payloads.wdmoe.user_policy import UserPolicyError
 from testbed.artifacts.weights import has_weights
 from testbed.campaigns.spec import load_prompts
+from testbed.campaigns.trials import trials_of
 from testbed.config.campaign import Campaign, check_campaign, load_campaign
 from testbed.config.inventory import Inventory, load_inventory
 from testbed.errors import InputError
 from testbed.records import Run, find_run, load_run
-from testbed.simulate.prepare import campaign_trials, prepare
+from testbed.records.outline import was_served
+from testbed.simulate.playable import check_playable
+from testbed.simulate.prepare import prepare
 from testbed.simulate.run import Simulated, run_simulation
 
 __all__ = ["Target", "dry_run", "execute", "target"]
@@ -89,12 +92,16 @@ def target(
     if predicts is not None:
         if predicts.manifest.get("simulated"):
             raise InputError(f"{predicts.name} is simulated itself", hint="name a run that was measured")
+        if was_served(predicts.manifest):
+            text = f"{predicts.name} was served: its requests were those of its clients, not the campaign's"
+            raise InputError(text, hint="name a run of the campaign's own trials")
         files = predicts.manifest.get("files") or {}
         limit = tuple(files.get("limit", ()))
         if inventory_file is None and "inventory" in files:
             inventory_file = Path(files["inventory"])
     lab = load_inventory(inventory_file or campaign.inventory)
     check_campaign(campaign, lab)
+    check_playable(campaign)
     load_prompts(campaign)
     return Target(campaign, lab.limited(limit), results, command, predicts, batch_tokens)
 
@@ -104,7 +111,7 @@ def dry_run(wanted: Target) -> dict[str, Any]:
     campaign = wanted.campaign
     weights = has_weights(campaign.model)
     return {
-        "trials": len(campaign_trials(campaign)),
+        "trials": len(trials_of(campaign)),
         "policies": [policy.name for policy in campaign.policies],
         "scenarios": [scenario.name for scenario in campaign.scenarios],
         "repeats": campaign.repeats,

@@ -6,9 +6,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from payloads.wdmoe.families import FAMILIES, Family, family_of
+from payloads.wdmoe.families import FAMILIES, ConfigError, Family, family_of
 from testbed.artifacts.manifest import ExpertObject, Manifest
 from testbed.artifacts.weights import has_weights
 from testbed.campaigns.prepare import sharded
@@ -33,8 +33,12 @@ class SimulatedModel(NamedTuple):
     weights: bool
 
 
-def simulated_model(model: Path) -> SimulatedModel:
+def simulated_model(model: Path, experts: Literal["int8"] | None = None) -> SimulatedModel:
     """Return a model by its folder.
+
+    Args:
+        model: The folder.
+        experts: How the experts' weights are held; as in the checkpoint where None.
 
     Raises:
         InputError: Its family is not known, or its config.json lacks a number.
@@ -46,15 +50,15 @@ def simulated_model(model: Path) -> SimulatedModel:
         known = ", ".join(sorted(FAMILIES))
         raise InputError(f"{path}: the family {config.get('model_type')!r} is not known; known: {known}")
     if has_weights(model):
-        return SimulatedModel(sharded(model).manifest, family, config, True)
+        return SimulatedModel(sharded(model, experts).manifest, family, config, True)
     try:
         numbers = family.shape(config)
-    except KeyError as error:
-        raise InputError(f"{path}: {error.args[0]} is missing") from error
+    except ConfigError as error:
+        raise InputError(f"{path}: {error}") from error
     nobody_has = hashlib.sha256(path.read_bytes()).hexdigest()
     expert_parameters = 3 * numbers.hidden_size * numbers.intermediate_size
     whole = config.get("parameters")  # of a shape that tells; nothing but a line of the report depends on it
-    experts = numbers.layers * numbers.experts
+    count = numbers.layers * numbers.experts
     manifest = Manifest(
         model=model.name,
         family=family.name,
@@ -66,7 +70,7 @@ def simulated_model(model: Path) -> SimulatedModel:
         intermediate_size=numbers.intermediate_size,
         vocabulary=numbers.vocabulary,
         activation=numbers.activation,
-        base_parameters=whole - experts * expert_parameters if isinstance(whole, int) else 0,
+        base_parameters=whole - count * expert_parameters if isinstance(whole, int) else 0,
         expert_parameters=expert_parameters,
         experts=tuple(
             ExpertObject(layer, expert, nobody_has, 0)
@@ -74,5 +78,7 @@ def simulated_model(model: Path) -> SimulatedModel:
             for expert in range(numbers.experts)
         ),
         base_station=(),
+        moe_layers=numbers.moe_layers,
+        weights=experts,
     )
     return SimulatedModel(manifest, family, config, False)

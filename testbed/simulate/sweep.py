@@ -28,6 +28,7 @@ from testbed.config.yaml import Document, read_yaml
 from testbed.errors import InputError, TestbedError
 from testbed.simulate.engine import TrialRecord, simulate_trial
 from testbed.simulate.fleets import resized
+from testbed.simulate.playable import check_playable
 from testbed.simulate.prepare import prepare
 from testbed.simulate.world import World
 
@@ -259,6 +260,7 @@ class _Worlds:
         self._points = {point.number: point for point in run.points}
         for campaign in self._campaigns.values():
             check_campaign(campaign, load_inventory(run.sweep.inventory or campaign.inventory))
+            check_playable(campaign)
             if run.sweep.batch_tokens is not None and has_weights(campaign.model):
                 text = f"{campaign.model_name} has weights, so that its prompts are as long as they are"
                 raise InputError(run.sweep.document.problem(("batch_tokens",), text))

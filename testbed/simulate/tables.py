@@ -56,13 +56,14 @@ def trial_tables(world: World, record: TrialRecord, started_s: float) -> Tables:
                 "trial": name,
                 "request": one.request,
                 "position": one.position,
+                "iteration": iteration,
                 "token": one.token,
                 "t_s": started_s + one.done_s,
                 "duration_ms": one.duration_ms,
                 "bs_ms": one.bs_ms,
                 "bound_ms": one.bound_ms,
             }
-            for one in record.tokens
+            for iteration, one in enumerate(record.tokens)
         ]
     )
     tables = {
@@ -70,6 +71,7 @@ def trial_tables(world: World, record: TrialRecord, started_s: float) -> Tables:
         "tokens": tokens,
         "dispatches": _dispatches(world, record, started_s),
         "selection": pd.DataFrame([{"trial": name, **row} for row in record.selection]),
+        "routing": pd.DataFrame([{"trial": name, **row} for row in record.routing]),
         "links": _links(world, record, started_s),
         "trials": pd.DataFrame([_trial_row(world, record, started_s)]),
     }
@@ -84,6 +86,7 @@ def _trial_row(world: World, record: TrialRecord, started_s: float) -> dict[str,
         "policy": trial.policy,
         "scenario": trial.scenario,
         "repeat": trial.repeat,
+        "concurrency": 1,
         "state": "completed",
         "t_start_s": started_s,
         "t_end_s": started_s + record.end_s,
@@ -98,6 +101,7 @@ def _dispatches(world: World, record: TrialRecord, started_s: float) -> pd.DataF
     if not record.dispatches:
         return pd.DataFrame()
     counts = [len(block.devices) for block in record.dispatches]
+    passes = {(one.request, one.position): iteration for iteration, one in enumerate(record.tokens)}
 
     def spread(values: list[Any]) -> Any:
         return np.repeat(np.array(values), counts)
@@ -107,6 +111,8 @@ def _dispatches(world: World, record: TrialRecord, started_s: float) -> pd.DataF
         "request": spread([block.request for block in record.dispatches]),
         "step": spread([block.step for block in record.dispatches]),
         "layer": spread([block.layer for block in record.dispatches]),
+        "iteration": spread([passes[block.request, block.step] for block in record.dispatches]),
+        "batch": 1,
         "device": np.array(world.devices)[np.concatenate([block.devices for block in record.dispatches])],
     }
     for key in record.dispatches[0].values:

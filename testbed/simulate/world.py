@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from payloads.linkd.channel import Channel
+from payloads.wdmoe.costs import Costs
 from payloads.wdmoe.holders import Several, serving_devices
 from payloads.wdmoe.latency import LatencyModel
 from testbed.simulate.routing import Traced
@@ -57,10 +58,12 @@ class PolicySettings(NamedTuple):
     Attributes:
         selection: Of its expert selection.
         bandwidth: Of its bandwidth allocation.
+        activations: Element type of the rows on the wire; None for that of the computation.
     """
 
     selection: Mapping[str, Any]
     bandwidth: Mapping[str, Any]
+    activations: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,11 +99,11 @@ class World:
         """The devices, in the order of every column."""
         return self.model.devices
 
-    def serving(self, layer: int, index: NDArray[np.int64]) -> NDArray[np.int64]:
+    def serving(self, layer: int, index: NDArray[np.int64], costs: Costs) -> NDArray[np.int64]:
         """Return the device (E,) that serves each expert of a layer, for the experts (N, k) that are asked for."""
         several = self.several.get(layer)
         return (
             self.device_of[layer]
             if several is None
-            else serving_devices(self.device_of[layer], several, index)
+            else serving_devices(self.device_of[layer], several, index, costs)
         )

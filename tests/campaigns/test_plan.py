@@ -1,5 +1,6 @@
 """The plan of the quickstart from assumed facts: no host and no network."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,44 @@ def test_the_lines_hold_no_secret_and_follow_from_the_inputs(target):
     lines = [step.line() for step in steps_of(plan_run(first))]
     assert lines == [step.line() for step in steps_of(plan_run(second))]
     assert first.key not in "\n".join(lines)
+
+
+def test_each_host_gets_its_certificate_and_the_data_plane_uses_it(target):
+    inputs = inputs_of(target)
+    puts = [
+        s for s in steps_of(plan_run(inputs)) if isinstance(s, Put) and s.target.startswith("~/.testbed/tls/")
+    ]
+    assert {(put.host, put.target.rpartition("/")[2]) for put in puts} == {
+        (host, name)
+        for host in target.inventory.hosts
+        for name in ("authority.pem", "certificate.pem", "key.pem")
+    }
+    assert {(put.mode, put.secret) for put in puts} == {(0o600, True)}
+    services = [step.line() for step in steps_of(plan_run(inputs)) if "--tls" in step.line()]
+    assert len(services) == len(target.inventory.hosts)
+
+
+def test_a_plain_data_plane_has_a_key_and_no_certificates(target):
+    network = target.inventory.network.model_copy(update={"security": "plain"})
+    inputs = inputs_of(replace(target, inventory=target.inventory.model_copy(update={"network": network})))
+    lines = [step.line() for step in steps_of(plan_run(inputs))]
+    assert not [line for line in lines if "tls" in line]
+    serving = [line for line in lines if "expert_worker" in line or "base_station" in line]
+    assert len(serving) == len(target.inventory.hosts)
+    assert all("--key-file" in line for line in serving)
+
+
+def test_metrics_are_served_where_the_inventory_names_a_port(target):
+    def services(target):
+        lines = [step.line() for step in steps_of(plan_run(inputs_of(target)))]
+        return [line for line in lines if "expert_worker" in line or "base_station " in line]
+
+    assert not any("--metrics" in line for line in services(target))
+    network = target.inventory.network.model_copy(update={"metrics_port": 9100})
+    shown = services(replace(target, inventory=target.inventory.model_copy(update={"network": network})))
+    assert len(shown) == len(target.inventory.hosts)
+    for host in target.inventory.hosts.values():
+        assert sum(f"--metrics {host.address}:9100" in line for line in shown) == 1
 
 
 def test_objects_that_the_base_station_holds_are_not_sent_again(target):

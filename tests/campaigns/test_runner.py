@@ -1,5 +1,6 @@
 import io
 import json
+import time
 
 import pytest
 from rich.console import Console
@@ -10,7 +11,7 @@ from testbed.campaigns.progress import Progress, time_left_s
 from testbed.campaigns.runner import Runner
 from testbed.campaigns.trials import Trial
 from testbed.config.inventory import Host
-from testbed.errors import CommandError, ConnectError, RefusedError, TestbedError
+from testbed.errors import CommandError, ConnectError, HostError, RefusedError, TestbedError
 from testbed.hosts.fake import Answer
 from testbed.hosts.payload import payload_command
 from testbed.hosts.steps import Command, Fetch
@@ -121,6 +122,7 @@ def test_a_trial_is_written_whole_and_on_the_clock_of_the_run(run, script, recor
 def test_a_failed_trial_is_recorded_and_the_next_one_runs(run, script, records):
     lost = CommandError("bs", "bsctl trial t001", 1, "device left lost: connection closed during layer 2")
     script["bs"].append(("bsctl trial t001", lost))
+    script["bs"].append(("fetch ~/runs/t001.failed", Answer()))
     answer_trial(script, records, "t002", 20.0)
     outcome = run([trial_phase("t001", run.folder), trial_phase("t002", run.folder)])
     assert outcome.completed == ["t002"]
@@ -130,9 +132,27 @@ def test_a_failed_trial_is_recorded_and_the_next_one_runs(run, script, records):
     assert "during layer 2" in trials.loc["t001", "error"]
 
 
+def test_of_a_failed_trial_what_happened_to_its_devices_is_kept(run, script):
+    """Only what tells why it failed, and nothing of an earlier start of the run."""
+    now = time.time()
+    event = {"trial": "t001", "request": "p1", "step": 2, "layer": 0, "device": "left"}
+    events = [event | {"t_s": now - 500, "event": "lost"}, event | {"t_s": now + 1, "event": "failed"}]
+    files = {"events.jsonl": "\n".join(map(json.dumps, events)).encode()}
+    script["bs"].append(("bsctl trial t001", CommandError("bs", "bsctl trial t001", 1, "device left lost")))
+    script["bs"].append(("fetch ~/runs/t001.failed", Answer(files=files)))
+    run([trial_phase("t001", run.folder)])
+    read = load_run(run.folder)
+    assert read.events[["device", "event", "step"]].to_dict("records") == [
+        {"device": "left", "event": "failed", "step": 2}
+    ]
+    assert read.requests.empty
+    assert read.trials["concurrency"].tolist() == [1]
+
+
 def test_an_answer_that_nobody_understands_fails_its_trial_alone(run, script, records):
     script["bs"].append(("bsctl trial t001", "killed\n"))
     script["bs"].append(("fetch ~/runs/t001", Answer(files=records("t001", STARTED))))
+    script["bs"].append(("fetch ~/runs/t001.failed", HostError("bs", "there is no such folder")))
     answer_trial(script, records, "t002", 20.0)
     outcome = run([trial_phase("t001", run.folder), trial_phase("t002", run.folder)])
     assert outcome.completed == ["t002"]
@@ -142,6 +162,7 @@ def test_an_answer_that_nobody_understands_fails_its_trial_alone(run, script, re
 def test_three_failures_in_a_row_end_the_run_and_restore_the_links(run, script, transports):
     for name in ("t001", "t002", "t003"):
         script["bs"].append((f"bsctl trial {name}", CommandError("bs", "bsctl", 1, "no answer")))
+        script["bs"].append((f"fetch ~/runs/{name}.failed", HostError("bs", "there is no such folder")))
     script["bs"].append(("linkd clear", ""))
     phases = [*(trial_phase(f"t00{i}", run.folder) for i in range(1, 5)), RESTORE]
     with pytest.raises(TestbedError, match="3 trials failed") as caught:

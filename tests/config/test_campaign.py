@@ -72,6 +72,42 @@ BROKEN = {
         ("k: 2", "k: 9"),
         "run.yaml:9: policies[0].selection.k: at most 8 was expected (the model's experts), not 9",
     ),
+    "unknown way with a lost device": (
+        ("k: 2}", "k: 2}\n    on_loss: {kind: retry}"),
+        "run.yaml:10: policies[0].on_loss.kind: one of `fail`, `replica`, `drop`, `wait` was expected, not 'retry'",
+    ),
+    "a second way where there is no first": (
+        ("k: 2}", "k: 2}\n    on_loss: {kind: drop, then: wait}"),
+        "run.yaml:10: policies[0].on_loss.then: only the kind `replica` has it, and this is `drop`",
+    ),
+    "a wait where nothing waits": (
+        ("k: 2}", "k: 2}\n    on_loss: {kind: replica, then: drop, wait_s: 5}"),
+        "run.yaml:10: policies[0].on_loss.wait_s: nothing waits here: neither `kind` nor `then` is `wait`",
+    ),
+    "a deadline before the answer is due": (
+        ("k: 2}", "k: 2}\n    on_loss: {kind: drop, deadline_factor: 1.0}"),
+        "run.yaml:10: policies[0].on_loss.deadline_factor: a number above 1 and of at most 1e+06 was expected, not 1.0",
+    ),
+    "unknown activations": (
+        ("k: 2}", "k: 2}\n    activations: int4"),
+        "run.yaml:10: policies[0].activations: one of `bfloat16`, `float16`, `float32`, `int8` was expected",
+    ),
+    "unknown experts": (
+        ("repeats: 2", "experts: int4"),
+        "run.yaml:4: experts: `int8` was expected, not 'int4'",
+    ),
+    "no request at once": (
+        ("  - name: even", "  - name: even\n    concurrency: 0"),
+        "run.yaml:14: scenarios[0].concurrency: an integer from 1 to 256 was expected, not 0",
+    ),
+    "asked through nobody": (
+        ("prompts.jsonl", "prompts.jsonl\n  through: ssh"),
+        "run.yaml:7: prompts.through: one of `engine`, `api` was expected, not 'ssh'",
+    ),
+    "a deadline of no time": (
+        ("prompts.jsonl", "prompts.jsonl\n  request_deadline_s: 0"),
+        "run.yaml:7: prompts.request_deadline_s: a number above 0 was expected, not 0",
+    ),
     "negative rate": (
         ("downlink_mbit: 1.5", "downlink_mbit: -1.5"),
         "run.yaml:19: scenarios[1].links.nano.downlink_mbit: a number above 0 was expected, not -1.5",
@@ -99,7 +135,8 @@ BROKEN = {
     ),
     "placement that is no placement": (
         ("repeats: 2", "placement: everywhere"),
-        "run.yaml:4: placement: `auto` or keys and values was expected, not 'everywhere'",
+        "run.yaml:4: placement: `auto` or keys and values (kind, frequency, copies, hot_copies) or keys and values was "
+        "expected, not 'everywhere'",
     ),
 }
 

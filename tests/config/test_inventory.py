@@ -50,6 +50,10 @@ BROKEN = {
         ("interpreter: python3.10", "interpreter: 3.10"),
         "lab.yaml:4: defaults.python.interpreter: text was expected, not 3.1",
     ),
+    "metrics where the worker listens": (
+        ("lab: shelf", "lab: shelf\nnetwork: {metrics_port: 7070}"),
+        "lab.yaml:2: network.metrics_port: 7070 is the `data_port` already; metrics need one of their own",
+    ),
     "missing key": (
         ("    address: 10.0.0.2\n", ""),
         "lab.yaml:10: hosts.nano.address: this key is missing: an IPv4 address or a host name",

@@ -137,6 +137,14 @@ def test_the_records_bytes_are_the_bytes_that_the_kernel_counted(finished):
         assert 0 <= unexplained_bytes(row) <= 0.02 * row["frame_bytes"], row
 
 
+def test_dispatches_go_over_tls_and_no_key_is_among_the_results(finished):
+    run = finished[2]
+    assert run.manifest["security"] == "tls"
+    files = [path for path in run.path.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    assert not [path for path in files if b"PRIVATE KEY" in path.read_bytes() or path.suffix == ".pem"]
+
+
 def test_the_stamps_of_a_dispatch_follow_each_other_on_one_clock(finished):
     run = finished[2]
     error_s = run.clocks.groupby("device")["rtt_ms"].min().max() / 1000

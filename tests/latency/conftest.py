@@ -164,7 +164,7 @@ class MadeRun:
             silent = replace(truth, terms=truth.terms - {"round-trip"}, first_frame=True)
             compute = silent.demand(loads).fixed_s
             up_s = truth.demand(loads).uplink_bits / (np.array(rates) * 1e6)
-            sizes = message_bytes(loads, truth.shape)
+            sizes = message_bytes(loads, truth.row_bytes, truth.tls)
             used = np.flatnonzero(loads.pairs)
             # Sent in turn, the slowest last: the worst that sending in turn can do.
             for turn, device in enumerate(used[np.argsort(seconds[used])]):

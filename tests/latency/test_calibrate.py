@@ -68,6 +68,20 @@ def made(make_run):
     return make
 
 
+@pytest.mark.parametrize("activations", [None, "int8", "float32"])
+@pytest.mark.parametrize("security", ["plain", "tls"])
+def test_the_sizes_of_a_dispatch_are_read_whatever_crosses_the_links(made, activations, security):
+    """Experts and pairs follow from the bytes, with rows of any width and in records of TLS or not."""
+    plain = observe(load_run(made("plain-0001", trials=1)))
+    truth = TRUTH.with_activations(activations).with_tls(security == "tls")
+    campaign = "model: tiny\ndtype: bfloat16\n"
+    folder = made(truth=truth, trials=1, manifest={"security": security, "campaign": campaign})
+    observed = observe(load_run(folder))
+    columns = ["trial", "request", "step", "layer", "device", "tokens", "pairs", "experts"]
+    assert observed.dispatches[columns].equals(plain.dispatches[columns])
+    assert observed.row_bytes == TRUTH.row_bytes
+
+
 @pytest.mark.parametrize(
     ("seed", "truth"),
     [

@@ -22,6 +22,7 @@ from payloads.wdmoe.latency import (
 )
 from payloads.wdmoe.pace import ExpertShape, Pace
 from payloads.wdmoe.routing import Loads, Selection, loads_of
+from payloads.wire.connection import record_bytes
 from payloads.wire.frames import pack_dispatch, pack_lists, pack_result, unpack_dispatch
 
 SHAPE = ExpertShape(96, 160, 2)
@@ -56,7 +57,8 @@ def models(draw, devices, first_frame=None):
     names = tuple(f"device-{number}" for number in range(devices))
     first = draw(st.booleans()) if first_frame is None else first_frame
     terms = frozenset(draw(st.sets(st.sampled_from(TERMS))))
-    return LatencyModel(names, SHAPE, speeds, terms, 0.3, 0.01, 1.5, 1500, first, 0.1, 0.2)
+    model = LatencyModel(names, SHAPE, speeds, terms, 0.3, 0.01, 1.5, 1500, first, 0.1, 0.2)
+    return model.with_tls(draw(st.booleans()))
 
 
 RATES = st.floats(0.1, 200)
@@ -86,9 +88,13 @@ def packed(selection, device_of, device):
 @given(selections())
 def test_messages_have_the_size_of_the_real_frames_to_the_byte(drawn):
     selection, device_of, devices = drawn
-    out, back = message_bytes(loads_of(selection, device_of, devices), SHAPE)
+    loads, row_bytes = loads_of(selection, device_of, devices), SHAPE.hidden * SHAPE.element_bytes
+    frames = [packed(selection, device_of, device) for device in range(devices)]
+    out, back = message_bytes(loads, row_bytes)
+    assert [(int(o), int(b)) for o, b in zip(out, back, strict=True)] == frames
+    out, back = message_bytes(loads, row_bytes, tls=True)
     assert [(int(o), int(b)) for o, b in zip(out, back, strict=True)] == [
-        packed(selection, device_of, device) for device in range(devices)
+        (record_bytes(o), record_bytes(b)) for o, b in frames
     ]
 
 
@@ -100,7 +106,7 @@ def test_a_dispatch_takes_round_trip_links_and_paced_computation(drawn, data):
     delay_ms = data.draw(st.floats(0, 50))
     loads = loads_of(selection, device_of, devices)
     costs = model.costs([down for down, _ in rates], [up for _, up in rates], delay_ms)
-    sizes = message_bytes(loads, SHAPE)
+    sizes = message_bytes(loads, SHAPE.hidden * SHAPE.element_bytes, model.tls)
     for device, (speed, (down, up), seconds) in enumerate(
         zip(model.speeds, rates, costs.dispatch_s(loads), strict=True)
     ):
@@ -160,7 +166,9 @@ def test_a_token_bucket_saves_the_first_frame_and_its_slack_both_ways(drawn, dat
     loads = loads_of(selection, device_of, devices)
     held = model.costs(rate, rate).dispatch_s(loads)
     passed = model.with_first_frame(False).costs(rate, rate).dispatch_s(loads)
-    for size_out, size_back, slow, quick in zip(*message_bytes(loads, SHAPE), held, passed, strict=True):
+    for size_out, size_back, slow, quick in zip(
+        *message_bytes(loads, SHAPE.hidden * SHAPE.element_bytes, model.tls), held, passed, strict=True
+    ):
         saved_ms = 0.0
         for size in (int(size_out), int(size_back)):
             saved_ms += expected_ms(size, rate, first_frame=True) - expected_ms(size, rate)

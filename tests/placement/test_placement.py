@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from testbed.artifacts.manifest import ExpertObject, Manifest
-from testbed.artifacts.placement import (
+from testbed.errors import InputError
+from testbed.placement.place import (
     DeviceCapacity,
+    expert_bytes,
     parse_capacity,
     place_auto,
     place_explicit,
     placement_json,
     wanted_list,
 )
-from testbed.errors import InputError
+from testbed.placement.solve import Demand, serving_shares, solve
 
 EXPERT_BYTES = 2 * 3 * 8 * 16
 
@@ -77,22 +83,97 @@ def test_every_expert_has_a_place_and_no_device_too_many(devices, layers, expert
     assert sorted(e["object"] for one in wanted for e in one) == sorted(e.object for e in model.experts)
 
 
-@given(st.lists(st.floats(0.01, 1000), min_size=1, max_size=6), st.integers(1, 16))
-def test_with_memory_to_spare_shares_are_the_speeds_to_less_than_one(speeds, experts):
-    devices = [DeviceCapacity(f"d{i}", 10**9, speed) for i, speed in enumerate(speeds)]
-    placement = place_auto(manifest(2, experts), devices, "float32")
-    for layer in (0, 1):
-        for count, speed in zip(counts(placement, layer, devices), speeds, strict=True):
-            assert abs(count - experts * speed / sum(speeds)) < 1 + 1e-6
+def heaviest(frequency, holds, speeds):
+    """What the most loaded device weighs, where each expert has one holder."""
+    return max(frequency @ holds / (np.asarray(speeds) / max(speeds)))
 
 
-def test_largest_remainder_and_a_small_board():
+@st.composite
+def demands(draw):
+    devices = draw(st.integers(1, 3))
+    speeds = draw(st.lists(st.floats(0.1, 10), min_size=devices, max_size=devices))
+    wanted = np.array(draw(st.lists(st.integers(1, 50), min_size=1, max_size=6)), dtype=float)
+    return wanted / wanted.sum(), speeds
+
+
+@given(demands())
+def test_the_most_loaded_device_is_near_the_best_of_all_placements(demand):
+    frequency, speeds = demand
+    (holds,) = solve(Demand(frequency[None]), [99] * len(speeds), speeds)
+    assert (holds.sum(axis=1) == 1).all()
+    best = min(
+        heaviest(frequency, np.eye(len(speeds))[list(owners)], speeds)
+        for owners in itertools.product(range(len(speeds)), repeat=len(frequency))
+    )
+    assert best * (1 - 1e-9) <= heaviest(frequency, holds, speeds) <= 4 / 3 * best
+
+
+@given(demands())
+def test_no_move_and_no_swap_of_the_most_loaded_device_would_help(demand):
+    frequency, speeds = demand
+    (holds,) = solve(Demand(frequency[None]), [99] * len(speeds), speeds)
+    owner = holds.argmax(axis=1)
+    now = heaviest(frequency, holds, speeds)
+    for expert, device in itertools.product(range(len(owner)), range(len(speeds))):
+        moved = owner.copy()
+        moved[expert] = device
+        assert heaviest(frequency, np.eye(len(speeds))[moved], speeds) >= now * (1 - 1e-6)
+    for one, other in itertools.combinations(range(len(owner)), 2):
+        swapped = owner.copy()
+        swapped[[one, other]] = owner[[other, one]]
+        assert heaviest(frequency, np.eye(len(speeds))[swapped], speeds) >= now * (1 - 1e-6)
+
+
+@given(fleets(), st.integers(1, 3), st.integers(1, 6), st.integers(1, 3), st.integers(0, 4))
+def test_copies_lie_on_different_devices_and_fit(devices, layers, experts, copies, hot):
+    model = manifest(layers, experts)
+    # A device holds an expert once, so that more room than there are experts is of no use to it.
+    room = sum(min(device.memory_bytes // EXPERT_BYTES, layers * experts) for device in devices)
+    if len(devices) < copies or room < layers * experts * copies:
+        with pytest.raises(InputError):
+            place_auto(model, devices, "bfloat16", copies=copies, hot_copies=hot)
+        return
+    placement = place_auto(model, devices, "bfloat16", copies=copies, hot_copies=hot)
+    for row in placement.values():
+        assert all(len(set(holders)) == len(holders) >= copies for holders in row.values())
+        assert sum(map(len, row.values())) <= experts * copies + hot
+    for device in devices:
+        held = sum(device.name in holders for row in placement.values() for holders in row.values())
+        assert held * EXPERT_BYTES <= device.memory_bytes
+
+
+def test_what_is_wanted_most_goes_where_it_is_served_fastest():
+    devices = [DeviceCapacity("slow", 10**9, 1.0), DeviceCapacity("fast", 10**9, 3.0)]
+    frequency = np.array([[0.75, 0.05, 0.05, 0.05, 0.05, 0.05]])
+    placement = place_auto(manifest(1, 6), devices, "bfloat16", frequency=frequency)
+    assert placement[0][0] == ("fast",)
+    assert counts(placement, 0, devices) == [5, 1]
+    # Wanted alike, the counts follow the speeds and the numbers the devices' order.
+    even = place_auto(manifest(1, 8), devices, "bfloat16")
+    assert even[0] == {e: ("slow",) if e < 2 else ("fast",) for e in range(8)}
+
+
+def test_a_hot_copy_halves_what_one_device_is_asked_for():
+    frequency = np.array([[0.7, 0.1, 0.1, 0.1]])
+    speeds = [1.0, 1.0]
+    (alone,) = solve(Demand(frequency), [9, 9], speeds)
+    (copied,) = solve(Demand(frequency, hot_copies=1), [9, 9], speeds)
+    assert copied.sum() == alone.sum() + 1
+    assert copied[0].all()
+    loads = frequency[0] @ serving_shares(frequency[0], copied, np.ones(2))
+    assert loads == pytest.approx([0.5, 0.5])
+    # A copy that would help nobody is not made.
+    (useless,) = solve(Demand(np.array([[0.5, 0.5]]), hot_copies=3), [9, 9], speeds)
+    assert useless.sum() == 2
+
+
+def test_speeds_of_the_emulated_boards_and_a_small_board():
     devices = [
         DeviceCapacity("a", 10**9, 205),
         DeviceCapacity("b", 10**9, 102),
         DeviceCapacity("c", 10**9, 68),
     ]
-    assert counts(place_auto(manifest(), devices, "float32"), 0, devices) == [4, 2, 2]
+    assert counts(place_auto(manifest(), devices, "float32"), 0, devices) == [5, 2, 1]
     # Room for three experts over four layers: one in each of three layers, the others take over the rest.
     small = [DeviceCapacity("a", 3 * EXPERT_BYTES, 1000.0), *devices[1:]]
     placement = place_auto(manifest(), small, "float16")
@@ -113,6 +194,21 @@ def test_what_does_not_fit_says_how_much_is_missing_where():
         place_auto(manifest(), [DeviceCapacity("a", 10**9, 0)], "float32")
     with pytest.raises(InputError, match="dtype: expected one of"):
         place_auto(manifest(), devices, "int4")
+    why = [replace(devices[0], why="0.6 of its 8.0 GiB"), devices[1]]
+    with pytest.raises(InputError, match=r"room for 10 \(a 10, 0.6 of its 8.0 GiB, b 0\)"):
+        place_auto(manifest(), why, "bfloat16")
+    with pytest.raises(InputError, match="3 copies of each expert need 3 devices, and there are 2"):
+        place_auto(manifest(), devices, "bfloat16", copies=3)
+
+
+def test_experts_of_8_bits_need_a_byte_a_weight_and_their_scales():
+    small = replace(manifest(1, 2), weights="int8")
+    assert expert_bytes(small, "bfloat16") == 3 * 8 * 16 + 4 * (2 * 16 + 8)
+    devices = [DeviceCapacity("a", 2 * expert_bytes(small, "bfloat16"), 1.0)]
+    assert place_auto(small, devices, "bfloat16")[0] == {0: ("a",), 1: ("a",)}
+    assert expert_bytes(manifest(1, 2), "bfloat16") == EXPERT_BYTES
+    with pytest.raises(InputError, match="544 bytes in int8"):
+        place_auto(small, [DeviceCapacity("a", 10, 1.0)], "bfloat16")
 
 
 def test_a_placement_by_hand_lists_every_mistake():

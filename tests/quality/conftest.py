@@ -54,6 +54,7 @@ class LocalDispatcher:
 
     def __init__(self) -> None:
         self.decider: Any = None
+        self.activations: str | None = None
         self.request = ""
         self.step = 0
         self.rows: list[tuple[str, int]] = []

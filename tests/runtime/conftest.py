@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,20 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
 
 from payloads.linkd.client import Client
+from payloads.wdmoe.bs.model_folder import ModelFolder
 from payloads.wdmoe.bs.spec import read_spec
 from payloads.wdmoe.bs.station import Station, lay_out_model
 from payloads.wdmoe.latency import DeviceSpeed, LatencyModel
 from payloads.wdmoe.pace import ExpertShape, Pace
 from payloads.wdmoe.worker.expert_worker import Worker
 from payloads.wdmoe.worker.shards import read_wanted
+from payloads.wire.credentials import Credentials, PlainKey, TlsCertificate
 from payloads.wire.server import Server, listen
-from testbed.artifacts.manifest import load_manifest
-from testbed.artifacts.placement import DeviceCapacity, place_auto, placement_json, wanted_list
+from testbed.artifacts.manifest import Manifest, load_manifest
 from testbed.artifacts.shard import shard_model
+from testbed.config.inventory import Host
+from testbed.hosts.authority import new_authority
+from testbed.placement.place import DeviceCapacity, Placement, place_auto, placement_json, wanted_list
 
 UNPACED = Pace(None, None)
 #: Three devices that get 4, 3 and 1 of the 8 experts of a layer.
@@ -141,6 +146,23 @@ class ThreadWorker:
         self.thread.join()
 
 
+def write_certificates(home: Path) -> None:
+    """Give the base station and the workers certificates of an authority of their own."""
+    now = datetime.now(UTC)
+    authority = new_authority("test", now)
+    for name in ("bs", *SPEEDS):
+        role = "base_station" if name == "bs" else "device"
+        (home / "tls" / name).mkdir(parents=True)
+        for file, content in authority.files(Host(name=name, role=role, address="127.0.0.1"), now).items():
+            (home / "tls" / name / file).write_bytes(content)
+            (home / "tls" / name / file).chmod(0o600)
+
+
+def host_credentials(home: Path, name: str) -> Credentials:
+    """Return what a host of a lab proves itself with."""
+    return TlsCertificate(home / "tls" / name) if (home / "tls").is_dir() else PlainKey(home / "key")
+
+
 @dataclass
 class Lab:
     """A folder laid out as on hosts, and the workers that serve from it."""
@@ -152,8 +174,8 @@ class Lab:
     stations: list[Station] = field(default_factory=list)
 
     @property
-    def key_file(self) -> Path:
-        return self.home / "key"
+    def credentials(self) -> Credentials:
+        return host_credentials(self.home, "bs")
 
     def restart(self, name: str) -> None:
         """Start a worker again, on a new port, and say so in the devices file."""
@@ -169,10 +191,10 @@ class Lab:
         ]
         (self.home / "devices.json").write_text(json.dumps({"devices": devices, "placement": placement}))
 
-    def station(self, **options: Any) -> Station:
-        folder = lay_out_model(self.home / "manifest.json")
+    def station(self, folder: ModelFolder | None = None, **options: Any) -> Station:
+        folder = folder or lay_out_model(self.home / "manifest.json")
         self.stations.append(
-            Station(folder, self.home / "devices.json", self.key_file, self.dtype, **options)
+            Station(folder, self.home / "devices.json", self.credentials, self.dtype, **options)
         )
         return self.stations[-1]
 
@@ -220,7 +242,12 @@ def make_lab(shards: dict[str, Path], tmp_path: Path) -> Iterator[Callable[..., 
     labs: list[Lab] = []
 
     def make(
-        layout: str = "published", dtype: str = "float32", pace: Pace = UNPACED, source: Path | None = None
+        layout: str = "published",
+        dtype: str = "float32",
+        pace: Pace = UNPACED,
+        source: Path | None = None,
+        place: Callable[[Manifest], Placement] | None = None,
+        tls: bool = False,
     ) -> Lab:
         home = tmp_path / f"home-{len(labs)}"
         home.mkdir()
@@ -229,15 +256,21 @@ def make_lab(shards: dict[str, Path], tmp_path: Path) -> Iterator[Callable[..., 
         (home / "manifest.json").write_bytes((source / "manifest.json").read_bytes())
         (home / "key").write_text(hashlib.sha256(b"test").hexdigest())
         (home / "key").chmod(0o600)
+        if tls:
+            write_certificates(home)
         manifest = load_manifest(home / "manifest.json")
-        placement = place_auto(manifest, [DeviceCapacity(n, 10**9, s) for n, s in SPEEDS.items()], dtype)
+        if place is None:
+            placement = place_auto(manifest, [DeviceCapacity(n, 10**9, s) for n, s in SPEEDS.items()], dtype)
+        else:
+            placement = place(manifest)
         (home / "placement.json").write_text(json.dumps(placement_json(placement)))
 
         def start(name: str) -> ThreadWorker:
             path = home / f"{name}.json"
             path.write_text(json.dumps(wanted_list(manifest, placement, name, dtype)))
             worker = Worker(read_wanted(path), home / "objects", pace)
-            return ThreadWorker(worker, Server(listen("127.0.0.1", 0), home / "key", worker.handle, name))
+            server = Server(listen("127.0.0.1", 0), host_credentials(home, name), worker.handle, name)
+            return ThreadWorker(worker, server)
 
         lab = Lab(home, dtype, {name: start(name) for name in SPEEDS}, start)
         lab.write_devices()

@@ -13,6 +13,7 @@ import pytest
 from payloads.wdmoe.bs.control import Control
 from payloads.wdmoe.bs.fleet import Devices, DeviceSpec, FleetSpec
 from payloads.wire.client import Answer, Channel, DeviceLostError, Exchange, Request
+from payloads.wire.connection import Plain
 
 
 def _ask(path: Path, line: bytes) -> bytes:
@@ -42,23 +43,23 @@ class _Restarted(Exchange):
         super().__init__()
         self.alive: set[Channel] = set()
 
-    def connect(self, channel: Channel, key_file: Path, timeout_s: float = 5.0) -> None:
+    def connect(self, channel: Channel, credentials: object, timeout_s: float = 5.0) -> None:
         self.disconnect(channel)
-        channel._socket = socket.socket()
+        channel.connection = Plain(socket.socket())
         self.alive.add(channel)
 
     def disconnect(self, channel: Channel) -> None:
         self.alive.discard(channel)
-        if channel._socket is not None:
-            channel._socket.close()
-            channel._socket = None
+        if channel.connection is not None:
+            channel.connection.close()
+            channel.connection = None
 
-    def ask(self, requests: Sequence[Request], kind: int) -> list[Answer]:
+    def ask(self, requests: Sequence[Request], kind: int, **_patience: object) -> list[Answer]:
         for request in requests:
             if request.channel not in self.alive:
                 self.disconnect(request.channel)
                 raise DeviceLostError(request.channel.name, "connection closed")
-        text: Any = memoryview(b'{"manifest": "m", "dtype": "float32", "experts": []}')
+        text: Any = memoryview(b'{"manifest": "m", "dtype": "float32", "experts": [], "parameters": 0}')
         return [Answer(text, 0, 0, 0, 0, 0) for _ in requests]
 
 

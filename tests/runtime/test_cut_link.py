@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from payloads.wire.client import Channel, DeviceLostError, Exchange, Request
+from payloads.wire.credentials import PlainKey
 from payloads.wire.frames import Kind, pack_header
 
 ROOT = Path(__file__).parents[2]
@@ -19,8 +20,9 @@ ROOT = Path(__file__).parents[2]
 SLOW_SERVER = """
 import sys, time
 from pathlib import Path
+from payloads.wire.credentials import PlainKey
 from payloads.wire.server import Server, listen
-server = Server(listen("10.213.0.2", 7070), Path(sys.argv[1]), lambda *_: time.sleep(600) or [], "slow")
+server = Server(listen("10.213.0.2", 7070), PlainKey(Path(sys.argv[1])), lambda *_: time.sleep(600) or [], "slow")
 print("ready", flush=True)
 server.serve()
 """
@@ -67,7 +69,7 @@ def test_a_silent_cut_is_noticed(namespace, tmp_path, cut):
     try:
         assert server.stdout.readline() == "ready\n"
         channel = Channel("far", "10.213.0.2", 7070)
-        exchange.connect(channel, key)
+        exchange.connect(channel, PlainKey(key))
         # A route that leads nowhere: nothing comes back, not even an error.
         down = f"ip -n {namespace} link set {namespace}b arp off address 02:00:00:00:00:01".split()
         late = threading.Timer(1.0, lambda: subprocess.run(down, check=True))

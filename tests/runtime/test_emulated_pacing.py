@@ -15,6 +15,7 @@ import pytest
 
 from payloads.wdmoe.bs.fleet import Devices
 from payloads.wire.client import Channel, Exchange, Request
+from payloads.wire.credentials import PlainKey
 from payloads.wire.frames import Kind, pack_header
 from payloads.wire.server import Server, listen
 from testbed.emulation.namespaces import CLONE_NEWNET, setns
@@ -102,7 +103,7 @@ def test_what_tcp_sends_again_is_counted_for_each_direction(pair, tmp_path):
         count = int.from_bytes(payload[:4], "little")
         return [pack_header(Kind.RESULT, count, header.sequence), bytes(count)]
 
-    server = inside(f"{pair}d", lambda: Server(listen(ADDRESSES["d"], 7070), key, answer, "device"))
+    server = inside(f"{pair}d", lambda: Server(listen(ADDRESSES["d"], 7070), PlainKey(key), answer, "device"))
     stop = threading.Event()
     thread = threading.Thread(target=lambda: server.serve(stop.is_set, poll_s=0.02))
     thread.start()
@@ -110,7 +111,7 @@ def test_what_tcp_sends_again_is_counted_for_each_direction(pair, tmp_path):
     devices = Devices(exchange, key)
     channel = devices.channels["device"] = Channel("device", ADDRESSES["d"], 7070)
     try:
-        inside(f"{pair}b", lambda: exchange.connect(channel, key))
+        inside(f"{pair}b", lambda: exchange.connect(channel, PlainKey(key)))
         devices.offsets()
         assert channel.resent() == (0, 0)
 
@@ -130,7 +131,7 @@ def test_what_tcp_sends_again_is_counted_for_each_direction(pair, tmp_path):
         assert later_out == out
         assert 0 < later_back < 2_000_000
         # A new connection goes on from there.
-        inside(f"{pair}b", lambda: exchange.connect(channel, key))
+        inside(f"{pair}b", lambda: exchange.connect(channel, PlainKey(key)))
         devices.offsets()
         assert channel.resent() == (later_out, later_back)
     finally:

@@ -87,7 +87,7 @@ def test_what_is_predicted_is_known_to_the_byte(lab, linkd):
     seen = {(one.layer, one.step): one for one in decisions[: len(rows)]}
     assert seen.keys() == rows.keys()
     for key, one in seen.items():
-        sizes = message_bytes(one.decision.loads, ExpertShape(48, 80, 4))
+        sizes = message_bytes(one.decision.loads, 48 * 4)
         told = {name: pair for name, *pair in zip(DEVICES, *(part.tolist() for part in sizes), strict=True)}
         for name in DEVICES:
             row = rows[key].get(name, {"bytes_out": 0, "bytes_back": 0})

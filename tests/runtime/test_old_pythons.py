@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from testbed.config.inventory import Host
+from testbed.hosts.authority import new_authority
+
 ROOT = Path(__file__).parents[2]
 
 EXERCISE = """
-import json, mmap, os, struct, sys, tempfile, threading
+import json, mmap, os, ssl, struct, sys, tempfile, threading
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -18,7 +22,7 @@ for path in sorted(Path("payloads").glob("w*/**/*.py")):
     compile(path.read_text(), str(path), "exec")
 
 from payloads.services import ready
-from payloads.wire import auth, client, clock, frames, server
+from payloads.wire import auth, client, clock, credentials, frames, server
 from payloads.wdmoe import families, gating, pace, tensors
 from payloads.wdmoe.allocation import bandwidth
 from payloads.wdmoe.bs import bsctl, spec
@@ -34,39 +38,48 @@ def handle(header, payload, received_ns):
     rows = b"".join(bytes(dispatch.data[4 * i : 4 * i + 4]) for i in dispatch.indices)
     return [frames.pack_result(dispatch, received_ns, 1, 2, 3, False, header.sequence), rows]
 
-one = server.Server(server.listen("127.0.0.1", 0), key, handle, "old")
-stop = threading.Event()
-thread = threading.Thread(target=lambda: one.serve(stop.is_set, poll_s=0.02))
-thread.start()
-exchange = client.Exchange()
-channel = client.Channel("old", *one.address)
-exchange.connect(channel, key)
-channel.pace(500.0, 400.0)
-number = channel.next_sequence()
-head = frames.pack_dispatch(1, "float32", 0, 2, 1, 2, 3, number)
-request = client.Request(channel, number, [head, b"abcdefgh", frames.pack_lists([3, 5], [2, 1], [0, 1, 1])])
-(answer,) = exchange.ask([request], frames.Kind.RESULT)
-assert bytes(frames.unpack_result(answer.payload).data) == b"abcdefghefgh"
-number = channel.next_sequence()
-(answer,) = exchange.ask([client.Request(channel, number, [frames.pack_ping(5, number)])], frames.Kind.PONG)
-sent, received, replied, again = frames.unpack_pong(answer.payload)
-assert again == 0 and channel.resent() == (0, 0)
-(peer,) = one._peers.values()
-assert peer.piece and channel._piece
-estimate = clock.estimate_offset([clock.PingStamps(answer.sent_ns, received, replied, answer.done_ns)])
-assert sent == 5 and abs(estimate.offset_ns) <= estimate.rtt_ns / 2
 other = folder / "other"
 other.write_text("cd" * 32)
 other.chmod(0o600)
-try:
-    exchange.connect(channel, other)
-    raise SystemExit("a wrong key was taken")
-except client.DeviceLostError:
-    pass
-stop.set()
-thread.join()
-one.close()
-exchange.close()
+
+def exercise(theirs, ours, wrong):
+    one = server.Server(server.listen("127.0.0.1", 0), theirs, handle, "old")
+    stop = threading.Event()
+    thread = threading.Thread(target=lambda: one.serve(stop.is_set, poll_s=0.02))
+    thread.start()
+    exchange = client.Exchange()
+    channel = client.Channel("old", *one.address)
+    exchange.connect(channel, ours)
+    channel.pace(500.0, 400.0)
+    number = channel.next_sequence()
+    head = frames.pack_dispatch(1, "float32", 0, 2, 1, 2, 3, number)
+    lists = frames.pack_lists([3, 5], [2, 1], [0, 1, 1])
+    request = client.Request(channel, number, [head, b"abcdefgh", lists])
+    (answer,) = exchange.ask([request], frames.Kind.RESULT)
+    assert bytes(frames.unpack_result(answer.payload).data) == b"abcdefghefgh"
+    number = channel.next_sequence()
+    ping = client.Request(channel, number, [frames.pack_ping(5, number)])
+    (answer,) = exchange.ask([ping], frames.Kind.PONG)
+    sent, received, replied, again = frames.unpack_pong(answer.payload)
+    assert again == 0 and channel.resent() == (0, 0)
+    (peer,) = one._peers.values()
+    for end in (peer.connection, channel.connection):
+        assert getattr(end, "_raw", end)._piece
+    estimate = clock.estimate_offset([clock.PingStamps(answer.sent_ns, received, replied, answer.done_ns)])
+    assert sent == 5 and abs(estimate.offset_ns) <= estimate.rtt_ns / 2
+    try:
+        exchange.connect(channel, wrong)
+        raise SystemExit("what is wrong was taken")
+    except client.DeviceLostError:
+        pass
+    stop.set()
+    thread.join()
+    one.close()
+    exchange.close()
+
+exercise(credentials.PlainKey(key), credentials.PlainKey(key), credentials.PlainKey(other))
+device, station = (credentials.TlsCertificate(Path(sys.argv[1]) / name) for name in ("old", "bs"))
+exercise(device, station, device)
 
 header = tensors.encode_header({"a": ("F32", (2, 3))}, {})
 (folder / "x").write_bytes(header + bytes(24))
@@ -92,8 +105,16 @@ except SystemExit as end:
 
 
 @pytest.mark.parametrize("version", ["3.8", "3.10"])
-def test_device_code_runs(version, old_python):
+def test_device_code_runs(version, old_python, tmp_path):
+    python = old_python(version)
+    now = datetime.now(UTC)
+    authority = new_authority("old", now)
+    for name, role in (("bs", "base_station"), ("old", "device")):
+        (tmp_path / name).mkdir()
+        for file, content in authority.files(Host(name=name, role=role, address="127.0.0.1"), now).items():
+            (tmp_path / name / file).write_bytes(content)
+            (tmp_path / name / file).chmod(0o600)
     done = subprocess.run(
-        [old_python(version), "-B", "-c", EXERCISE], cwd=ROOT, capture_output=True, text=True, check=False
+        [python, "-B", "-c", EXERCISE, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr

@@ -10,10 +10,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+TOKEN = "a-token-of-some-length"
 BS_ARGUMENTS = [
     *("--manifest", "~/manifest.json", "--devices", "~/devices.json", "--key-file", "~/key"),
     *("--dtype", "bfloat16", "--control", "~/bs.sock"),
@@ -60,6 +63,8 @@ def host(make_lab):
     home = lab.home
     running = {}
     (home / "busy").mkdir()
+    (home / "token").touch(0o600)
+    (home / "token").write_text(TOKEN)
 
     def worker(name, port=0):
         lab.workers[name].stop()
@@ -69,6 +74,7 @@ def host(make_lab):
             "wdmoe.worker.expert_worker",
             *("--wanted", f"~/{name}.json", "--listen", f"127.0.0.1:{port}", "--key-file", "~/key"),
             *("--busy-file", str(home / "busy" / name), "--pace-bytes-per-s", "1e9"),
+            *("--metrics", "127.0.0.1:0"),
         )
 
     def write_devices():
@@ -85,6 +91,7 @@ def host(make_lab):
         "bs",
         "wdmoe.bs.base_station",
         *BS_ARGUMENTS,
+        *("--http", "127.0.0.1:0", "--http-token-file", "~/token"),
     )
     write_devices()
     running["bs"].wait_ready()
@@ -132,6 +139,12 @@ def test_a_run_as_hosts_see_it(host):
     assert lines[-1]["result"]["rows"]["requests"] == 2
     assert (spec.parent / "t001" / "dispatches.jsonl").stat().st_size > 0
     assert int.from_bytes((home / "busy" / "big").read_bytes(), "little") > 0
+    url = re.search(r"metrics at (http://\S+)", host.running["big"].log.read_text())[1]
+    with urlopen(url, timeout=30) as metrics:
+        told = dict(line.rsplit(" ", 1) for line in metrics.read().decode().splitlines() if line[0] != "#")
+    assert int(told["testbed_worker_dispatch_seconds_count"]) > 0
+    assert int(told['testbed_worker_wire_bytes_total{direction="in"}']) > 1000
+    assert told["testbed_worker_connections"] == "1"
 
     status, lines, err = answer(bsctl(host, "trial", "--spec", str(spec), "--trial", "t9"))
     assert (status, lines) == (1, [])
@@ -171,6 +184,30 @@ def test_a_run_as_hosts_see_it(host):
     assert (status, lines[-1]["result"]["rows"]["quality"]) == (0, 3)
     assert not list(spec.parent.glob("*.part"))
     assert not (spec.parent / "t002").exists()
+
+    # It serves until it is told to stop, or until whoever asked for that has gone; the records are there either way.
+    assert answer(bsctl(host, "stop"))[2] == "the base station serves nobody\n"
+    for name in ("serve-001", "serve-002"):
+        asked = ("--spec", str(spec), "--policy", "top-2", "--trial", name, "--concurrency", "2")
+        process = bsctl(host, "serve", *asked)
+        url = json.loads(process.stdout.readline())["what"].removeprefix("serving at ")
+        body = json.dumps({"model": "small", "prompt": "It is", "max_tokens": 3}).encode()
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {TOKEN}"}
+        with urlopen(Request(f"{url}/completions", body, headers), timeout=30) as reply:
+            assert json.load(reply)["usage"]["completion_tokens"] == 3
+        with pytest.raises(HTTPError, match="401"):
+            urlopen(f"{url}/models", timeout=30)
+        if name == "serve-001":
+            assert answer(bsctl(host, "stop"))[0] == 0
+            status, lines, _ = answer(process)
+            assert (status, lines[-1]["result"]["requests_taken"]) == (0, 1)
+        else:
+            process.kill()
+            answer(process)
+        while not (spec.parent / name / "requests.jsonl").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    assert json.loads((spec.parent / name / "requests.jsonl").read_text())["finish"] == "length"
 
     # A second base station does not take the socket away from the first.
     second = Payload(home, "second", "wdmoe.bs.base_station", *BS_ARGUMENTS)

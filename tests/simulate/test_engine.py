@@ -121,7 +121,7 @@ def test_a_bucket_that_a_message_emptied_holds_the_next_one_back(make_world, mak
         expected = buckets.dispatch_s(loads, *rates, sent_s[0])
         assert block.values["done_s"] - sent_s == pytest.approx(expected)
         assert block.values["predicted_ms"] == pytest.approx(1e3 * expected)
-        assert block.values["bytes_out"] == pytest.approx(message_bytes(loads, model.shape)[0])
+        assert block.values["bytes_out"] == pytest.approx(message_bytes(loads, model.row_bytes)[0])
 
 
 def test_top_k_with_all_that_the_router_chose_drops_nothing(make_world, two_devices) -> None:
@@ -226,7 +226,8 @@ def test_the_same_world_gives_the_same_tables_on_any_number_of_processes(
     once = simulate_trials(world)
     monkeypatch.setattr(pool, "_WORTH_LAYERS", 0)
     again = simulate_trials(world, jobs=2)
-    assert {"trials", "requests", "tokens", "dispatches", "selection", "links"} == once.keys() == again.keys()
+    tables = {"trials", "requests", "tokens", "dispatches", "selection", "routing", "links"}
+    assert tables == once.keys() == again.keys()
     for name, frame in once.items():
         assert frame.equals(again[name]), name
 

@@ -14,12 +14,13 @@ import pytest
 from typer.testing import CliRunner
 
 from testbed.campaigns.shape import wanted_of_campaign
+from testbed.campaigns.trials import trials_of
 from testbed.cli.main import app
 from testbed.config.campaign import load_campaign
 from testbed.errors import InputError
 from testbed.records import load_run, write_manifest
 from testbed.simulate.compare import compare, differences
-from testbed.simulate.prepare import campaign_trials, prepare
+from testbed.simulate.prepare import prepare
 from testbed.simulate.run import simulate_trials
 from testbed.simulate.session import target
 
@@ -114,10 +115,16 @@ def test_a_campaign_becomes_a_run_of_the_same_trials_and_tables(call, campaign: 
     assert run.manifest["simulated"] is True
     assert run.manifest["state"] == "completed"
     assert Path(said["report"]).stat().st_size > 10_000
-    wanted = [(t.name, t.policy, t.scenario, t.repeat) for t in campaign_trials(load_campaign(campaign))]
+    wanted = [(t.name, t.policy, t.scenario, t.repeat) for t in trials_of(load_campaign(campaign))]
     columns = ["trial", "policy", "scenario", "repeat"]
     assert [tuple(row) for row in run.trials[columns].itertuples(index=False)] == wanted
     assert (run.trials["state"] == "completed").all()
+    tokens, dispatches = run.tokens, run.dispatches.rename(columns={"step": "position"})
+    assert (tokens.groupby("trial")["iteration"].diff().dropna() == 1).all()
+    token = ["trial", "request", "position"]
+    both = dispatches.merge(tokens[[*token, "iteration"]], on=token, suffixes=("", "_of_token"))
+    assert len(both) == len(dispatches)
+    assert (both["iteration"] == both["iteration_of_token"]).all()
     # A warm-up and two prompts, four tokens each, three layers, and both devices or one of them.
     assert len(run.requests) == 8 * 3
     assert len(run.tokens) == 8 * 3 * 4
@@ -180,6 +187,10 @@ def test_a_run_is_predicted_trial_by_trial(call, campaign: Path) -> None:
     write_manifest(measured, {**manifest, "run": "twin-0001"})
     said = call("--run", "twin-0001", "--json")["predicts"]
     assert said["run"] == "twin-0001"
+    served = {**manifest, "run": "twin-0001", "files": {"serving": ["--policy", "all"]}}
+    write_manifest(measured, served)
+    assert "twin-0001 was served" in call("--run", "twin-0001", exits=2)
+    write_manifest(measured, {**manifest, "run": "twin-0001"})
     assert len(said["trials"]) == 8
     # Reading a given answer in one piece is the same but for rounding, which may turn a near tie.
     assert said["median_error"] == {"ttft": pytest.approx(0, abs=0.01), "itl": pytest.approx(0, abs=0.01)}
@@ -223,6 +234,7 @@ def test_what_differs_between_two_campaigns_is_what_trials_follow_from() -> None
     assert differences(CAMPAIGN, CAMPAIGN.replace("name: even", "name: other")) == []
     assert differences(CAMPAIGN, CAMPAIGN.replace("seed: 5", "seed: 6")) == ["seed"]
     assert differences(CAMPAIGN, CAMPAIGN.replace("delay_ms: 2", "delay_ms: 3")) == ["the scenario even"]
+    assert differences(CAMPAIGN, CAMPAIGN.replace("seed: 5", "seed: 5\nexperts: int8")) == ["experts"]
     assert differences(CAMPAIGN, "") == ["the campaign file"]
 
 

@@ -226,6 +226,14 @@ class TestAblation:
             ("budget-90-minmax", "budget-90", "top-2-minmax"),
         ]
 
+    def test_a_part_that_differs_in_its_activations_too_is_no_part(self, many_run: Path) -> None:
+        run = load_run(many_run)
+        text = str(run.manifest["campaign"]).replace("tau: 0.98}}", "tau: 0.98}, activations: int8}", 1)
+        assert text != run.manifest["campaign"]
+        changed = replace(run, manifest=run.manifest | {"campaign": text})
+        found = {a.joint: a.selection for a in ablations(changed)}
+        assert found == {"budget-98-minmax": None, "budget-90-minmax": "budget-90"}
+
     def test_a_joint_policy_without_its_parts_is_no_ablation(self, make_many: Maker) -> None:
         folder = make_many(
             **SMALL, policies=("top-2", "budget-90-minmax"), scenarios=("even",), quality=False
