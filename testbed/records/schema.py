@@ -172,7 +172,7 @@ _ALL = (
                 "event",
                 "lost (its connection broke), deadline (it was late), refused (it answered with an error), "
                 "rerouted (another holder was asked), dropped (the token went without), waited (for it to come back), "
-                "readmitted, or failed (what was being answered)",
+                "unfit (it is there again, and not as it was), readmitted, or failed (what was being answered)",
             ),
             text("detail", "more about it, for people", nullable=True),
         ),

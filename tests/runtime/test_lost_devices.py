@@ -384,7 +384,12 @@ def test_who_does_not_hold_its_experts_any_more_is_not_taken_back(make_rack):
             middle.worker.description = description
             rack.until_back()
         assert torch.equal(rack.forward(), undisturbed)
-        assert rack.events() == [(what, "middle") for what in ("lost", "dropped", "readmitted")] * 3
+        told = ("lost", "dropped", "unfit", "readmitted")
+        assert rack.events() == [(what, "middle") for what in told] * 3
+        reasons = [one.detail for one in rack.dispatcher.losses.events if one.event == "unfit"]
+        assert "does not hold" in reasons[0]
+        assert "float16" in reasons[1]
+        assert "another model" in reasons[2]
 
 
 def test_a_trial_goes_on_and_its_records_say_what_each_token_got(make_rack):

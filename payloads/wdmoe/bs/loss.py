@@ -37,7 +37,7 @@ KINDS = ("fail", "replica", "drop", "wait")
 #: What ``replica`` does with experts that no other device holds.
 THEN = ("fail", "drop", "wait")
 #: What can happen, as the records spell it.
-EVENTS = ("lost", "deadline", "refused", "rerouted", "dropped", "waited", "readmitted", "failed")
+EVENTS = ("lost", "deadline", "refused", "rerouted", "dropped", "waited", "unfit", "readmitted", "failed")
 
 DEADLINE_FACTOR = 10.0
 DEADLINE_FLOOR_MS = 500.0

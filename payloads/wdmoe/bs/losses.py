@@ -6,6 +6,8 @@ import time
 from contextlib import contextmanager
 from typing import AbstractSet, Any, Callable, Iterator, List, NoReturn, Optional, Sequence, Set, Tuple
 
+import numpy as np
+
 from payloads.wdmoe.bs.asked import Asked, Pairs
 from payloads.wdmoe.bs.fleet import Devices
 from payloads.wdmoe.bs.loss import LossEvent, LossPolicy
@@ -67,10 +69,14 @@ class Losses:
         Raises:
             DeviceError: It cannot go on without one of them.
         """
-        moved = self.reach.moved(asked.layer, asked.index, asked.device_of, costs)
-        if moved.any():
-            rerouted = moved[asked.index]
-            asked.rerouted = rerouted if asked.keep is None else rerouted & asked.keep
+        moved_from = self.reach.moved_from(asked.layer, asked.index, asked.device_of, costs)[asked.index]
+        if asked.keep is not None:
+            moved_from = np.where(asked.keep, moved_from, -1)
+        rerouted = moved_from >= 0
+        if rerouted.any():
+            asked.rerouted = rerouted
+            for device in np.unique(moved_from[rerouted]).tolist():
+                self._say_once(asked.layer, device, "rerouted", "its experts have other holders")
         return self.settled(asked, pairs, deadline_ns)
 
     def lose(self, device: int, error: DeviceLostError, layer: Optional[int]) -> None:
@@ -131,10 +137,7 @@ class Losses:
                         self._out_of_time(asked, device)
             verdict = asked.settle(pairs, self.reach, self.policy, self.renormalise)
             for device, event, detail in verdict.said:
-                # What is done once is done in every layer until the device is back; the tokens' rows count it.
-                if (device, event) not in self._said:
-                    self._said.add((device, event))
-                    self._say(asked.layer, device, event, detail)
+                self._say_once(asked.layer, device, event, detail)
             if verdict.failing is not None:
                 device = verdict.failing
                 gone = self.reach.gone.get(device)
@@ -147,6 +150,8 @@ class Losses:
         """Ask devices again that have come back, been checked and been connected anew."""
         if self.returning is None:
             return
+        for name, reason in self.returning.unfit():
+            self._say_once(layer, self.reach.devices.index(name), "unfit", reason)
         for name, away_s in self.returning.take():
             device = self.reach.devices.index(name)
             self.reach.gone.pop(device, None)
@@ -200,6 +205,12 @@ class Losses:
         if not isinstance(error, DeviceLostError):
             raise error
         raise type(error)(error.device, f"{error.reason} during layer {layer}") from error
+
+    def _say_once(self, layer: Optional[int], device: int, event: str, detail: str) -> None:
+        """Say what is so in every layer until the device is back, once; the tokens' rows count it."""
+        if (device, event) not in self._said:
+            self._said.add((device, event))
+            self._say(layer, device, event, detail)
 
     def _say(self, layer: Optional[int], device: int, event: str, detail: str) -> None:
         # Between two passes it is nobody's.

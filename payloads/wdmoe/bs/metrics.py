@@ -57,7 +57,7 @@ class StationMetrics:
         )
         self._events = counter(
             "testbed_device_events_total",
-            "What happened to devices: lost, deadline, refused, rerouted, dropped, waited, readmitted, failed.",
+            "What happened to devices: lost, deadline, refused, rerouted, dropped, waited, unfit, readmitted, failed.",
             ("device", "event"),
         )
         self._requests = counter("testbed_requests_total", "Requests that ended, by how.", ("finish",))

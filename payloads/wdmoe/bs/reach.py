@@ -89,10 +89,10 @@ class Reach:
             now[expert] = held[0]
         return serving_devices(now, there, index, costs())
 
-    def moved(
+    def moved_from(
         self, layer: int, index: NDArray[np.int64], now: NDArray[np.int64], costs: CostsNow
-    ) -> NDArray[np.bool_]:
-        """Return the experts (E,) that another device serves because theirs is gone.
+    ) -> NDArray[np.int64]:
+        """Return for each expert (E,) the device that is gone and in whose place another serves it; -1 for the others.
 
         Args:
             layer: The layer.
@@ -103,8 +103,8 @@ class Reach:
         first: NDArray[np.int64] = self.device_of[layer]
         several = self._several.get(layer)
         usual = first if several is None else serving_devices(first, several, index, costs())
-        moved: NDArray[np.bool_] = np.isin(usual, list(self.gone)) & (now != usual)
-        return moved
+        moved = np.isin(usual, list(self.gone)) & (now != usual)
+        return np.where(moved, usual, -1)
 
     def reachable(self, layer: int, without: FrozenSet[int] = NOBODY) -> NDArray[np.bool_]:
         """Return the experts (E,) of a layer that some device can be asked for.

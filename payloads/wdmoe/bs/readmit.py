@@ -54,6 +54,7 @@ class Returning:
         self._adopt = adopt
         self._changed = threading.Condition()
         self._found: Dict[str, Returned] = {}
+        self._unfit: Dict[str, str] = {}
         self._since_s: Dict[str, float] = {}
         self._back_s: Dict[str, float] = {}
         self._pause_s: Dict[str, float] = {}
@@ -119,6 +120,14 @@ class Returning:
                 returned.exchange.close()
         return taken
 
+    def unfit(self) -> List[Tuple[str, str]]:
+        """Return the devices that were there again and not as they were, each with the reason, since the last call."""
+        if not self._unfit:  # as above
+            return []
+        with self._changed:
+            unfit, self._unfit = self._unfit, {}
+        return list(unfit.items())
+
     def close(self) -> None:
         """End all seeking, and close what was found and not taken."""
         with self._changed:
@@ -138,7 +147,10 @@ class Returning:
                     return
             try:
                 returned = self._attempt(name)
-            except (DeviceError, FrameError, OSError):
+            except (DeviceError, FrameError, OSError) as error:
+                if isinstance(error, DeviceError) and not isinstance(error, DeviceLostError):
+                    with self._changed:
+                        self._unfit[name] = error.reason
                 wait_s, pause_s = pause_s, min(LAST_PAUSE_S, 1.5 * pause_s)
                 continue
             with self._changed:
