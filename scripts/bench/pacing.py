@@ -168,7 +168,7 @@ def measure(key: Path, rates: list[float], repeats: int) -> list[dict[str, Any]]
             ):
                 channel.pace(*paces)
                 if name == "whole":
-                    channel._piece = 0  # the option alone
+                    channel.connection._piece = 0  # the option alone
                 ask(SMALL, SMALL)  # the device has been told, and both ends have had an acknowledgement
                 out, back = (SMALL, size) if name == "uplink" else (size, SMALL)
                 row[name] = median(lambda out=out, back=back: ask(out, back), count)  # type: ignore[misc]
