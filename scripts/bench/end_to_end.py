@@ -179,6 +179,8 @@ def write_campaign(folder: Path, inventory: Path, model: str, concurrent: Sequen
         "seed": 1,
         "repeats": 1,
         "prompts": {"file": "prompts.jsonl", "count": len(PROMPTS), "max_new_tokens": TOKENS, "warmup": 1},
+        # Speed is asked, not energy: the boards' own logs share the cores with what is measured.
+        "telemetry": {"power_hz": 1.0, "jtop_hz": 0.1},
         # All that the router asks for.
         "policies": [{"name": "all", "selection": {"kind": "top_k", "k": experts_per_token(model)}}],
         "scenarios": [{"name": f"at-once-{n}", "links": {}, "concurrency": n} for n in concurrent],
