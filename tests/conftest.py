@@ -82,6 +82,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     yield opened
     opened.quit()
 
+
 @pytest.fixture(autouse=True)
 def signals_as_before() -> Iterator[None]:
     """A program that a test runs in this process may take over Ctrl-C; the next test is to have it back."""
