@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Callable, Dict, Mapping, NamedTuple, Optional, Pattern, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, Mapping, NamedTuple, Optional, Pattern, Tuple
 
 if TYPE_CHECKING:
     import torch
@@ -153,8 +153,8 @@ class Family(NamedTuple):
         experts_class: The class in transformers that is replaced at the base station.
         router_class: The class of each layer's router; a forward hook on it sees what it thinks of every expert.
         keys: Patterns of the keys of experts, with groups layer, part and, where a tensor is of one expert, expert.
-        config_keys: The configuration's names for the numbers of :class:`ModelShape`; of several the first that is
-            there counts.
+        experts_keys: The configuration's names for the number of experts in a layer; the first that is there counts.
+        inner_key: Its name for the inner width of an expert.
         router_scores: Makes of what a router returns its opinion of every expert: (N, E), float32, not
             negative, each row sums to 1.
         moe_layers: Which layers of the checkpoint have experts, from the configuration.
@@ -172,7 +172,8 @@ class Family(NamedTuple):
     experts_class: str
     router_class: str
     keys: Tuple[Pattern[str], ...]
-    config_keys: Mapping[str, Union[str, Tuple[str, ...]]]
+    experts_keys: Tuple[str, ...] = ("num_local_experts",)
+    inner_key: str = "intermediate_size"
     router_scores: Callable[[Any], torch.Tensor] = softmax_of_logits
     moe_layers: Callable[[Config], Tuple[int, ...]] = every_layer
     renormalise: Callable[[Config], str] = always_renormalised
@@ -207,9 +208,13 @@ class Family(NamedTuple):
         Raises:
             ConfigError: The configuration lacks one, or has what cannot be run.
         """
-        numbers: Dict[str, int] = {}
-        for field, keys in self.config_keys.items():
-            numbers[field] = number(config, *((keys,) if isinstance(keys, str) else keys))
+        numbers: Dict[str, int] = {
+            "experts": number(config, *self.experts_keys),
+            "experts_per_token": number(config, "num_experts_per_tok"),
+            "hidden_size": number(config, "hidden_size"),
+            "intermediate_size": number(config, self.inner_key),
+            "vocabulary": number(config, "vocab_size"),
+        }
         if numbers["experts_per_token"] > numbers["experts"]:
             raise ConfigError(
                 f"{numbers['experts_per_token']} experts of {numbers['experts']} for each token"

@@ -38,13 +38,8 @@ FAMILY = Family(
     experts_class="DeepseekV2Experts",
     router_class="DeepseekV2TopkRouter",
     keys=key_patterns("mlp", parts="gate_proj|up_proj|down_proj"),
-    config_keys={
-        "experts": ("n_routed_experts", "num_experts"),
-        "experts_per_token": "num_experts_per_tok",
-        "hidden_size": "hidden_size",
-        "intermediate_size": "moe_intermediate_size",
-        "vocabulary": "vocab_size",
-    },
+    experts_keys=("n_routed_experts", "num_experts"),
+    inner_key="moe_intermediate_size",
     moe_layers=layers_after_dense(0),
     # transformers' class leaves norm_topk_prob aside: a weight is a probability times a constant.
     renormalise=lambda _config: "none",

@@ -22,7 +22,7 @@ FAMILY = deepseek_v2.FAMILY._replace(
     experts_class="DeepseekV3Experts",
     router_class="DeepseekV3TopkRouter",
     router_scores=_share_of_sigmoids,
-    config_keys={**deepseek_v2.FAMILY.config_keys, "experts": ("n_routed_experts", "num_local_experts")},
+    experts_keys=("n_routed_experts", "num_local_experts"),
     moe_layers=deepseek_v2.layers_after_dense(3),
     renormalise=renormalised_if("norm_topk_prob", default=True),
     block_class="DeepseekV3MoE",

@@ -12,13 +12,7 @@ FAMILY = Family(
     experts_class="MoefiedExperts",
     router_class="MoefiedRouter",
     keys=key_patterns("mlp"),
-    config_keys={
-        "experts": "num_local_experts",
-        "experts_per_token": "num_experts_per_tok",
-        "hidden_size": "hidden_size",
-        "intermediate_size": "moe_intermediate_size",
-        "vocabulary": "vocab_size",
-    },
+    inner_key="moe_intermediate_size",
     renormalise=lambda _config: "none",
     module="payloads.wdmoe.families.moefied",
 )

@@ -9,12 +9,6 @@ FAMILY = Family(
     experts_class="OlmoeExperts",
     router_class="OlmoeTopKRouter",
     keys=key_patterns("mlp", parts="gate_proj|up_proj|down_proj"),
-    config_keys={
-        "experts": ("num_experts", "num_local_experts"),
-        "experts_per_token": "num_experts_per_tok",
-        "hidden_size": "hidden_size",
-        "intermediate_size": "intermediate_size",
-        "vocabulary": "vocab_size",
-    },
+    experts_keys=("num_experts", "num_local_experts"),
     renormalise=renormalised_if("norm_topk_prob", default=False),
 )

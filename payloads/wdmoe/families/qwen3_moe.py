@@ -21,13 +21,8 @@ FAMILY = Family(
     experts_class="Qwen3MoeExperts",
     router_class="Qwen3MoeTopKRouter",
     keys=key_patterns("mlp", parts="gate_proj|up_proj|down_proj"),
-    config_keys={
-        "experts": ("num_experts", "num_local_experts"),
-        "experts_per_token": "num_experts_per_tok",
-        "hidden_size": "hidden_size",
-        "intermediate_size": "moe_intermediate_size",
-        "vocabulary": "vocab_size",
-    },
+    experts_keys=("num_experts", "num_local_experts"),
+    inner_key="moe_intermediate_size",
     moe_layers=sparse_layers,
     renormalise=renormalised_if("norm_topk_prob", default=False),
 )
