@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import re
 import threading
+from abc import ABC, abstractmethod
 from bisect import bisect_left
 from typing import Callable, Dict, Generic, Iterator, List, Sequence, Tuple, Type, TypeVar
 
@@ -48,15 +49,15 @@ _LABEL = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
 Sample = Tuple[str, Tuple[Tuple[str, str], ...], float]
 
 
-class _Instrument:
+class _Instrument(ABC):
     """What one combination of labels counts."""
 
     __slots__ = ()
     kind = "untyped"
 
+    @abstractmethod
     def samples(self, name: str, labels: Tuple[Tuple[str, str], ...]) -> Iterator[Sample]:
         """Yield the samples: a name, labels, a number."""
-        raise NotImplementedError
 
 
 class Counter(_Instrument):

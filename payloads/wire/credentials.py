@@ -11,6 +11,7 @@ import select
 import socket
 import ssl
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Optional, Union
 
@@ -30,7 +31,7 @@ __all__ = [
 ]
 
 
-class Handshake:
+class Handshake(ABC):
     """A connection whose other end has not proved anything yet.
 
     Attributes:
@@ -39,6 +40,7 @@ class Handshake:
 
     connection: Connection
 
+    @abstractmethod
     def go_on(self) -> bool:
         """Go on as far as what has come allows; return whether both ends have proved themselves.
 
@@ -46,7 +48,6 @@ class Handshake:
             AuthError: The other end did not, or this one could not.
             OSError: The connection failed.
         """
-        raise NotImplementedError
 
 
 class PlainKey:
