@@ -26,9 +26,8 @@ def keys(tmp_path):
 
 
 @pytest.fixture
-def start(keys):
+def start(keys, serve):
     """A function that starts a server; its handler echoes dispatches and refuses descriptions."""
-    running = []
 
     def echo(header, payload, received_ns):
         if header.kind == Kind.DESCRIBE:
@@ -38,18 +37,9 @@ def start(keys):
         return [pack_header(Kind.RESULT, len(payload), header.sequence), bytes(payload)]
 
     def begin(handler=echo, key="right"):
-        one = Server(listen("127.0.0.1", 0), PlainKey(keys / key), handler, "test")
-        stop = threading.Event()
-        thread = threading.Thread(target=lambda: one.serve(stop.is_set, poll_s=0.02))
-        thread.start()
-        running.append((one, stop, thread))
-        return one.address[1]
+        return serve(Server(listen("127.0.0.1", 0), PlainKey(keys / key), handler, "test"))
 
-    yield begin
-    for one, stop, thread in running:
-        stop.set()
-        thread.join()
-        one.close()
+    return begin
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import ssl
-import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,9 +48,8 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
 
 
 @pytest.fixture
-def start(fleet: Fleet) -> Iterator[Callable[..., int]]:
+def start(fleet: Fleet, serve: Callable[[Server], int]) -> Callable[..., int]:
     """Start a server that echoes; return its port."""
-    running = []
 
     def echo(header, payload, received_ns):
         if header.kind != Kind.DISPATCH:
@@ -59,18 +57,9 @@ def start(fleet: Fleet) -> Iterator[Callable[..., int]]:
         return [pack_header(Kind.RESULT, len(payload), header.sequence), bytes(payload)]
 
     def begin(credentials: Credentials | None = None) -> int:
-        one = Server(listen("127.0.0.1", 0), credentials or fleet.certificate(ORIN), echo, "test")
-        stop = threading.Event()
-        thread = threading.Thread(target=lambda: one.serve(stop.is_set, poll_s=0.02))
-        thread.start()
-        running.append((one, stop, thread))
-        return one.address[1]
+        return serve(Server(listen("127.0.0.1", 0), credentials or fleet.certificate(ORIN), echo, "test"))
 
-    yield begin
-    for one, stop, thread in running:
-        stop.set()
-        thread.join()
-        one.close()
+    return begin
 
 
 @pytest.fixture
