@@ -70,7 +70,6 @@ class Channel:
         self._prelude = b""
         self._receiver = Receiver()
         self._sequence = 0
-        self._holds_frame = False
 
     @property
     def connected(self) -> bool:
@@ -154,8 +153,7 @@ class Channel:
             DeviceLostError: The connection is gone.
         """
         self.drop()
-        connection, receiver, holds_frame = other.connection, other._receiver, other._holds_frame
-        device_resent = other.device_resent
+        connection, receiver, device_resent = other.connection, other._receiver, other.device_resent
         self._wire_out, self._wire_back = self._wire_out + other._wire_out, self._wire_back + other._wire_back
         other._wire_out = other._wire_back = 0
         self._resent = _plus(self._resent[0], other._resent[0]), _plus(self._resent[1], other._resent[1])
@@ -164,12 +162,11 @@ class Channel:
         if connection is None:
             raise DeviceLostError(self.name, "not connected")
         self._take(connection)
-        self._receiver, self._holds_frame, self.device_resent = receiver, holds_frame, device_resent
+        self._receiver, self.device_resent = receiver, device_resent
 
     def _take(self, connection: Connection) -> None:
         self.connection = connection
         self._receiver = Receiver()
-        self._holds_frame = False
         self.device_resent = 0
         self._prelude = b""
         if self._pace is not None:
@@ -192,11 +189,6 @@ class Channel:
     def _count(self, connection: Connection) -> None:
         self._wire_out += connection.wire_out
         self._wire_back += connection.wire_back
-
-    def _release(self) -> None:
-        if self._holds_frame:
-            self._receiver.release()
-            self._holds_frame = False
 
 
 def reason_of(error: Exception) -> str:

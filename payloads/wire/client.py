@@ -274,8 +274,6 @@ class Exchange:
                 raise error
             asking.outcomes[position] = error
             return
-        if channel._holds_frame:
-            channel._release()
         pending = Pending(channel, connection, position, request.sequence)
         buffers = request.buffers
         if channel._prelude:
@@ -301,7 +299,6 @@ class Exchange:
     def _answer(self, pending: Pending, header: Header, kind: int) -> Union[Answer, DeviceRefusedError]:
         done_ns = time.monotonic_ns()
         channel, connection = pending.channel, pending.connection
-        channel._holds_frame = True
         if header.sequence != pending.sequence or header.kind not in (kind, Kind.ERROR) or pending.rest:
             raise DeviceLostError(channel.name, "it answered something that was not asked")
         payload = channel._receiver.payload()

@@ -54,22 +54,20 @@ class Plain:
 
     Attributes:
         socket: The socket.
+        fileno: Returns the socket's descriptor, for epoll.
         wire_out: Bytes ever sent.
         wire_back: Bytes ever received.
     """
 
-    __slots__ = ("_piece", "_recv_into", "_sendmsg", "socket", "wire_back", "wire_out")
+    __slots__ = ("_piece", "_recv_into", "_sendmsg", "fileno", "socket", "wire_back", "wire_out")
 
     def __init__(self, connection: socket.socket) -> None:
         self.socket = connection
         self.wire_out = 0
         self.wire_back = 0
+        self.fileno = connection.fileno
         self._recv_into, self._sendmsg = connection.recv_into, connection.sendmsg
         self._piece = 0  # bytes handed over at once where the connection is paced
-
-    def fileno(self) -> int:
-        """Return the socket's descriptor, for epoll."""
-        return self.socket.fileno()
 
     def recv_into(self, view: memoryview) -> int:
         """Receive what is there; return how many bytes, 0 once the other end has closed.
@@ -141,9 +139,10 @@ class Tls:
 
     Attributes:
         socket: The socket.
+        fileno: Returns the socket's descriptor, for epoll.
     """
 
-    __slots__ = ("_buffer", "_inbox", "_outbox", "_raw", "_tls", "_unsent")
+    __slots__ = ("_buffer", "_inbox", "_outbox", "_raw", "_tls", "_unsent", "fileno")
 
     def __init__(
         self,
@@ -153,6 +152,7 @@ class Tls:
         server_side: bool = False,
     ) -> None:
         self._raw = Plain(connection)
+        self.fileno = connection.fileno
         self._inbox, self._outbox = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._inbox, self._outbox, server_side)
         self._unsent: List[memoryview] = []  # records that the kernel has not taken
@@ -205,10 +205,6 @@ class Tls:
     def certificate(self) -> Dict[str, Any]:
         """Return the other end's certificate, which the handshake has checked, as :mod:`ssl` decodes it."""
         return self._tls.getpeercert() or {}
-
-    def fileno(self) -> int:
-        """Return the socket's descriptor, for epoll."""
-        return self._raw.fileno()
 
     def recv_into(self, view: memoryview) -> int:
         """Receive and decrypt what is there; return how many bytes, 0 once the other end has closed.

@@ -18,7 +18,7 @@ from __future__ import annotations
 import struct
 import sys
 from array import array
-from typing import Dict, NamedTuple, Sequence, Tuple
+from typing import Dict, NamedTuple, NoReturn, Sequence
 
 from payloads.wire.control_frames import (
     MAX_PACE_MBIT,
@@ -105,6 +105,7 @@ DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 #: Bytes of one element, and of what belongs to a whole row: int8 has a float32 scale behind each row.
 _ROW_BYTES = {**{name: (size, 0) for name, size in DTYPE_BYTES.items()}, "int8": (1, 4)}
 _WIRE = {name: (code, *_ROW_BYTES[name]) for name, code in DTYPE_CODES.items()}
+#: Of a code: the element type's name, its bytes, and the bytes that each row has beside them.
 _BY_CODE = {code: (name, *_ROW_BYTES[name]) for name, code in DTYPE_CODES.items()}
 
 
@@ -218,7 +219,7 @@ def unpack_dispatch(payload: memoryview) -> Dispatch:
     if len(payload) < DISPATCH_HEAD_BYTES:
         raise FrameError("the dispatch ends within its head")
     layer, code, _, step, rows, hidden, experts, assignments = _DISPATCH.unpack_from(payload)
-    dtype, each, more = _of_code(code)
+    dtype, each, more = _BY_CODE.get(code) or _no_type(code)
     if not (rows and hidden and experts and assignments) or rows > MAX_ROWS:
         raise FrameError("the dispatch holds no tokens or too many")
     middle = DISPATCH_HEAD_BYTES + rows * (hidden * each + more)
@@ -309,11 +310,10 @@ def unpack_result(payload: memoryview) -> Result:
     """
     if len(payload) < RESULT_HEAD_BYTES:
         raise FrameError("the answer ends within its head")
-    values = _RESULT.unpack_from(payload)
     layer, code, late, step, assignments, hidden, _, _, received_ns, started_ns, computed_ns, replied_ns = (
-        values
+        _RESULT.unpack_from(payload)
     )
-    dtype, each, more = _of_code(code)
+    dtype, each, more = _BY_CODE.get(code) or _no_type(code)
     if len(payload) != RESULT_HEAD_BYTES + assignments * (hidden * each + more):
         raise FrameError("the answer is not as long as its head says")
     return Result(
@@ -331,12 +331,8 @@ def unpack_result(payload: memoryview) -> Result:
     )
 
 
-def _of_code(code: int) -> Tuple[str, int, int]:
-    """Return an element type's name, its bytes, and the bytes that each row has beside them."""
-    try:
-        return _BY_CODE[code]
-    except KeyError:
-        raise FrameError(f"unknown element type: {code}") from None
+def _no_type(code: int) -> NoReturn:
+    raise FrameError(f"unknown element type: {code}")
 
 
 def _too_long(length: int) -> FrameError:

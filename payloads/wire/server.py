@@ -30,6 +30,7 @@ MAX_STRANGERS = 32
 MAX_PEERS = 16
 #: For so long the server may stay with the connection that it has just heard of, where there is no other one.
 STAY_S = 0.02
+_STAY_NS = round(STAY_S * 1e9)
 
 #: Called with a whole frame: header, payload, and when it had arrived (monotonic ns). Returns the answer
 #: in pieces. The payload is good until the call returns. A FrameError closes the connection.
@@ -153,13 +154,24 @@ class Server:
             self._serve_peer(descriptor, self._peers[descriptor])
 
     def _serve_peer(self, descriptor: int, peer: _Peer) -> None:
-        connection = peer.connection
+        """Answer what has come from a peer; stay with it where it is the only one, which costs less than epoll.
+
+        Nobody else is kept waiting for longer than :data:`STAY_S`.
+        """
+        connection, receiver = peer.connection, peer.receiver
+        alone = len(self._peers) == 1 and not self._strangers
+        leave_ns, waits = 0, False
         try:
             if peer.rest:
                 peer.rest = connection.send(peer.rest)
-            # Once more only if something is left in a buffer: for what comes later there is the next event.
-            while not peer.rest and self._hear_peer(peer):
-                if not (peer.receiver.filled or connection.pending()) and not self._stay(peer):
+            while not peer.rest:
+                now_ns = self._hear_peer(peer, waits)
+                if not now_ns:
+                    break
+                leave_ns = leave_ns or now_ns + _STAY_NS
+                waits = alone and now_ns < leave_ns
+                # Once more only if something is left in a buffer: for what comes later there is the next event.
+                if not (waits or receiver.left_bytes or connection.pending()):
                     break
             # A peer that does not fetch its answers is not asked for more questions.
             if bool(peer.rest) != peer.behind:
@@ -170,43 +182,24 @@ class Server:
             self.counts.broken += isinstance(error, FrameError)
             self._drop(descriptor)
 
-    def _hear_peer(self, peer: _Peer) -> bool:
-        """Receive and answer one frame; return whether a whole one was there."""
+    def _hear_peer(self, peer: _Peer, waits: bool = False) -> int:
+        """Receive and answer one frame; return when it had arrived (monotonic ns), 0 where none is whole."""
         connection, receiver = peer.connection, peer.receiver
-        header = receiver.receive(connection)
+        header = receiver.receive(connection, waits)
         if header is None:
-            return False
-        answer = self._answer(connection, header, receiver.payload(), time.monotonic_ns())
-        if answer:
-            peer.rest = connection.send(answer)
-        receiver.release()
-        return True
-
-    def _stay(self, peer: _Peer) -> bool:
-        """Wait for the only peer's next frame at its socket, which costs less than epoll; return whether it begins.
-
-        Nobody else is kept waiting for longer than :data:`STAY_S`.
-        """
-        if len(self._peers) > 1 or self._strangers:
-            return False
-        now = time.monotonic()
-        if now > peer.look_around:
-            peer.look_around = now + STAY_S
-            return False
-        return peer.receiver.wait(peer.connection)
-
-    def _answer(
-        self, connection: Connection, header: Header, payload: memoryview, received_ns: int
-    ) -> Sequence[Buffer]:
-        """Return the answer to a frame, in pieces; none where the frame asks for none."""
-        kind = header.kind
-        if kind == Kind.PING:
-            sent_ns, again = unpack_ping(payload), connection.retransmitted_bytes()
-            return [pack_pong(sent_ns, received_ns, time.monotonic_ns(), again, header.sequence)]
+            return 0
+        received_ns, payload, kind = time.monotonic_ns(), receiver.payload(), header.kind
+        answer: Sequence[Buffer] = ()
         if kind == Kind.PACE:
             connection.set_pace(unpack_pace(payload))
-            return ()
-        return self._handler(header, payload, received_ns)
+        elif kind == Kind.PING:
+            sent_ns, again = unpack_ping(payload), connection.retransmitted_bytes()
+            answer = [pack_pong(sent_ns, received_ns, time.monotonic_ns(), again, header.sequence)]
+        else:
+            answer = self._handler(header, payload, received_ns)
+        if answer:
+            peer.rest = connection.send(answer)
+        return received_ns
 
     def _drop_silent(self) -> None:
         now = time.monotonic()
@@ -248,10 +241,9 @@ class _Peer:
     Attributes:
         rest: What the kernel has not taken of the last answer.
         behind: Whether epoll tells when the kernel takes more, instead of when the peer says more.
-        look_around: When to look at other connections, on the monotonic clock.
     """
 
-    __slots__ = ("behind", "connection", "label", "look_around", "receiver", "rest")
+    __slots__ = ("behind", "connection", "label", "receiver", "rest")
 
     def __init__(self, connection: Connection, label: str) -> None:
         self.connection = connection
@@ -259,7 +251,6 @@ class _Peer:
         self.receiver = Receiver()
         self.rest: List[memoryview] = []
         self.behind = False
-        self.look_around = 0.0
 
 
 def parse_listen(text: str) -> Tuple[str, int]:

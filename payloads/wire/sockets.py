@@ -48,27 +48,39 @@ class Receiver:
     """Receives frames from a connection into one buffer that is used again and again.
 
     Attributes:
-        filled: Bytes in the buffer that no frame has been taken for.
+        whole: Whether a whole frame is in the buffer that was given out; the next :meth:`receive` forgets it.
     """
 
-    __slots__ = ("_buffer", "_header", "_needed", "_view", "filled")
+    __slots__ = ("_buffer", "_filled", "_header", "_needed", "_view", "whole")
 
     def __init__(self) -> None:
         self._buffer = bytearray(_FIRST_BUFFER_BYTES)
         self._view = memoryview(self._buffer)
         self._header: Optional[Header] = None
         self._needed = HEADER_BYTES
-        self.filled = 0
+        self._filled = 0
+        self.whole = False
 
-    def receive(self, connection: Source) -> Optional[Header]:
+    @property
+    def left_bytes(self) -> int:
+        """What has come behind the frame that was given out."""
+        return self._filled - self._needed if self.whole else self._filled
+
+    def receive(self, connection: Source, waits: bool = False) -> Optional[Header]:
         """Receive what is there; return the header once the whole frame is in the buffer.
+
+        Args:
+            connection: Where it comes from.
+            waits: Whether a short time may be waited for the first bytes, where none are there.
 
         Raises:
             ConnectionClosedError: The other end closed the connection.
             OSError: The connection failed.
             FrameError: What came is no frame.
         """
-        header, view, filled = self._header, self._view, self.filled
+        if self.whole:
+            self._forget()
+        header, view, filled = self._header, self._view, self._filled
         while True:
             if filled >= self._needed:
                 if header is None:
@@ -77,54 +89,41 @@ class Receiver:
                     if self._needed > len(view):
                         view = self._grow()
                 if filled >= self._needed:
+                    self.whole = True
                     return header
             if filled == len(view):
                 view = self._grow()
             try:
-                count = connection.recv_into(view[filled:] if filled else view)
+                if filled:
+                    count = connection.recv_into(view[filled:])
+                else:
+                    count = connection.wait_into(view) if waits else connection.recv_into(view)
             except BlockingIOError:
                 return None
             if not count:
                 raise ConnectionClosedError("connection closed")
             filled += count
-            self.filled = filled
-
-    def wait(self, connection: Source) -> bool:
-        """Wait a short time for the next frame's first bytes; return whether they are there.
-
-        Raises:
-            ConnectionClosedError: The other end closed the connection.
-            OSError: The connection failed.
-        """
-        try:
-            count = connection.wait_into(self._view)
-        except BlockingIOError:
-            return False
-        if not count:
-            raise ConnectionClosedError("connection closed")
-        self.filled = count
-        return True
+            self._filled = filled
 
     def payload(self) -> memoryview:
-        """Return the payload of the complete frame; it is good until :meth:`release`."""
-        assert self._header is not None
+        """Return the payload of the whole frame; it is good until the next :meth:`receive`."""
         return self._view[HEADER_BYTES : self._needed]
 
-    def release(self) -> None:
-        """Forget the complete frame; what came behind it moves to the front."""
-        assert self._header is not None
-        rest = self.filled - self._needed
+    def _forget(self) -> None:
+        """Forget the whole frame; what came behind it moves to the front."""
+        rest = self._filled - self._needed
         if rest:
-            self._buffer[:rest] = bytes(self._view[self._needed : self.filled])
-        self.filled = rest
+            self._buffer[:rest] = bytes(self._view[self._needed : self._filled])
+        self._filled = rest
         self._header = None
         self._needed = HEADER_BYTES
+        self.whole = False
 
     def _grow(self) -> memoryview:
         # A new buffer instead of a longer one: tensors may still point into the old one. And not for all that a
         # header announces: what does not come shall not cost memory either.
         buffer = bytearray(max(2 * len(self._buffer), min(self._needed, _STEP_BYTES)))
-        buffer[: self.filled] = self._view[: self.filled]
+        buffer[: self._filled] = self._view[: self._filled]
         self._buffer = buffer
         self._view = memoryview(buffer)
         return self._view

@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """What one dispatch costs in software: fan-out to four echo workers and gather, ours beside what others use.
 
-    python scripts/bench/dispatch.py [--rounds 200] [--only NAME ...] [--json]
+    python scripts/bench/dispatch.py [--sets 3] [--rounds 200] [--only NAME ...] [--json]
 
 Everything is timed in turn, in one run on one machine, each round in another order, so that only ratios are to be
-trusted. Every worker gets the rows of all tokens and answers with as many; nobody computes anything.
+trusted. Where the kernel puts the processes moves a time by a third: they are started anew for every set, and what is
+told is the median of the sets' medians. Every worker gets the rows of all tokens and answers with as many; nobody
+computes anything.
 
 - ``blocking``: the least that a program can do: send to each worker, then receive from each, no checks;
 - ``plain``, ``tls``: the project's data plane: epoll, checked frames, stamps; with a shared key, and over TLS 1.3;
@@ -56,6 +58,7 @@ def main() -> int:
     """Start all workers, time everything in turn, print a table; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=200, help="rounds at one token; fewer for more")
+    parser.add_argument("--sets", type=int, default=3, help="how often all processes are started anew")
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 4, 8, 64, 512])
     parser.add_argument("--hidden", type=int, nargs="+", default=[2048, 4096])
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="NAME")
@@ -66,19 +69,22 @@ def main() -> int:
         for name in options.only
         if (needs := CONTENDERS[name][1]) and not importlib.util.find_spec(needs)
     ]
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(TemporaryDirectory()))
-        contenders = {
-            name: CONTENDERS[name][0](stack, folder) for name in options.only if name not in missing
-        }
-        rows = [
-            measure(contenders, tokens, hidden, options.rounds)
-            for hidden in options.hidden
-            for tokens in options.tokens
-        ]
+    names = [name for name in options.only if name not in missing]
+    sizes = [(tokens, hidden) for hidden in options.hidden for tokens in options.tokens]
+    sets = [measure_set(names, sizes, options.rounds) for _ in range(options.sets)]
+    rows = [
+        {key: statistics.median(row[key] for row in of_size) for key in of_size[0]}
+        for of_size in zip(*sets, strict=True)
+    ]
     failed = failures(rows)
     if options.json:
-        result = {"cpus": os.cpu_count(), "missing": missing, "median_us": rows, "failed": failed}
+        result = {
+            "cpus": os.cpu_count(),
+            "missing": missing,
+            "median_us": rows,
+            "sets": sets,
+            "failed": failed,
+        }
         print(json.dumps(result))
     else:
         print_table(rows)
@@ -87,6 +93,14 @@ def main() -> int:
         for line in failed:
             print(f"FAILED: {line}")
     return 1 if failed else 0
+
+
+def measure_set(names: list[str], sizes: list[tuple[int, int]], rounds: int) -> list[dict[str, float]]:
+    """Start the workers of all contenders and time every size; return its rows."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory()))
+        contenders = {name: CONTENDERS[name][0](stack, folder) for name in names}
+        return [measure(contenders, tokens, hidden, rounds) for tokens, hidden in sizes]
 
 
 def measure(

@@ -155,7 +155,7 @@ def test_what_comes_unasked_does_not_touch_an_answer_that_is_still_to_be_taken(m
             time.sleep(0.001)
 
     def babble(header, payload, received_ns):
-        until(lambda: early.channel._holds_frame)  # its answer is there
+        until(lambda: early.channel._receiver.whole)  # its answer is there
         (peer,) = early.server._peers.values()
         peer.connection.send([b"\xff" * 64])
         until(lambda: exchange.gone)

@@ -12,7 +12,7 @@ import pytest
 from payloads.wire import auth, frames, server
 from payloads.wire.client import Channel, DeviceLostError, DeviceRefusedError, Exchange, Request
 from payloads.wire.credentials import PlainKey
-from payloads.wire.frames import Kind, pack_header
+from payloads.wire.frames import Kind, pack_header, pack_ping
 from payloads.wire.header import HEADER, MAGIC
 from payloads.wire.server import Server, listen, parse_listen
 
@@ -306,33 +306,61 @@ def test_a_peer_that_never_rests_keeps_nobody_else_waiting(start, exchange, keys
     assert set(asked) == {3}
 
 
-class Silent:
-    """A connection on which nothing comes; counts how often somebody waits for it."""
+class Asker:
+    """A connection on which pings come one after the other; tells whether somebody waited for each."""
 
-    def __init__(self):
-        self.waits = 0
+    def __init__(self, pings):
+        self.pings = pings
+        self.waited = []
+
+    def fileno(self):
+        return 0
+
+    def retransmitted_bytes(self):
+        return 0
+
+    def pending(self):
+        return 0
+
+    def send(self, buffers):
+        return []
+
+    def recv_into(self, view, waited=False):
+        if len(self.waited) == self.pings:
+            raise BlockingIOError
+        self.waited.append(waited)
+        ping = pack_ping(1, len(self.waited))
+        view[: len(ping)] = ping
+        return len(ping)
 
     def wait_into(self, view):
-        self.waits += 1
-        raise BlockingIOError
+        return self.recv_into(view, waited=True)
 
 
-def test_the_server_stays_with_its_only_peer_for_a_moment_and_looks_around_in_between(start, keys):
+def test_the_server_stays_with_its_only_peer_and_with_no_other(start, keys):
     one = Server(listen("127.0.0.1", 0), PlainKey(keys / "right"), lambda *_: [], "test")
     try:
-        silent = Silent()
-        peer = server._Peer(silent, "only")
-        one._peers[0] = peer
-        assert not one._stay(peer)
-        assert silent.waits == 0, "at first it looks around"
-        assert not one._stay(peer)
-        assert silent.waits == 1
-        peer.look_around = time.monotonic() - 1
-        assert not one._stay(peer)
-        assert silent.waits == 1
-        one._peers[1] = server._Peer(silent, "another")
-        assert not one._stay(peer)
-        assert silent.waits == 1
+        only = Asker(3)
+        one._peers[0] = server._Peer(only, "only")
+        one._serve_peer(0, one._peers[0])
+        assert only.waited == [False, True, True], "epoll had told of the first"
+        first = Asker(3)
+        one._peers = {0: server._Peer(first, "first"), 1: server._Peer(Asker(0), "second")}
+        one._serve_peer(0, one._peers[0])
+        assert first.waited == [False], "the others come by epoll, as those of the second do"
+    finally:
+        one._peers.clear()
+        one.close()
+
+
+def test_the_server_looks_around_after_a_moment_with_its_only_peer(start, keys, monkeypatch):
+    monkeypatch.setattr(server, "_STAY_NS", 0)
+    one = Server(listen("127.0.0.1", 0), PlainKey(keys / "right"), lambda *_: [], "test")
+    try:
+        only = Asker(3)
+        one._peers[0] = server._Peer(only, "only")
+        one._serve_peer(0, one._peers[0])
+        assert only.waited == [False]
     finally:
         one._peers.clear()
         one.close()
