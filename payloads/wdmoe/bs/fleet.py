@@ -16,7 +16,8 @@ from payloads.wire.frames import FrameError, Kind, pack_header, pack_ping, unpac
 
 __all__ = ["DeviceSpec", "Devices", "FleetError", "FleetSpec", "read_fleet"]
 
-PINGS = 12
+#: A clock is asked until so many round trips in a row were no shorter than the shortest, and at most so often.
+PINGS_IN_VAIN, PINGS_MOST = 12, 60
 RESTART_S = 20.0  # what a supervisor needs to start a worker again, torch included
 #: What a device may take to say who it is or what its clock says: neither waits for a computation.
 TALK_S = 10.0
@@ -249,8 +250,9 @@ def _describe(exchange: Exchange, channels: Sequence[Channel]) -> Dict[str, Dict
 
 
 def _pings(exchange: Exchange, channel: Channel) -> List[PingStamps]:
-    result = []
-    for _ in range(PINGS):
+    result: List[PingStamps] = []
+    shortest, in_vain = float("inf"), 0
+    while in_vain < PINGS_IN_VAIN and len(result) < PINGS_MOST:
         sequence = channel.next_sequence()
         ping = pack_ping(time.monotonic_ns(), sequence)
         # Not asked in haste: that another device goes meanwhile is no fault of this one.
@@ -265,6 +267,8 @@ def _pings(exchange: Exchange, channel: Channel) -> List[PingStamps]:
             exchange.disconnect(channel)
             raise DeviceLostError(channel.name, str(error)) from error
         result.append(PingStamps(sent_ns, received_ns, replied_ns, answer.done_ns))
+        rtt_ns = result[-1].rtt_ns()
+        shortest, in_vain = min(shortest, rtt_ns), 0 if rtt_ns < shortest else in_vain + 1
     return result
 
 
