@@ -59,6 +59,7 @@ def shard_model(
     experts: str | None = None,
     workers: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    on_wait: Callable[[], None] | None = None,
 ) -> Sharded:
     """Split a checkpoint into objects and write the manifest; what is there already is kept.
 
@@ -71,6 +72,7 @@ def shard_model(
         experts: ``int8`` for experts as 8 bits, with a scale for each row; ``None`` for experts as they are.
         workers: How many objects are made at once; what suits this machine by default.
         on_progress: Called with the bytes done and all bytes; from any thread, one call at a time.
+        on_wait: Called once where another process is at work in the folder, before it is waited for.
 
     Raises:
         InputError: There is no such model, its family is not known, tensors are missing, it changed while it was
@@ -81,7 +83,7 @@ def shard_model(
         raise InputError(f"experts: expected {' or '.join(WEIGHTS)}, got {experts!r}")
     checkpoint = open_checkpoint(model)
     wanted = recipes(checkpoint, experts)
-    with _only_writer(out), Sources() as sources:
+    with _only_writer(out, on_wait), Sources() as sources:
         objects = out / "objects"
         objects.mkdir(exist_ok=True)
         for part in [*objects.glob("[0-9]*.part"), out / "manifest.part", out / ".journal.part"]:
@@ -114,10 +116,15 @@ def shard_model(
 
 
 @contextlib.contextmanager
-def _only_writer(folder: Path) -> Iterator[None]:
+def _only_writer(folder: Path, on_wait: Callable[[], None] | None) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if on_wait is not None:
+                on_wait()
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 

@@ -28,6 +28,7 @@ class ShardProgress:
 
     def __init__(self, model: str, console: Console | None = None) -> None:
         console = console or Console(stderr=True)
+        self._console, self._model = console, model
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -48,6 +49,12 @@ class ShardProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
+
+    def waits(self) -> None:
+        """Say that another process is at work on the same."""
+        self._console.print(
+            f"{self._model}: another testbed splits it right now; waiting for that one", style="dim"
+        )
 
     def __call__(self, done_bytes: int, all_bytes: int) -> None:
         """Note how many bytes are done."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import fcntl
 import io
 import json
 import os
@@ -152,6 +153,23 @@ def test_memory_is_a_few_chunks_however_large_the_tensors(tmp_path, checkpoints,
             assert tracemalloc.get_traced_memory()[1] < 2 << 20
         finally:
             tracemalloc.stop()
+
+
+def test_who_comes_while_another_splits_says_so_and_keeps_what_that_one_made(checkpoints, tmp_path):
+    first = shard_model(checkpoints["published"], tmp_path)
+    with (tmp_path / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        said = []
+
+        def go_on():
+            said.append("waits")
+            fcntl.flock(lock, fcntl.LOCK_UN)
+
+        second = shard_model(checkpoints["published"], tmp_path, on_wait=go_on)
+    assert said == ["waits"]
+    assert (second.written, second.kept) == (0, first.written)
+    shard_model(checkpoints["published"], tmp_path, on_wait=lambda: said.append("for nobody"))
+    assert said == ["waits"]
 
 
 def test_a_model_that_changed_is_split_anew_and_it_is_said(checkpoints, tmp_path):
