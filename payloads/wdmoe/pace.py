@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from typing import Iterable, NamedTuple, Optional
 
-__all__ = ["WEIGHT_BYTES", "ExpertShape", "Pace"]
+from payloads.board.pace import Pace
+
+__all__ = ["WEIGHT_BYTES", "ExpertShape"]
 
 #: Operations of SiLU for one element (eta): negate, exponential, add, divide.
 ACTIVATION_OPERATIONS = 4
@@ -58,23 +60,8 @@ class ExpertShape(NamedTuple):
         activations = tokens * (2 * self.hidden + 3 * self.intermediate)
         return self.weights_bytes + activations * self.element_bytes
 
-
-class Pace(NamedTuple):
-    """The speed of a board; a term that is ``None`` does not bind.
-
-    Attributes:
-        ops_per_s: Operations per second.
-        bytes_per_s: Bytes per second from memory.
-    """
-
-    ops_per_s: Optional[float]
-    bytes_per_s: Optional[float]
-
-    def seconds(self, shape: ExpertShape, tokens_by_expert: Iterable[int]) -> float:
-        """Return the time for one dispatch: for each expert the slower of the two, one after the other."""
-        total = 0.0
-        for tokens in tokens_by_expert:
-            compute = shape.operations(tokens) / self.ops_per_s if self.ops_per_s else 0.0
-            memory = shape.traffic_bytes(tokens) / self.bytes_per_s if self.bytes_per_s else 0.0
-            total += max(compute, memory)
-        return total
+    def seconds(self, pace: Pace, tokens_by_expert: Iterable[int]) -> float:
+        """Return what a board takes for one dispatch: its experts one after the other."""
+        return sum(
+            pace.seconds(self.operations(tokens), self.traffic_bytes(tokens)) for tokens in tokens_by_expert
+        )

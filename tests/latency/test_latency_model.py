@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from payloads.board.pace import Pace
 from payloads.linkd.model import DEFAULT_SLACK_US, Framing, expected_ms
 from payloads.wdmoe.buckets import Buckets
 from payloads.wdmoe.latency import (
@@ -20,7 +21,7 @@ from payloads.wdmoe.latency import (
     check_terms,
     message_bytes,
 )
-from payloads.wdmoe.pace import ExpertShape, Pace
+from payloads.wdmoe.pace import ExpertShape
 from payloads.wdmoe.routing import Loads, Selection, loads_of
 from payloads.wire.connection import record_bytes
 from payloads.wire.frames import pack_dispatch, pack_lists, pack_result, unpack_dispatch
@@ -119,7 +120,7 @@ def test_a_dispatch_takes_round_trip_links_and_paced_computation(drawn, data):
             for size, rate in zip(sizes, (down, up), strict=True)
         )
         software_ms = (speed.fixed_ms or 0) + speed.pair_ms * sum(counts) + 2 * delay_ms
-        paced_s = Pace(speed.ops_per_s, speed.bytes_per_s).seconds(SHAPE, counts)
+        paced_s = SHAPE.seconds(Pace(speed.ops_per_s, speed.bytes_per_s), counts)
         assert seconds == pytest.approx(paced_s + (links_ms + software_ms) / 1e3)
     assert costs.layer_s(loads) == max(costs.dispatch_s(loads))
 
@@ -210,7 +211,7 @@ def test_where_nothing_limits_the_links_only_the_rest_counts():
     for first_frame in (True, False):
         model = LatencyModel(("a",), SHAPE, (speed,), first_frame=first_frame)
         costs = model.costs([np.inf], [np.inf])
-        paced_s = Pace(1e9, 1e8).seconds(SHAPE, [500])
+        paced_s = SHAPE.seconds(Pace(1e9, 1e8), [500])
         assert costs.dispatch_s(single(500))[0] == pytest.approx(0.002 + paced_s)
         assert costs.down_s[0] == costs.up_s[0] == 0
 

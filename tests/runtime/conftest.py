@@ -23,12 +23,13 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
 
+from payloads.board.pace import Pace
 from payloads.linkd.client import Client
 from payloads.wdmoe.bs.model_folder import ModelFolder
 from payloads.wdmoe.bs.spec import read_spec
 from payloads.wdmoe.bs.station import Station, lay_out_model
 from payloads.wdmoe.latency import DeviceSpeed, LatencyModel
-from payloads.wdmoe.pace import ExpertShape, Pace
+from payloads.wdmoe.pace import ExpertShape
 from payloads.wdmoe.worker.expert_worker import Worker
 from payloads.wdmoe.worker.shards import read_wanted
 from payloads.wire.credentials import Credentials, PlainKey, TlsCertificate

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from payloads.wdmoe.pace import ExpertShape, Pace
+from payloads.board.pace import Pace
+from payloads.wdmoe.pace import ExpertShape
 from payloads.wdmoe.tensors import encode_header
 from payloads.wdmoe.worker import products
 from payloads.wdmoe.worker.products import Matrix, Products
@@ -68,7 +69,7 @@ def test_int8_weights_are_a_quarter_of_the_bytes_of_float32():
     assert narrow.weights_bytes == 3 * HIDDEN * INNER + 4 * (2 * INNER + HIDDEN)
     activations = whole.traffic_bytes(5) - whole.traffic_bytes(0)
     assert narrow.traffic_bytes(5) == narrow.weights_bytes + activations
-    assert Pace(None, 1.0).seconds(narrow, [5]) == narrow.traffic_bytes(5)
+    assert narrow.seconds(Pace(None, 1.0), [5]) == narrow.traffic_bytes(5)
     assert narrow.operations(3) == whole.operations(3)
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from payloads.board.pace import Pace
 from payloads.wdmoe.bs.fleet import DeviceSpec, FleetSpec, _mismatch
-from payloads.wdmoe.pace import Pace
 from payloads.wdmoe.worker.expert_worker import Worker
 from payloads.wdmoe.worker.shards import read_wanted
 from payloads.wire import frames

@@ -148,7 +148,7 @@ class Rack:
 
 
 def unpaced():
-    from payloads.wdmoe.pace import Pace
+    from payloads.board.pace import Pace
 
     return Pace(None, None)
 

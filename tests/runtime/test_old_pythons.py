@@ -18,15 +18,16 @@ import json, mmap, os, ssl, struct, sys, tempfile, threading
 from pathlib import Path
 from unittest.mock import MagicMock
 
-for path in sorted(Path("payloads").glob("w*/**/*.py")):
+for path in sorted(Path("payloads").glob("[bw]*/**/*.py")):
     compile(path.read_text(), str(path), "exec")
 
 from payloads.services import ready
 from payloads.wire import auth, client, clock, credentials, frames, server
-from payloads.wdmoe import families, gating, pace, tensors
+from payloads.board import busy, pace
+from payloads.wdmoe import families, gating, tensors
+from payloads.wdmoe import pace as wdmoe_pace
 from payloads.wdmoe.allocation import bandwidth
 from payloads.wdmoe.bs import bsctl, spec
-from payloads.wdmoe.worker import busy
 
 folder = Path(tempfile.mkdtemp())
 key = folder / "key"
@@ -88,7 +89,7 @@ with tensors.TensorFile(folder / "x") as file:
 counter = busy.BusyCounter(folder / "deep" / "busy")
 busy.wait_until(__import__("time").monotonic_ns() + 3000000, counter)
 assert counter.value() >= 2900000
-assert pace.Pace(None, 10.0).seconds(pace.ExpertShape(1, 1, 1), [1]) == 0.8
+assert wdmoe_pace.ExpertShape(1, 1, 1).seconds(pace.Pace(None, 10.0), [1]) == 0.8
 assert bandwidth.check_bandwidth({"kind": "proportional", "per": "layer"}) == []
 assert gating.check_selection({"kind": "top_k", "k": 1}) == []
 assert families.family_of({"model_type": "mixtral"}).expert_key("model.layers.2.mlp.experts.down_proj").layer == 2

@@ -10,10 +10,8 @@ a frame that breaks the format closes its connection; the worker goes on.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
 import json
-import os
 import signal
 import sys
 import time
@@ -23,10 +21,11 @@ from typing import List, Optional, Sequence, Tuple
 
 import torch
 
+from payloads.board.busy import BusyCounter, wait_until
+from payloads.board.options import add_board, board_of, expanded
+from payloads.board.pace import Pace
 from payloads.metrics_http import MetricsServer
 from payloads.services.ready import announce_ready
-from payloads.wdmoe.pace import Pace
-from payloads.wdmoe.worker.busy import BusyCounter, wait_until
 from payloads.wdmoe.worker.compute import ExpertBank, NotHeldError
 from payloads.wdmoe.worker.metrics import WorkerMetrics
 from payloads.wdmoe.worker.shards import ShardError, WantedList, describe, load_experts, read_wanted
@@ -113,7 +112,7 @@ class Worker:
         worked_ns = time.monotonic_ns() - started_ns
         if self._busy is not None:
             self._busy.add(worked_ns)
-        paced_ns = round(self._pace.seconds(self._shape, dispatch.counts) * 1e9)
+        paced_ns = round(self._shape.seconds(self._pace, dispatch.counts) * 1e9)
         wait_until(started_ns + paced_ns, self._busy)
         late = 0 < paced_ns < worked_ns
         computed_ns = time.monotonic_ns()
@@ -128,15 +127,13 @@ class Worker:
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run a worker until SIGTERM; return the exit status."""
     options = _parse(arguments)
-    torch.set_num_threads(1)
-    _give_way()
+    board = board_of(options, NAME)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         wanted = read_wanted(options.wanted)
         credentials = credentials_of(options)
         objects = options.objects or options.wanted.parent / "objects"
-        pace = Pace(options.pace_ops_per_s, options.pace_bytes_per_s)
-        worker = Worker(wanted, objects, pace, _busy_counter(options.busy_file), _device(options.device))
+        worker = Worker(wanted, objects, *board)
         server = Server(listen(*options.listen), credentials, worker.handle, NAME)
         shown = _show_metrics(worker, server, options.metrics)
     except (ShardError, AuthError, NotHeldError, OSError) as error:
@@ -175,63 +172,22 @@ def _show_metrics(
     return shown
 
 
-def _give_way() -> None:
-    """Do not push aside whoever hands over the work.
-
-    Where a base station shares the processor, as in the emulated lab, it would stand still in the middle of asking the
-    devices, until the first of them has computed.
-    """
-    # For speed only: a container may forbid it.
-    with contextlib.suppress(OSError):
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-
-
-def _busy_counter(path: Optional[Path]) -> Optional[BusyCounter]:
-    if path is None:
-        return None
-    try:
-        return BusyCounter(path)
-    except OSError as error:
-        # The counter tells others how busy this board is; experts are served without it as well.
-        print(f"{NAME}: no busy counter: {path}: {error.strerror}", file=sys.stderr, flush=True)
-        return None
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
-
-
 def _parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=NAME, description="Serve experts to the base station.")
-    path = _expanded
-    parser.add_argument("--wanted", type=path, required=True, help="the wanted list")
-    parser.add_argument("--objects", type=path, help="the objects' folder; default: beside the wanted list")
+    parser.add_argument("--wanted", type=expanded, required=True, help="the wanted list")
+    parser.add_argument(
+        "--objects", type=expanded, help="the objects' folder; default: beside the wanted list"
+    )
     parser.add_argument("--listen", type=parse_listen, required=True, metavar="ADDRESS:PORT")
     add_credentials(parser)
-    parser.add_argument("--pace-ops-per-s", type=_positive, help="compute no faster than this")
-    parser.add_argument("--pace-bytes-per-s", type=_positive, help="read memory no faster than this")
+    add_board(parser)
     parser.add_argument(
         "--metrics",
         type=parse_listen,
         metavar="ADDRESS:PORT",
         help="serve Prometheus metrics there, such as at 127.0.0.1:7079; off by default",
     )
-    parser.add_argument("--busy-file", type=path, help="counter of the nanoseconds spent busy")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to compute")
     return parser.parse_args(arguments)
-
-
-def _expanded(text: str) -> Path:
-    return Path(text).expanduser()
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
-    return value
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""What every service on a board shares, whatever it computes."""
