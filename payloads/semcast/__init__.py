@@ -1,0 +1,1 @@
+"""Semantic image broadcast to several users over a degraded broadcast channel."""

@@ -1,0 +1,148 @@
+"""The receiver of a device: hears frames over its own noisy channel, decodes its user's image, and reports.
+
+    python -m payloads.semcast.receiver --models ~/.testbed/models.json --folder ~/.testbed/runs/RUN \
+        --listen 0.0.0.0:7070 --tls ~/.testbed/tls
+
+Needs torch and the standard library. What a frame's symbols meet on the air, noise and gain, is drawn here from the
+campaign's seed, so that a local play of the same frame gives the same image. Images stay here until they are fetched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Optional, Sequence
+
+import torch
+
+from payloads.board.busy import BusyCounter
+from payloads.board.options import add_board, board_of, expanded
+from payloads.board.pace import Pace
+from payloads.semcast.hearing import Listener, TrialError
+from payloads.semcast.messages import What, pack_done, what_is
+from payloads.semcast.multicast import MulticastError
+from payloads.semcast.shelf import Shelf, ShelfError
+from payloads.services.ready import announce_ready
+from payloads.wire.auth import AuthError
+from payloads.wire.credentials import add_credentials, credentials_of
+from payloads.wire.frames import Buffer, FrameError, Header, Kind, pack_error, pack_header
+from payloads.wire.server import Server, listen, parse_listen
+
+__all__ = ["Receiver", "main"]
+
+NAME = "receiver"
+
+
+class Receiver:
+    """Answers frames.
+
+    Attributes:
+        description: What it says of itself, as JSON.
+
+    Args:
+        shelf: The models.
+        folder: The run's folder, where the images of each trial go.
+        pace: How fast the board is that it stands for.
+        busy: What counts the time spent busy, if anything.
+        device: Where to compute.
+    """
+
+    def __init__(
+        self,
+        shelf: Shelf,
+        folder: Path,
+        pace: Pace,
+        busy: Optional[BusyCounter] = None,
+        device: Optional[torch.device] = None,
+    ) -> None:
+        self._listener = Listener(shelf, folder, pace, busy, device or torch.device("cpu"))
+        paced = {"ops_per_s": pace.ops_per_s, "bytes_per_s": pace.bytes_per_s}
+        self.description = json.dumps({"models": shelf.identities(), "pace": paced}).encode()
+
+    def handle(self, header: Header, payload: memoryview, received_ns: int) -> Sequence[Buffer]:
+        """Answer one frame.
+
+        Raises:
+            FrameError: The frame breaks the format.
+        """
+        if header.kind == Kind.DESCRIBE:
+            return [pack_header(Kind.DESCRIPTION, len(self.description), header.sequence), self.description]
+        if header.kind != Kind.DISPATCH:
+            raise FrameError(f"a frame of kind {header.kind} is not for a receiver")
+        what = what_is(payload)
+        try:
+            answer = self._answer(what, payload, received_ns)
+        except FrameError:
+            raise
+        except (MulticastError, OSError, ShelfError, TrialError) as error:
+            print(f"{NAME}: {error}", file=sys.stderr, flush=True)
+            return [pack_error(str(error), header.sequence)]
+        except Exception as error:
+            # Such as memory that ran out: logged in full, told to the transmitter, and no end of the service.
+            traceback.print_exc()
+            return [pack_error(f"{type(error).__name__}: {error}", header.sequence)]
+        return [pack_header(Kind.RESULT, len(answer), header.sequence), answer]
+
+    def close(self) -> None:
+        """Drop what is not kept."""
+        self._listener.close()
+
+    def _answer(self, what: int, payload: memoryview, received_ns: int) -> bytes:
+        listener = self._listener
+        if what == What.BEGIN:
+            listener.begin(payload)
+        elif what == What.END:
+            listener.end()
+        elif what == What.FRAME:
+            return listener.frame(payload, received_ns)
+        elif what == What.PIECES:
+            return listener.pieces(payload)
+        else:
+            raise FrameError(f"message {what} is not for a receiver")
+        return pack_done()
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """Run a receiver until SIGTERM; return the exit status."""
+    options = _parse(arguments)
+    board = board_of(options, NAME)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        shelf = Shelf(options.models)
+        credentials = credentials_of(options)
+        receiver = Receiver(shelf, options.folder, *board)
+        server = Server(listen(*options.listen), credentials, receiver.handle, NAME)
+    except (AuthError, OSError, ShelfError) as error:
+        print(f"{NAME}: {error}", file=sys.stderr)
+        return 1
+    try:
+        address, port = server.address
+        names = ", ".join(shelf.identities()) or "no model"
+        print(f"{NAME}: hears {names} at {address}:{port}", file=sys.stderr, flush=True)
+        gc.collect()
+        gc.freeze()
+        announce_ready()
+        server.serve()
+    finally:
+        server.close()
+        receiver.close()
+    return 0
+
+
+def _parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=NAME, description="Hear broadcast images.")
+    parser.add_argument("--models", type=expanded, required=True, help="the list of models")
+    parser.add_argument("--folder", type=expanded, required=True, help="the run's folder; images go below it")
+    parser.add_argument("--listen", type=parse_listen, required=True, metavar="ADDRESS:PORT")
+    add_credentials(parser)
+    add_board(parser)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
