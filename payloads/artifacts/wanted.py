@@ -10,6 +10,8 @@ from payloads.artifacts.store import DIGEST, ArtifactError
 
 __all__ = ["Wanted", "parse_wanted", "read_wanted"]
 
+_KEYS = ("experts", "base_station", "objects")
+
 
 class Wanted(NamedTuple):
     """One object that a host must hold.
@@ -38,11 +40,11 @@ def read_wanted(path: Path) -> list[Wanted]:
 
 
 def parse_wanted(value: Any) -> list[Wanted]:
-    """Return the objects of a list: those of its ``experts``, and of its ``base_station``, each once."""
-    if not isinstance(value, dict) or not ("experts" in value or "base_station" in value):
-        raise ArtifactError("expected an object with the key experts or base_station")
+    """Return the objects of a list: those of each of :data:`_KEYS` that it has, each object once."""
+    if not isinstance(value, dict) or not any(key in value for key in _KEYS):
+        raise ArtifactError(f"expected an object with the key {_KEYS[0]}, {_KEYS[1]} or {_KEYS[2]}")
     sizes: dict[str, int] = {}
-    for key in ("experts", "base_station"):
+    for key in _KEYS:
         entries = value.get(key, [])
         if not isinstance(entries, list):
             raise ArtifactError(f"{key}: expected a list")

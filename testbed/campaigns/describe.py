@@ -5,13 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from dataclasses import asdict
 from typing import Any
 
 from testbed import __version__
 from testbed.campaigns.plan import RunInputs
 from testbed.campaigns.prepare import Probed
-from testbed.placement.place import placement_json
 
 __all__ = ["describe_run"]
 
@@ -33,6 +31,7 @@ def describe_run(inputs: RunInputs, probed: Probed, command: str, started_unix: 
         "state": "running",
         "started_unix": started_unix,
         "campaign_name": campaign.campaign,
+        "workload": campaign.workload,
         "campaign": campaign.text,
         "command": command,
         "versions": {"testbed": __version__, "python": platform.python_version(), **_package_versions()},
@@ -44,29 +43,12 @@ def describe_run(inputs: RunInputs, probed: Probed, command: str, started_unix: 
         "inventory": inputs.inventory.resolved(),
         "facts": probed.as_json(),
         "emulated": inputs.inventory.emulation is not None,
-        "model": _model(inputs),
-        "placement": placement_json(inputs.placement),
-        "latency": {
-            "calibration": campaign.latency.calibration and str(campaign.latency.calibration),
-            "model": inputs.latency.as_json(),
-        },
+        **inputs.work.describe(),
         # What shapes each link is added when it is first set: it may depend on the host's kernel.
         "links": {"shaping": network.shaping, "leaf": network.leaf, "backends": {}},
         "power_total": {},
         "seeds": {"campaign": campaign.seed},
         "security": network.security,
-    }
-
-
-def _model(inputs: RunInputs) -> dict[str, Any]:
-    manifest = inputs.manifest
-    numbers = asdict(manifest)
-    del numbers["experts"], numbers["base_station"]
-    return {
-        "name": manifest.model,
-        "manifest": manifest.digest(),
-        "parameters": manifest.parameters,
-        **numbers,
     }
 
 

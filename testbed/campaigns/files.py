@@ -9,13 +9,14 @@ from typing import Any
 
 from payloads.wdmoe.user_policy import is_user_kind, split_kind
 from testbed.config.campaign import Campaign
+from testbed.config.campaign_base import CampaignBase
 from testbed.errors import InputError
 
 __all__ = ["check_unchanged", "file_digests"]
 
 
-def file_digests(campaign: Campaign) -> dict[str, str]:
-    """Return the sha256 of every file that a campaign names, beside the lab and the model: those have their own.
+def file_digests(campaign: CampaignBase) -> dict[str, str]:
+    """Return the sha256 of every file that a campaign names, beside the lab, models and images: those have their own.
 
     Prompts, held-out texts, questions, recorded channels, the calibration, and policies of the user's own.
 
@@ -25,15 +26,15 @@ def file_digests(campaign: Campaign) -> dict[str, str]:
     Raises:
         OSError: A file cannot be read.
     """
-    data = campaign.model_dump(exclude={"inventory", "model"})
+    data = campaign.model_dump(exclude={"inventory", "model", "schemes", "images"})
     paths = [*_paths(data)]
-    for policy in campaign.policies:
+    for policy in campaign.policies if isinstance(campaign, Campaign) else ():
         if is_user_kind(policy.selection.kind):
             paths.append(split_kind(policy.selection.kind)[0])
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in dict.fromkeys(paths)}
 
 
-def check_unchanged(known: Mapping[str, str], campaign: Campaign, run: str) -> None:
+def check_unchanged(known: Mapping[str, str], campaign: CampaignBase, run: str) -> None:
     """Check that the files are those that a run was started with.
 
     Args:

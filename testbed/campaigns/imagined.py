@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from payloads.linkd.channel import Channel, linear_channel
-from testbed.config.campaign import Campaign
+from testbed.config.campaign_base import CampaignBase
 from testbed.config.inventory import Inventory
 from testbed.links.backends import is_shaped
 from testbed.links.channels import channel_of
@@ -30,7 +30,7 @@ class Imagined:
     delay_ms: Mapping[str, float]
 
 
-def imagined_links(campaign: Campaign, inventory: Inventory, name: str) -> Imagined:
+def imagined_links(campaign: CampaignBase, inventory: Inventory, name: str) -> Imagined:
     """Return the links of a scenario.
 
     Args:

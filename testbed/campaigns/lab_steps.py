@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from payloads.linkd.channel import Channel
 from testbed.campaigns.phases import Kind, Phase
-from testbed.config.campaign import Verify
+from testbed.config.campaign_base import Verify
 from testbed.config.inventory import Host, Inventory
 from testbed.hosts.payload import host_python, payload_command
-from testbed.hosts.steps import Command, Put, Step
+from testbed.hosts.steps import Command, Fetch, Put, Step
 from testbed.links.backends import daemon_arguments, planned_backends, shaping_hosts
 from testbed.links.commands import (
     KEY_FILE,
@@ -24,10 +26,12 @@ from testbed.links.commands import (
 from testbed.links.estimate import probe_seconds
 from testbed.links.scenario import ShapingPlan, links_argument
 
-__all__ = ["LabSteps", "json_bytes"]
+__all__ = ["ASK", "LabSteps", "channel_bytes", "json_bytes"]
 
 #: Where a host holds its certificate.
 TLS_FOLDER = "~/.testbed/tls"
+#: The module that asks the base station for work, whatever it serves.
+ASK = "wdmoe.bs.bsctl"
 LEASE_TTL_S = 8.0
 PROBE_TIMEOUT_S = 600.0
 
@@ -35,6 +39,11 @@ PROBE_TIMEOUT_S = 600.0
 def json_bytes(value: Mapping[str, Any]) -> bytes:
     """Return a value as the content of a file; the same value gives the same bytes."""
     return (json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode()
+
+
+def channel_bytes(channel: Channel) -> bytes:
+    """Return the content of a channel's file; the same channel gives the same bytes."""
+    return (json.dumps(channel.as_json(), separators=(",", ":"), sort_keys=True) + "\n").encode()
 
 
 class LabSteps:
@@ -85,6 +94,48 @@ class LabSteps:
         if self.inventory.network.security == "tls":
             return ["--tls", TLS_FOLDER]
         return ["--key-file", KEY_FILE]
+
+    def paced(self, device: Host) -> list[str]:
+        """Return the options of a device's part: where it says that it works, and how fast it may where emulated."""
+        options = ["--busy-file", "/run/testbed/busy_ns"]
+        if device.pace:
+            options += ["--pace-ops-per-s", f"{device.pace.ops_per_s:g}"]
+            options += ["--pace-bytes-per-s", f"{device.pace.bytes_per_s:g}"]
+        return options
+
+    def controlled(self) -> list[str]:
+        """Return the options of the base station's part: where it is asked, and what it knows of the links."""
+        options = ["--control", "~/.testbed/bs.sock"]
+        if self.shapers:
+            options += ["--links", "~/.testbed/linkd.sock"]
+        if self.inventory.network.shaping == "pacing":
+            options.append("--pacing")
+        return options
+
+    def metrics(self, host: Host) -> list[str]:
+        """Return the options that let a service of a host show its metrics."""
+        port = self.inventory.network.metrics_port
+        return [] if port is None else ["--metrics", f"{host.address}:{port}"]
+
+    def ask(self, *args: str, title: str, timeout_s: float) -> Command:
+        """Return the step that asks the base station for work and waits for its end.
+
+        Args:
+            *args: What is asked for.
+            title: A few words for people.
+            timeout_s: The most seconds that it may take.
+        """
+        return self.payload(self.bs, ASK, *args, title=title, timeout_s=timeout_s)
+
+    def fetch_records(self, remote: str, folder: Path, name: str) -> Fetch:
+        """Return the step that fetches what the base station recorded of a trial or pass.
+
+        Args:
+            remote: The run's folder on the base station.
+            folder: The run's folder here.
+            name: The trial's or pass's name.
+        """
+        return Fetch(self.bs.name, f"{remote}/{name}", folder / "fetched" / name, "records")
 
     def responder(self, device: Host) -> Step:
         """Return what starts a device's end of the probes."""

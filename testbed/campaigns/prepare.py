@@ -1,26 +1,19 @@
-"""Gather what a plan follows from: the hosts' facts, the sharded model, the placement."""
+"""Gather what a plan follows from: the hosts' facts, and what is to run on them."""
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from payloads.wdmoe.bs.spec import quality_name
-from testbed.artifacts.manifest import Manifest
-from testbed.artifacts.shard import Sharded, shard_model
-from testbed.artifacts.shard_progress import ShardProgress
 from testbed.campaigns.journal import Journal
-from testbed.campaigns.passes import Pass
 from testbed.campaigns.phases import Phase
 from testbed.campaigns.plan import RunInputs
-from testbed.campaigns.trials import Trial
-from testbed.config.campaign import AutoPlacement, Campaign
-from testbed.config.folders import cache_folder
+from testbed.campaigns.work import Work
+from testbed.config.broadcast import BroadcastCampaign
 from testbed.config.inventory import Host, Inventory
 from testbed.errors import HostError, HostKeyError, TestbedError
 from testbed.hosts.authority import Authority, host_certificates, new_authority
@@ -28,25 +21,12 @@ from testbed.hosts.facts import Facts, assume_facts, facts_command, gather_facts
 from testbed.hosts.fleet import Fleet
 from testbed.hosts.steps import Command
 from testbed.hosts.transport import Transport
-from testbed.placement.memory import capacities
-from testbed.placement.place import Placement, place_auto, place_explicit
 from testbed.provision.plan import plan_fleet
-from testbed.records.manifest import MANIFEST_NAME, read_manifest
-from testbed.simulate.assumed import latency_model
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from testbed.campaigns.target import Target
 
-__all__ = [
-    "Probed",
-    "frequency_of",
-    "gather",
-    "place",
-    "probe_hosts",
-    "probe_phase",
-    "sharded",
-]
+__all__ = ["Probed", "gather", "probe_hosts", "probe_phase"]
 
 T = TypeVar("T")
 
@@ -156,101 +136,50 @@ def _together(errors: Sequence[TestbedError | OSError]) -> TestbedError | OSErro
     return together
 
 
-def sharded(model: Path, experts: Literal["int8"] | None = None) -> Sharded:
-    """Return a model's objects, made in the cache where they are not there yet.
-
-    Args:
-        model: The model's folder.
-        experts: How the experts' weights are held; as in the checkpoint where None.
-    """
-    place = hashlib.sha256(str(model.resolve()).encode()).hexdigest()[:12]  # two models may have one name
-    held = f"-{experts}" if experts else ""
-    folder = cache_folder() / "shards" / f"{model.name}-{place}{held}"
-    with ShardProgress(model.name) as progress:
-        return shard_model(model, folder, experts=experts, on_progress=progress)
-
-
-def place(
-    campaign: Campaign, inventory: Inventory, manifest: Manifest, facts: Mapping[str, Facts]
-) -> Placement:
-    """Return which devices hold which expert.
-
-    Raises:
-        InputError: The model does not fit, or the campaign's own placement is wrong.
-    """
-    devices, settings = capacities(inventory, facts), campaign.placement
-    if settings == "auto":
-        settings = AutoPlacement(kind="auto")
-    if not isinstance(settings, AutoPlacement):
-        return place_explicit(manifest, settings, devices, campaign.dtype)
-    return place_auto(
-        manifest,
-        devices,
-        campaign.dtype,
-        frequency=frequency_of(campaign, manifest),
-        copies=settings.copies,
-        hot_copies=settings.hot_copies,
-    )
-
-
-def frequency_of(campaign: Campaign, manifest: Manifest) -> NDArray[np.float64] | None:
-    """Return how often each expert (L, E) is asked for, where the campaign's placement names a run that tells.
-
-    Raises:
-        InputError: There is no such run, or it tells nothing of this model.
-    """
-    settings = campaign.placement
-    if not isinstance(settings, AutoPlacement) or settings.frequency is None:
-        return None
-    from testbed.placement.frequency import routing_frequency
-
-    return routing_frequency(settings.frequency, manifest)
-
-
-def gather(
-    run: str,
-    folder: Path,
-    campaign: Campaign,
-    inventory: Inventory,
-    all_trials: Sequence[Trial],
-    all_passes: Sequence[Pass],
-    probed: Probed,
-    authority: Authority | None = None,
-) -> RunInputs:
+def gather(target: Target, probed: Probed, authority: Authority | None = None) -> RunInputs:
     """Return all that the plan of a run (or of what is left of it) follows from.
 
     Args:
-        run: The run's name.
-        folder: Its local folder.
-        campaign: The campaign.
-        inventory: The fleet.
-        all_trials: All trials of the run.
-        all_passes: All quality passes of the run.
+        target: What is to be run.
         probed: What the hosts answered.
         authority: What certifies the hosts for the data plane. Where there is none, as in a dry run, one does that is
             forgotten at once.
     """
-    model = sharded(campaign.model, campaign.experts)
-    whole = _whole_parts(
-        folder, asks_questions=campaign.quality is not None and bool(campaign.quality.choices)
-    )
-    trials = [trial for trial in all_trials if trial.name not in whole]
+    work = _work(target, probed)
+    whole = _whole_trials(target.folder)
+    trials = [trial for trial in target.trials if trial.name not in whole]
     return RunInputs(
-        run=run,
-        campaign=campaign,
-        inventory=inventory,
-        manifest=model.manifest,
-        shards=model.path.parent,
-        placement=_recorded_placement(folder) or place(campaign, inventory, model.manifest, probed.facts),
-        trials=trials,
-        all_trials=all_trials,
-        passes=[one for one in all_passes if one.name not in whole],
-        latency=latency_model(campaign, inventory, model.manifest),
-        provision=plan_fleet(inventory, probed.facts),
+        run=target.run,
+        campaign=target.campaign,
+        inventory=target.inventory,
+        work=work,
+        trials=[trial for trial in trials if work.runs_on_rack(trial)],
+        computed=[trial for trial in trials if not work.runs_on_rack(trial)],
+        provision=plan_fleet(target.inventory, probed.facts),
         objects_at_bs=probed.objects_at_bs,
         key=secrets.token_hex(32),
-        certificates=_certificates(inventory, authority),
-        folder=folder,
+        certificates=_certificates(target.inventory, authority),
+        folder=target.folder,
+    )
+
+
+def _work(target: Target, probed: Probed) -> Work:
+    """Return what is run, by the campaign's workload."""
+    if isinstance(target.campaign, BroadcastCampaign):
+        from testbed.campaigns.broadcast import broadcast_of
+
+        return broadcast_of(target.run, target.campaign, target.inventory, target.trials)
+    from testbed.campaigns.experts import experts_of
+
+    return experts_of(
+        target.run,
+        target.folder,
+        target.campaign,
+        target.inventory,
+        target.trials,
+        target.passes,
+        probed.facts,
+        target.serving,
     )
 
 
@@ -261,29 +190,10 @@ def _certificates(inventory: Inventory, authority: Authority | None) -> dict[str
     return host_certificates(authority or new_authority(inventory.lab, now), inventory, now)
 
 
-def _recorded_placement(folder: Path) -> Placement | None:
-    """Return the placement that a run was started with: its memory may look otherwise now, its trials must not."""
-    if not (folder / MANIFEST_NAME).is_file():
-        return None
-    given = read_manifest(folder).get("placement")
-    return {
-        int(layer): {int(expert): tuple(names) for expert, names in row.items()}
-        for layer, row in (given or {}).items()
-    } or None
-
-
-def _whole_parts(folder: Path, *, asks_questions: bool) -> set[str]:
-    """Return the trials and quality passes that are whole on disk."""
+def _whole_trials(folder: Path) -> set[str]:
+    """Return the trials that are whole on disk."""
     if not (folder / "tables").is_dir():
         return set()
     from testbed.records import load_run
 
-    run = load_run(folder)
-    # Of a pass' tables this one is written last.
-    rated = run.choices if asks_questions else run.quality
-    passes = rated[["policy", "scenario"]].drop_duplicates()
-    names = {
-        quality_name(str(row.policy), row.scenario if isinstance(row.scenario, str) else None)
-        for row in passes.itertuples()
-    }
-    return {str(name) for name in run.completed["trial"]} | names
+    return {str(name) for name in load_run(folder).completed["trial"]}

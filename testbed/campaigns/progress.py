@@ -59,6 +59,11 @@ class Progress:
         if phase.trial is None:
             self.note(phase.name, quiet_on_terminal=True)
 
+    def computing(self, trial: Trial) -> None:
+        """Say that a trial begins that needs no rack."""
+        self._trial, self._began = trial, time.monotonic()
+        self._bar.update(self._task, description=f"computing {trial.name}")
+
     def within(self, phase: Phase, done: int, of: int, what: str) -> None:
         """Say how far a trial or a quality pass is."""
         self._bar.update(self._task, description=f"{phase.name}: {what} ({done}/{of})")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from testbed.campaigns.executor import Executor, last_json
 from testbed.campaigns.journal import Journal
+from testbed.campaigns.lab_steps import ASK
 from testbed.campaigns.phases import Kind, Phase
 from testbed.campaigns.progress import Progress
 from testbed.campaigns.trials import Trial
@@ -21,13 +22,18 @@ from testbed.links.backends import shaping_hosts
 from testbed.links.commands import history_command, show_command
 from testbed.links.history import history_problems, history_tables
 from testbed.links.scenario import links_rows, merged_counters, probe_rows
-from testbed.links.traffic import traffic_rows
+from testbed.links.traffic import dispatch_bytes, traffic_rows
 from testbed.records import RecordWriter, read_manifest, read_payload_records, write_manifest
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Outcome", "Runner"]
+    from testbed.campaigns.work import Tables, Work
+
+__all__ = ["Outcome", "Read", "Runner"]
+
+Read = Callable[[Path, str, str, float], "Tables"]
+"""Makes tables of the folder that was fetched of a trial, given the run, the trial, and the run's start."""
 
 GIVE_UP_AFTER = (
     3  # trials that failed one after the other: something is wrong with the rack, not with a trial
@@ -61,6 +67,7 @@ class Runner(Executor):
         journal: Where every step is written before and after it.
         progress: Who is told how far the run is.
         clock_offsets_s: Each host's clock minus ours, where it is known.
+        read: Makes tables of what was fetched of a trial; those of the base station's records where left out.
     """
 
     def __init__(
@@ -72,6 +79,7 @@ class Runner(Executor):
         journal: Journal,
         progress: Progress,
         clock_offsets_s: Mapping[str, float] | None = None,
+        read: Read = read_payload_records,
     ) -> None:
         super().__init__(open_fleet, progress, lambda n, phase, *rest: journal.write(n, phase.name, *rest))
         self.folder = folder
@@ -80,6 +88,7 @@ class Runner(Executor):
         self.progress = progress
         self.clock_offsets_s = clock_offsets_s or {}
         self.records = RecordWriter(folder)
+        self._read = read
         self.outcome = Outcome()
         self._links_ok: bool | None = None
         self._backends: dict[str, dict[str, dict[str, str]]] = {}
@@ -99,6 +108,19 @@ class Runner(Executor):
         self.carry_out(phases, first_number)
         self.outcome.stopped = self.stopped
         return self.outcome
+
+    def compute(self, work: Work, trials: Sequence[Trial]) -> None:
+        """Compute the trials that need no rack, once it is done with the others.
+
+        Args:
+            work: What computes and writes them.
+            trials: The trials.
+        """
+        for trial in trials:
+            self.progress.computing(trial)
+            work.compute(trial, self.records, self._now_s())
+            self.outcome.completed.append(trial.name)
+            self.progress.trial_done(trial)
 
     def interrupted(self) -> None:
         """Say what comes now that the user has stopped the run."""
@@ -204,7 +226,7 @@ class Runner(Executor):
         name = f"{trial.name}.failed"
         try:
             for place, step in enumerate(phase.steps):
-                if isinstance(step, Fetch):
+                if isinstance(step, Fetch) and step.host == self.fleet.inventory.base_station.name:
                     source, target = f"{step.source}.failed", step.target.with_name(name)
                     late = replace(step, source=source, target=target, optional=True)
                     self._step(first + place, phase, late)
@@ -223,13 +245,13 @@ class Runner(Executor):
         shapers = shaping_hosts(self.fleet.inventory)
         shows = _answers_to(answers, [show_command(host).shell for host in shapers])
         histories = _answers_to(answers, [history_command(host).shell for host in shapers])
-        asked = [answer for answer in answers if " payloads.wdmoe.bs.bsctl " in answer.command.shell]
+        asked = [answer for answer in answers if f" payloads.{ASK} " in answer.command.shell]
         result = last_json(asked[0], "result")["result"]
         if any(result.get("unrecorded", {}).values()):  # a serving's records have an end
             left_out = ", ".join(f"{count} {what}" for what, count in result["unrecorded"].items())
             self.reporter.note(f"{trial.name}: its records were full; not in them: {left_out}")
         fetched = self.folder / "fetched" / trial.name
-        tables: dict[str, Any] = {**read_payload_records(fetched, self.run, trial.name, self.started_unix)}
+        tables: dict[str, Any] = {**self._read(fetched, self.run, trial.name, self.started_unix)}
         row["t_start_s"] = result["t_start_s"] - self.started_unix
         row["t_end_s"] = result["t_end_s"] - self.started_unix
         half = len(shows) // 2
@@ -244,7 +266,7 @@ class Runner(Executor):
             before,
             after,
             result["control_bytes"],
-            tables.get("dispatches", []),
+            result.get("data_bytes") or dispatch_bytes(tables.get("dispatches", [])),
             result.get("retransmitted_bytes"),
         )
         listed, wrong = [], []

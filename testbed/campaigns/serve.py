@@ -112,7 +112,8 @@ def new(
         InputError: A file or an option is wrong.
     """
     target = session.new(results, campaign_file, inventory_file, limit)
-    serving = serving_of(target.campaign, policy, scenario, concurrency, address, token_file)
+    campaign = session.experts_campaign(target)
+    serving = serving_of(campaign, policy, scenario, concurrency, address, token_file)
     return replace(target, serving=serving)
 
 
@@ -213,7 +214,10 @@ class ServeRunner(Runner):
         return True
 
     def _begin(self, remote_url: str) -> None:
-        name, model = self._target.inventory.base_station.name, self._target.campaign.model_name
+        name, model = (
+            self._target.inventory.base_station.name,
+            session.experts_campaign(self._target).model_name,
+        )
         reached = Reached(self._target.run, name, remote_url, self._door.url, model, self._serving)
         self._on_up(reached, self.reporter.note)
         if self._for_s is not None:

@@ -24,16 +24,30 @@ from testbed.campaigns.progress import Progress
 from testbed.campaigns.runner import Runner
 from testbed.campaigns.spec import load_prompts
 from testbed.campaigns.target import Evaluation, Finished, Plan, Target
-from testbed.config.campaign import Campaign, check_campaign, load_campaign
+from testbed.config.broadcast import BroadcastCampaign
+from testbed.config.campaign import Campaign
+from testbed.config.campaign_base import CampaignBase, check_campaign
 from testbed.config.inventory import Inventory, load_inventory
+from testbed.config.workloads import AnyCampaign, load_any_campaign
 from testbed.errors import InputError, RefusedError, TestbedError
 from testbed.hosts.authority import lab_authority
 from testbed.hosts.fleet import Fleet
-from testbed.records import find_run, read_manifest, write_manifest
+from testbed.records import RecordWriter, find_run, read_manifest, write_manifest
 from testbed.records.manifest import LOCK_NAME, MANIFEST_NAME
 from testbed.simulate.assumed import calibrated
 
-__all__ = ["Evaluation", "Finished", "Plan", "Target", "dry_run", "evaluation", "execute", "new", "resumed"]
+__all__ = [
+    "Evaluation",
+    "Finished",
+    "Plan",
+    "Target",
+    "dry_run",
+    "evaluation",
+    "execute",
+    "experts_campaign",
+    "new",
+    "resumed",
+]
 
 PROBE_TIMEOUT_S = 8.0
 
@@ -44,7 +58,7 @@ def new(results: Path, campaign_file: Path, inventory_file: Path | None, limit: 
     Raises:
         InputError: A file is wrong, or they do not fit each other.
     """
-    campaign = load_campaign(campaign_file)
+    campaign = load_any_campaign(campaign_file)
     inventory_file = inventory_file or campaign.inventory
     inventory = _checked(campaign, load_inventory(inventory_file), limit)
     run = _free_name(results, campaign)
@@ -65,16 +79,29 @@ def evaluation(
             policy or scenario of a name.
     """
     target = replace(new(results, campaign_file, inventory_file, limit), evaluation=asked)
-    if target.campaign.quality is None:
+    campaign = experts_campaign(target)
+    if campaign.quality is None:
         raise InputError(
             f"{campaign_file}: the campaign measures no quality",
             hint="give it `quality` with `texts` or `choices`; docs/quality.md has the keys",
         )
-    passes_of(target.campaign, asked.policies, asked.scenarios)  # refuses a name that is not there
+    passes_of(campaign, asked.policies, asked.scenarios)  # refuses a name that is not there
     return target
 
 
-def _free_name(results: Path, campaign: Campaign) -> str:
+def experts_campaign(target: Target) -> Campaign:
+    """Return the campaign of what only split experts have, such as quality passes and an API.
+
+    Raises:
+        InputError: The campaign is one of another workload.
+    """
+    if not isinstance(target.campaign, Campaign):
+        text = "split experts were expected: a broadcast has no experts, policies or prompts"
+        raise target.campaign.mistake((("workload",), text))
+    return target.campaign
+
+
+def _free_name(results: Path, campaign: CampaignBase) -> str:
     """Return the campaign's name and the next free number."""
     taken = [path.name.rpartition("-")[2] for path in results.glob(f"{campaign.campaign}-*")]
     number = max((int(tail) for tail in taken if tail.isdigit()), default=0) + 1
@@ -89,6 +116,10 @@ def resumed(results: Path, run: str, limit: Sequence[str]) -> Target:
     """
     folder = find_run(results, run)
     manifest = read_manifest(folder)
+    if manifest.get("simulated") and manifest.get("workload") == "broadcast":
+        raise InputError(
+            f"{folder.name} is a simulation", hint=f"it goes on with: testbed simulate --resume {folder}"
+        )
     if manifest.get("simulated"):
         raise InputError(
             f"{folder.name} is a simulation, which does not go on where it was",
@@ -113,7 +144,7 @@ def resumed(results: Path, run: str, limit: Sequence[str]) -> Target:
     if limit:
         raise InputError("--limit cannot change when a run goes on", hint="start a new run for other devices")
     campaign_file, inventory_file = Path(files["campaign"]), Path(files["inventory"])
-    campaign = load_campaign(campaign_file)
+    campaign = load_any_campaign(campaign_file)
     if campaign.text != manifest["campaign"]:
         raise InputError(
             f"{campaign_file}: the file has changed since {folder.name} was started",
@@ -145,16 +176,7 @@ def dry_run(target: Target) -> Plan:
     """Return what a run would do; a host that does not answer gets assumed facts."""
     with Fleet(target.inventory, connect_timeout_s=PROBE_TIMEOUT_S) as fleet:
         probed = probe_hosts(fleet, assume=True)
-    inputs = gather(
-        target.run,
-        target.folder,
-        target.campaign,
-        target.inventory,
-        target.trials,
-        target.passes,
-        probed,
-    )
-    inputs = replace(inputs, serving=target.serving)
+    inputs = gather(target, probed)
     return Plan(target, probed, [probe_phase(target.inventory), *plan_run(inputs)])
 
 
@@ -187,25 +209,14 @@ def _execute(target: Target, journal: Journal, make_runner: Callable[..., Runner
     probing = probe_phase(target.inventory)
     with Fleet(target.inventory, connect_timeout_s=PROBE_TIMEOUT_S) as fleet:
         probed = probe_hosts(fleet, assume=False, journal=journal)
-    inputs = gather(
-        target.run,
-        target.folder,
-        target.campaign,
-        target.inventory,
-        target.trials,
-        target.passes,
-        probed,
-        lab_authority(target.inventory),
-    )
-    inputs = replace(inputs, serving=target.serving)
+    inputs = gather(target, probed, lab_authority(target.inventory))
     offsets = {name: facts.clock_offset_s or 0.0 for name, facts in probed.facts.items()}
     if target.resumed:
         manifest = read_manifest(target.folder)
         started_unix = float(manifest["started_unix"])
-        if manifest["model"]["manifest"] != inputs.manifest.digest():
+        if changed := inputs.work.changed(manifest):
             raise InputError(
-                f"{target.campaign.model}: the model has changed since {target.folder.name} was started",
-                hint="start a new run",
+                f"{changed} has changed since {target.folder.name} was started", hint="start a new run"
             )
     else:
         started_unix = time.time() + offsets[target.inventory.base_station.name]
@@ -223,7 +234,8 @@ def _execute(target: Target, journal: Journal, make_runner: Callable[..., Runner
 
     update_manifest(target.folder, state="running")
     state = "failed"
-    with Progress(len(inputs.trials)) as progress:
+    inputs.work.begin(RecordWriter(target.folder))
+    with Progress(len(inputs.trials) + len(inputs.computed)) as progress:
         runner = make_runner(
             lambda: Fleet(target.inventory),
             target.folder,
@@ -232,9 +244,11 @@ def _execute(target: Target, journal: Journal, make_runner: Callable[..., Runner
             journal,
             progress,
             offsets,
+            inputs.work.read,
         )
         try:
             outcome = runner.execute(plan_run(inputs), first_number=len(probing.steps))
+            runner.compute(inputs.work, inputs.computed)
             if not outcome.failed and not outcome.stopped:
                 state = "completed"
         except KeyboardInterrupt:
@@ -250,7 +264,7 @@ def _execute(target: Target, journal: Journal, make_runner: Callable[..., Runner
             report = finish(target.folder, target.inventory, state)
             if state == "interrupted":
                 progress.note(f"what was measured so far: {report}")
-    whole = len(target.trials) - len(inputs.trials) + len(outcome.completed)
+    whole = len(target.trials) - len(inputs.trials) - len(inputs.computed) + len(outcome.completed)
     return Finished(
         target.run,
         target.folder,
@@ -264,10 +278,15 @@ def _execute(target: Target, journal: Journal, make_runner: Callable[..., Runner
     )
 
 
-def _checked(campaign: Campaign, lab: Inventory, limit: Sequence[str]) -> Inventory:
-    """Return the lab, limited, once all that can be seen without a host is right."""
-    inventory = lab.limited(limit)
+def _checked(campaign: AnyCampaign, lab: Inventory, limit: Sequence[str]) -> Inventory:
+    """Return the lab with what takes part, once all that can be seen without a host is right."""
+    inventory = campaign.taking_part(lab, limit)
     check_campaign(campaign, lab)  # a scenario may speak of a device that is left out
+    if isinstance(campaign, BroadcastCampaign):
+        from testbed.semcast.check import check_playable
+
+        check_playable(campaign)
+        return inventory
     load_prompts(campaign)
     require_weights(campaign.model)
     if campaign.latency.calibration is not None:

@@ -13,12 +13,11 @@ from typing import Any
 
 from payloads.linkd.channel import Channel
 from testbed.campaigns.executor import Executor, Reporter, last_json
-from testbed.campaigns.lab_steps import LabSteps
+from testbed.campaigns.lab_steps import LabSteps, channel_bytes
 from testbed.campaigns.phases import Kind, Phase
-from testbed.campaigns.plan import channel_bytes
-from testbed.config.campaign import Campaign, Verify, check_campaign
+from testbed.config.campaign_base import CampaignBase, Verify, check_campaign
 from testbed.config.inventory import Host, Inventory
-from testbed.config.scenario import DEFAULT, Link, Scenario
+from testbed.config.scenario import DEFAULT, Link, LinkScenario
 from testbed.config.shaping import no_impairments
 from testbed.errors import InputError, TestbedError
 from testbed.hosts.facts import Facts, assume_facts, gather_facts
@@ -102,7 +101,7 @@ def _shaped(inventory: Inventory) -> None:
 
 
 def wanted_of_campaign(
-    campaign: Campaign, inventory: Inventory, names: Sequence[str] = (), repeat: int = 0
+    campaign: CampaignBase, inventory: Inventory, names: Sequence[str] = (), repeat: int = 0
 ) -> tuple[Wanted, ...]:
     """Return the states of the links that a campaign's scenarios ask for.
 
@@ -167,18 +166,18 @@ def wanted_of_rate(
         loss_percent=loss_percent,
     )
     both = f"{downlink_mbit:g}" if downlink_mbit == uplink_mbit else f"{downlink_mbit:g}-{uplink_mbit:g}"
-    scenario = Scenario.model_construct(name=f"{both}-mbit", links={DEFAULT: link}, channel=None)
+    scenario = LinkScenario.model_construct(name=f"{both}-mbit", links={DEFAULT: link}, channel=None)
     return Wanted(shaping_plan(scenario, inventory))
 
 
-def checked(campaign: Campaign, lab: Inventory, limit: Sequence[str]) -> Inventory:
+def checked(campaign: CampaignBase, lab: Inventory, limit: Sequence[str]) -> Inventory:
     """Return the lab, limited, once the campaign fits it.
 
     Raises:
         InputError: It does not, or no device is left.
     """
     check_campaign(campaign, lab)
-    return lab.limited(limit)
+    return campaign.taking_part(lab, ()).limited(limit)
 
 
 @dataclass(frozen=True)
@@ -366,15 +365,15 @@ def verify_settings(sizes: Sequence[int], repeats: int, tolerance: float) -> Ver
 
 def campaign_and_lab(
     campaign_file: Path, inventory_file: Path | None, limit: Sequence[str]
-) -> tuple[Campaign, Inventory]:
+) -> tuple[CampaignBase, Inventory]:
     """Return a campaign and the lab that it runs on, limited and checked against each other.
 
     Raises:
         InputError: A file is wrong, or they do not fit each other.
     """
-    from testbed.config.campaign import load_campaign
     from testbed.config.inventory import load_inventory
+    from testbed.config.workloads import load_any_campaign
 
-    campaign = load_campaign(campaign_file)
+    campaign = load_any_campaign(campaign_file)
     lab = load_inventory(inventory_file or campaign.inventory)
     return campaign, checked(campaign, lab, limit)

@@ -18,6 +18,7 @@ from testbed.campaigns.serving import Serving
 from testbed.campaigns.trials import Trial, trials_of
 from testbed.config.campaign import Campaign
 from testbed.config.inventory import Inventory
+from testbed.config.workloads import AnyCampaign
 
 __all__ = ["Evaluation", "Finished", "Plan", "Target"]
 
@@ -60,7 +61,7 @@ class Target:
     folder: Path
     campaign_file: Path
     inventory_file: Path
-    campaign: Campaign
+    campaign: AnyCampaign
     inventory: Inventory
     limit: tuple[str, ...] = ()
     resumed: bool = False
@@ -70,7 +71,7 @@ class Target:
     @property
     def passes(self) -> tuple[Pass, ...]:
         """All quality passes of the run, in order."""
-        if self.serving is not None:
+        if self.serving is not None or not isinstance(self.campaign, Campaign):
             return ()
         asked = self.evaluation or Evaluation()
         return passes_of(self.campaign, asked.policies, asked.scenarios)
@@ -128,7 +129,8 @@ class Plan:
     def as_text(self) -> str:
         """Return the plan for people: the facts that it rests on, then each phase's steps."""
         campaign = self.target.campaign
-        shape = f"{len(campaign.policies)} policies x {len(campaign.scenarios)} scenarios x {campaign.repeats} repeats"
+        names, plural = [name for group in campaign.compared for name in group], campaign.compared_are
+        shape = f"{len(names)} {plural} x {len(campaign.scenarios)} scenarios x {campaign.repeats} repeats"
         what = f"{len(self.target.trials)} trials ({shape})"
         if self.target.serving is not None:
             what = f"serves {self.target.serving.policy} in {self.target.serving.scenario}"

@@ -34,7 +34,9 @@ def shard(
 
     try:
         with ShardProgress(model.name) as progress:
-            done = shard_model(model, out, name=name, experts=experts, on_progress=progress, on_wait=progress.waits)
+            done = shard_model(
+                model, out, name=name, experts=experts, on_progress=progress, on_wait=progress.waits
+            )
     except KeyboardInterrupt:
         say("what is done stays: run it again to go on")
         raise

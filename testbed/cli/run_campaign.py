@@ -34,7 +34,7 @@ def run(
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a campaign: provision what is missing, deploy the experts, shape the links, measure, report.
+    """Run a campaign: provision what is missing, deploy the models, shape the links, measure, report.
 
     A run that was cut off goes on with `testbed run --resume RUN`: trials that are whole are not run again.
     """

@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,12 +20,19 @@ from testbed.cli.common import (
     print_table,
     say,
 )
+from testbed.errors import InputError
+
+if TYPE_CHECKING:
+    from testbed.semcast.target import BroadcastTarget
+    from testbed.simulate.session import Target
 
 __all__ = ["simulate"]
 
 
 def simulate(
-    campaign: Annotated[Path, typer.Argument(help="The campaign file.", show_default=False, dir_okay=False)],
+    campaign: Annotated[
+        Path | None, typer.Argument(help="The campaign file.", show_default=False, dir_okay=False)
+    ] = None,
     inventory: OtherLabOption = None,
     run: Annotated[
         str | None,
@@ -52,27 +59,42 @@ def simulate(
         int | None, typer.Option("--jobs", min=1, help="How many processes work; one a processor by default.")
     ] = None,
     results: ResultsOption = DEFAULT_RESULTS,
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", metavar="RUN", help="Go on with a simulated broadcast that was cut off."),
+    ] = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Simulate a campaign: the same trials, policies, links and tables as a run, and no hosts.
 
-    The routing is recorded from the model, which runs here on the campaign's prompts; for a model without weights it
-    is drawn.
+    Of split experts, the routing is recorded from the model, which runs here on the campaign's prompts; for a model
+    without weights it is drawn. A broadcast is played as the rack would, image by image.
     """
+    if (campaign is None) == (resume is None):
+        raise InputError(
+            "name a campaign file, or a simulated broadcast with --resume",
+            hint="testbed simulate campaigns/wdmoe.yaml",
+        )
     from testbed.simulate.session import dry_run as planned
-    from testbed.simulate.session import execute, target
+    from testbed.simulate.session import execute, resumed_target, target
 
-    wanted = target(
-        campaign,
-        results,
-        inventory_file=inventory,
-        run=run,
-        calibration=calibration,
-        repeats=repeats,
-        batch_tokens=batch_tokens,
-        command=shlex.join(["testbed", *sys.argv[1:]]),
-    )
+    if resume is not None:
+        if any(option is not None for option in (inventory, run, calibration, repeats, batch_tokens)):
+            raise InputError("only --jobs can change when a simulation goes on")
+        wanted: Target | BroadcastTarget = resumed_target(results, resume)
+    else:
+        assert campaign is not None
+        wanted = target(
+            campaign,
+            results,
+            inventory_file=inventory,
+            run=run,
+            calibration=calibration,
+            repeats=repeats,
+            batch_tokens=batch_tokens,
+            command=shlex.join(["testbed", *sys.argv[1:]]),
+        )
     if dry_run:
         plan = planned(wanted)
         if as_json:

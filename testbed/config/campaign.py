@@ -1,33 +1,22 @@
-"""The campaign file: which model, prompts, policies and link scenarios make the trials of a run."""
+"""The campaign file of split experts: which model, prompts, policies and link scenarios make the trials of a run."""
 
 from __future__ import annotations
 
-import difflib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Discriminator, Field, PrivateAttr, Tag, ValidationInfo, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo, model_validator
 
-from testbed.config.folders import built_models_folder
+from testbed.config.campaign_base import CampaignBase, Telemetry, Verify, check_campaign, doubled, parsed
 from testbed.config.inventory import Inventory, no_device
-from testbed.config.model import (
-    Count,
-    FilePath,
-    Model,
-    Name,
-    Problem,
-    Rate,
-    ReadableFile,
-    problems_error,
-    validate,
-)
+from testbed.config.known_models import find_model, models_folder
+from testbed.config.model import Count, FilePath, Model, Problem, Rate, ReadableFile, problems_error
 from testbed.config.policy import Bandwidth, Latency, OnLoss, Policy, Selection, policy_kinds
 from testbed.config.scenario import LinkRates, Scenario
-from testbed.config.shaping import shaping_problems
+from testbed.config.shaping import unshared_problems
 from testbed.config.sizes import model_sizes, size_problems
-from testbed.config.yaml import Document, Place, read_yaml
+from testbed.config.yaml import read_yaml
 from testbed.errors import InputError
 
 __all__ = [
@@ -51,42 +40,10 @@ __all__ = [
 ]
 
 
-#: Models that are too large to come with testbed, and what builds them.
-BUILT_MODELS = {"smollm2-moe": "scripts/build_smollm2_moe.py"}
-
-
-def models_folder() -> Path:
-    """Return the folder of the models that come with testbed."""
-    import payloads
-
-    return Path(payloads.__path__[0]) / "models"
-
-
 def _known_model(name: str, info: ValidationInfo) -> Path:
     """Return the folder of a model given by its name or by a path."""
-    shipped, built = models_folder(), built_models_folder()
     base = (info.context or {}).get("base") or Path()
-    for folder in (shipped / name, built / name, base / Path(name).expanduser()):
-        if (folder / "config.json").is_file():
-            _check_config(folder / "config.json")
-            return folder.resolve()
-    if name in BUILT_MODELS:
-        raise ValueError(f"{name} is not built yet; build it with {BUILT_MODELS[name]} (into {built / name})")
-    names = sorted({path.parent.name for root in (shipped, built) for path in root.glob("*/config.json")})
-    close = difflib.get_close_matches(name, names, n=1)
-    there = f"did you mean {close[0]}?" if close else f"there are: {', '.join(names) or 'none'}"
-    raise ValueError(f"no model of this name or path (a folder with config.json): {name!r}; {there}")
-
-
-def _check_config(path: Path) -> None:
-    try:
-        config = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path}: a JSON object was expected")
+    return find_model(name, base, broadcast=False, shipped=models_folder())
 
 
 class Prompts(Model):
@@ -149,26 +106,6 @@ class Quality(Model):
         return self
 
 
-class Telemetry(Model):
-    """How often each device is asked about itself."""
-
-    power_hz: Annotated[float, Field(strict=True, gt=0, le=100)] = 20.0
-    """Readings of the power rails a second."""
-    jtop_hz: Annotated[float, Field(strict=True, gt=0, le=10)] = 2.0
-    """Readings of jtop a second."""
-
-
-class Verify(Model):
-    """How the links are checked before a scenario."""
-
-    message_bytes: Annotated[tuple[Count, ...], Field(min_length=1)] = (4096, 65536)
-    """The sizes of the messages that are timed."""
-    repeats: Count = 5
-    """How many messages of each size."""
-    tolerance: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.05
-    """How far a time may be from the expected one, as a share of it."""
-
-
 class AutoPlacement(Model):
     """Experts placed by memory, by speed and by how often the router asks for them."""
 
@@ -191,13 +128,11 @@ def _placement_form(value: object) -> str:
     return "a table" if isinstance(value, Mapping) else "a word"
 
 
-class Campaign(Model):
-    """One campaign: every policy in every scenario, several times."""
+class Campaign(CampaignBase):
+    """A campaign of split experts: every policy in every scenario, several times."""
 
-    campaign: Name
-    """The campaign's name; runs are named after it."""
-    inventory: FilePath
-    """The inventory of the lab, from the folder of this file."""
+    workload: Literal["split-experts"] = "split-experts"
+    """What runs on the lab: experts of one model split among the devices, `split-experts`, or `broadcast`."""
     model: Annotated[Path, AfterValidator(lambda path, info: _known_model(str(path), info))]
     """The name of a model that comes with testbed or was built by its scripts, or the path of a model's folder."""
     dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
@@ -205,10 +140,6 @@ class Campaign(Model):
     experts: Literal["int8"] | None = None
     """`int8`: the experts' weights are held in 8 bits with a scale for each channel; as in the checkpoint where left
     out."""
-    seed: Annotated[int, Field(strict=True, ge=0)] = 0
-    """What all random choices follow from."""
-    repeats: Count = 1
-    """How many times each policy runs in each scenario."""
     placement: Annotated[
         Annotated[Literal["auto"], Tag("a word")]
         | Annotated[AutoPlacement, Tag("settings of a kind")]
@@ -226,17 +157,11 @@ class Campaign(Model):
     """The link scenarios that they are compared in."""
     latency: Latency = Latency()
     """The latency model that policies decide by and that `predicted_ms` comes from."""
-    telemetry: Telemetry = Telemetry()
-    """How often each device is asked about itself."""
-    verify: Verify = Verify()
-    """How the links are checked."""
-    _document: Document | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         problems = [
-            *_doubled("policies", [policy.name for policy in self.policies]),
-            *_doubled("scenarios", [scenario.name for scenario in self.scenarios]),
+            *doubled("policies", [policy.name for policy in self.policies]),
             *self._selection_problems(),
             *self._bandwidth_problems(),
             *self._loss_problems(),
@@ -288,12 +213,23 @@ class Campaign(Model):
             if size < wanted:  # a token is a byte at least; the base station counts the tokens themselves
                 yield Problem(place, f"{text} has {size} bytes, too few for one window of {wanted} tokens")
 
-    def _scenario_problems(self) -> Iterator[Problem]:
-        from testbed.links.channels.check import scenario_problems
+    @property
+    def compared_are(self) -> str:
+        """What is compared, in the plural."""
+        return "policies"
 
-        for number, scenario in enumerate(self.scenarios):
-            for problem in scenario_problems(scenario):
-                yield Problem(("scenarios", number, *problem.place), problem.text)
+    @property
+    def compared(self) -> tuple[tuple[str, ...], ...]:
+        """The names of the policies: they run interleaved."""
+        return (tuple(policy.name for policy in self.policies),)
+
+    def lab_problems(self, inventory: Inventory) -> Iterator[Problem]:
+        """Yield what the campaign asks for and a lab has not or cannot give."""
+        yield from super().lab_problems(inventory)
+        bands = [(n, policy.bandwidth) for n, policy in enumerate(self.policies) if policy.bandwidth]
+        asked = [("policies", n, "bandwidth") for n, bandwidth in bands if bandwidth.kind != "scenario"]
+        yield from unshared_problems(asked, inventory.network.shaping)
+        yield from _placement_problems(self, inventory)
 
     @property
     def model_name(self) -> str:
@@ -308,75 +244,22 @@ class Campaign(Model):
         """Return one scenario by name."""
         return next(scenario for scenario in self.scenarios if scenario.name == name)
 
-    def mistake(self, *problems: tuple[Place, str]) -> InputError:
-        """Return the error that names places of the campaign file, each with what is wrong there."""
-        document = self._document or Document(Path("campaign"), None, {}, "")
-        lines = [document.problem(place, text) for place, text in problems]
-        if len(lines) == 1:
-            return InputError(lines[0])
-        return InputError(f"{document.file}: {len(lines)} mistakes", problems=lines)
-
-    @property
-    def text(self) -> str:
-        """The campaign file as it was read, or the campaign as JSON where there was none."""
-        if self._document is None:
-            return self.model_dump_json(indent=1)
-        return self._document.text
-
-
-def _doubled(key: str, names: Sequence[str]) -> Iterator[Problem]:
-    for number, name in enumerate(names):
-        first = names.index(name)
-        if first < number:
-            yield Problem((key, number, "name"), f"{name} is a name already", see=(key, first, "name"))
-
 
 def load_campaign(path: Path) -> Campaign:
-    """Read a campaign file.
+    """Read a campaign file of split experts; :mod:`testbed.config.workloads` reads those of any workload.
 
     Args:
         path: The file.
 
     Raises:
-        InputError: The file cannot be read or holds a mistake; one line for each.
+        InputError: The file cannot be read, holds a mistake (one line for each), or is about another workload.
     """
     document = read_yaml(path)
-    campaign = validate(document, Campaign)
-    campaign._document = document
-    return campaign
-
-
-def check_campaign(campaign: Campaign, inventory: Inventory) -> None:
-    """Check what a campaign says about devices against the lab.
-
-    Args:
-        campaign: The campaign.
-        inventory: The lab's inventory.
-
-    Raises:
-        InputError: The campaign names a device that the lab has not, leaves one without a link, or asks for links
-            that the lab's shaping cannot give.
-    """
-    problems = [
-        *_link_problems(campaign, inventory),
-        *shaping_problems(campaign, inventory),
-        *_placement_problems(campaign, inventory),
-    ]
-    problems = list(dict.fromkeys(problems))  # what is wrong with a default is so for several devices
-    if problems:
-        raise campaign.mistake(*((problem.place, problem.text) for problem in problems))
-
-
-def _link_problems(campaign: Campaign, inventory: Inventory) -> Iterator[Problem]:
-    from testbed.links.channels.check import lacking_devices, unknown_devices
-
-    devices = [device.name for device in inventory.devices]
-    for number, scenario in enumerate(campaign.scenarios):
-        problems = [*unknown_devices(scenario, devices)]
-        if inventory.network.shaping != "none":  # links that nobody shapes need no rates
-            problems += lacking_devices(scenario, devices)
-        for problem in problems:
-            yield Problem(("scenarios", number, *problem.place), problem.text)
+    given = document.data.get("workload") if isinstance(document.data, Mapping) else None
+    if given == "broadcast":
+        text = "split experts were expected: a broadcast has no experts, policies or prompts"
+        raise InputError(document.problem(("workload",), text))
+    return parsed(document, Campaign)
 
 
 def _placement_problems(campaign: Campaign, inventory: Inventory) -> Iterator[Problem]:

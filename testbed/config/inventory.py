@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from testbed.config.model import FilePath, Model, Name, Port, Problem, Rate, problems_error, validate
@@ -28,6 +29,26 @@ InterfaceName = Annotated[
         pattern=r"^[A-Za-z0-9_.:@-]{1,15}$",
         json_schema_extra={"expected": "the name of a network interface"},
     ),
+]
+
+
+def _multicast(text: str) -> str:
+    address, colon, port = text.rpartition(":")
+    try:
+        good = bool(colon) and port.isdigit() and ipaddress.IPv4Address(address).is_multicast
+    except ValueError:
+        good = False
+    if not good or not 1 <= int(port) <= 65535:
+        raise ValueError(
+            f"an IPv4 multicast address with a port was expected, such as 239.83.0.1:7090, not {text!r}"
+        )
+    return text
+
+
+Multicast = Annotated[
+    str,
+    AfterValidator(_multicast),
+    Field(json_schema_extra={"expected": "an IPv4 multicast address with a port, such as `239.83.0.1:7090`"}),
 ]
 
 
@@ -76,6 +97,9 @@ class Network(Model):
     """Which interface of each device is recorded where nothing is shaped; null for none."""
     metrics_port: Port | None = None
     """Where base station and workers serve Prometheus metrics to whoever asks; nowhere where it is left out."""
+    multicast: Multicast | None = None
+    """The address and port by which one frame of a broadcast reaches all users, such as `239.83.0.1:7090`; each user is
+    sent a copy where it is left out. Only for networks that carry multicast between base station and devices."""
     security: Literal["tls", "plain"] = "tls"
     """How dispatches travel: over TLS 1.3 with certificates of the lab's own authority, or readable by whoever is on
     the network (`plain`), after a handshake that proves both ends by a shared key."""

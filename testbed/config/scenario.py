@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from payloads.wdmoe.serve.access import MOST_AT_ONCE
 from testbed.config.model import Count, FilePath, Model, Name, Rate
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "ChannelSettings",
     "Link",
     "LinkRates",
+    "LinkScenario",
     "PathLossName",
     "Scenario",
     "TableName",
@@ -21,8 +23,6 @@ __all__ = [
 
 DEFAULT = "default"
 """The entry for every device that is not named."""
-
-MOST_CONCURRENCY = 256
 
 PathLossName = Literal[
     "free-space", "log-distance", "umi", "umi-los", "umi-nlos", "inh", "inh-los", "inh-nlos"
@@ -175,8 +175,8 @@ _PLACE = ("distance_m", "position_m", "snr_db", "downlink_snr_db", "uplink_snr_d
 _TRACE = ("file", "downlink_file", "uplink_file")
 
 
-class Scenario(Model):
-    """What the links do in a trial."""
+class LinkScenario(Model):
+    """What the links do in a trial, whatever crosses them."""
 
     name: Name
     """The scenario's name in the records."""
@@ -184,8 +184,6 @@ class Scenario(Model):
     """Rates, delay and loss by device; `default` is for what a device's own entry does not say."""
     channel: ChannelSettings | None = None
     """What makes the rates over time, in place of rates in `links`."""
-    concurrency: Annotated[int, Field(strict=True, ge=1, le=MOST_CONCURRENCY)] = 1
-    """How many requests are answered at once: when one ends the next begins."""
 
     def rates(self, device: str) -> LinkRates:
         """Return the fixed rates of one device.
@@ -211,3 +209,10 @@ class Scenario(Model):
             if value is not None:
                 return value
         return None
+
+
+class Scenario(LinkScenario):
+    """What the links do in a trial of split experts, and how many requests are under way."""
+
+    concurrency: Annotated[int, Field(strict=True, ge=1, le=MOST_AT_ONCE)] = 1
+    """How many requests are answered at once: when one ends the next begins."""

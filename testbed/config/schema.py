@@ -6,11 +6,15 @@ import json
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 
+from testbed.config.broadcast import BroadcastCampaign
 from testbed.config.campaign import Campaign
 from testbed.config.inventory import Inventory
 
 __all__ = ["campaign_schema", "inventory_schema"]
+
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def inventory_schema() -> str:
@@ -26,12 +30,16 @@ def inventory_schema() -> str:
 
 
 def campaign_schema() -> str:
-    """Return the schema of a campaign file as the text of a file."""
-    return _text(_schema(Campaign))
+    """Return the schema of a campaign file, of any workload, as the text of a file."""
+    _, schema = models_json_schema([(Campaign, "validation"), (BroadcastCampaign, "validation")])
+    # Told apart by one key, so that an editor speaks of the keys of one workload only.
+    is_broadcast = {"properties": {"workload": {"const": "broadcast"}}, "required": ["workload"]}
+    kinds = {"then": {"$ref": "#/$defs/BroadcastCampaign"}, "else": {"$ref": "#/$defs/Campaign"}}
+    return _text({"$schema": _DIALECT, "title": "Campaign", "if": is_broadcast, **kinds, **schema})
 
 
 def _schema(model: type[BaseModel]) -> dict[str, Any]:
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | model.model_json_schema()
+    return {"$schema": _DIALECT} | model.model_json_schema()
 
 
 def _text(schema: dict[str, Any]) -> str:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from testbed.config.model import Problem
 
 if TYPE_CHECKING:
-    from testbed.config.campaign import Campaign
+    from testbed.config.campaign_base import CampaignBase
     from testbed.config.inventory import Inventory, Network
-    from testbed.config.scenario import Scenario
+    from testbed.config.scenario import LinkScenario
     from testbed.config.yaml import Place
 
-__all__ = ["IMPAIRMENTS", "no_impairments", "shaping_problems"]
+__all__ = ["IMPAIRMENTS", "no_impairments", "shaping_problems", "unshared_problems"]
 
 IMPAIRMENTS = ("delay_ms", "jitter_ms", "loss_percent")
 
 
-def shaping_problems(campaign: Campaign, inventory: Inventory) -> Iterator[Problem]:
+def shaping_problems(campaign: CampaignBase, inventory: Inventory) -> Iterator[Problem]:
     """Yield what a campaign asks for and the lab's `network.shaping` cannot give.
 
     Args:
@@ -28,8 +28,6 @@ def shaping_problems(campaign: Campaign, inventory: Inventory) -> Iterator[Probl
     network = inventory.network
     if network.shaping == "none":
         yield from _unshaped_problems(campaign)
-    if network.shaping in {"device", "none"}:
-        yield from _bandwidth_problems(campaign, network.shaping)
     if why := no_impairments(network):
         for number, scenario in enumerate(campaign.scenarios):
             yield from _impairment_problems(("scenarios", number, "links"), scenario, why)
@@ -47,7 +45,7 @@ def no_impairments(network: Network) -> str:
     }.get(network.shaping, "")
 
 
-def _unshaped_problems(campaign: Campaign) -> Iterator[Problem]:
+def _unshaped_problems(campaign: CampaignBase) -> Iterator[Problem]:
     why = "nothing shapes this lab's links (`network.shaping` is none)"
     for number, scenario in enumerate(campaign.scenarios):
         place: Place = ("scenarios", number)
@@ -60,18 +58,23 @@ def _unshaped_problems(campaign: Campaign) -> Iterator[Problem]:
         yield Problem(("verify",), f"{why}, so that there is nothing to verify; leave it out")
 
 
-def _bandwidth_problems(campaign: Campaign, shaping: str) -> Iterator[Problem]:
+def unshared_problems(asked: Iterable[Place], shaping: str) -> Iterator[Problem]:
+    """Yield what asks for a share of the band where nobody can give one.
+
+    Args:
+        asked: The places of a campaign file that do.
+        shaping: The lab's `network.shaping`.
+    """
     why = {
         "device": "each device shapes its own uplink (`network.shaping` is device), so that the base station "
         "cannot share the band out",
         "none": "nothing shapes this lab's links (`network.shaping` is none)",
-    }[shaping]
-    for number, policy in enumerate(campaign.policies):
-        if policy.bandwidth is not None and policy.bandwidth.kind != "scenario":
-            yield Problem(("policies", number, "bandwidth"), f"{why}; leave it out")
+    }
+    for place in asked if shaping in why else ():
+        yield Problem(place, f"{why[shaping]}; leave it out")
 
 
-def _impairment_problems(place: Place, scenario: Scenario, why: str) -> Iterator[Problem]:
+def _impairment_problems(place: Place, scenario: LinkScenario, why: str) -> Iterator[Problem]:
     for name, link in scenario.links.items():
         for key in IMPAIRMENTS:
             if getattr(link, key):

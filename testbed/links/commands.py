@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from testbed.config.campaign import Verify
+from testbed.config.campaign_base import Verify
 from testbed.config.inventory import Host
 from testbed.hosts.payload import host_python, payload_command
 from testbed.hosts.steps import Command

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from payloads.linkd.model import expected_ms, refill_s
-from testbed.config.campaign import Verify
+from testbed.config.campaign_base import Verify
 from testbed.links.scenario import LinkRate, ShapingPlan
 
 __all__ = ["probe_row_count", "probe_seconds"]

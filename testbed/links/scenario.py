@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from payloads.linkd.channel import DIRECTIONS, Channel
 from payloads.linkd.model import MAX_RATE_MBIT, MIN_RATE_MBIT
 from testbed.config.inventory import Host, Inventory
-from testbed.config.scenario import Scenario
+from testbed.config.scenario import LinkScenario
 from testbed.config.shaping import IMPAIRMENTS
 from testbed.errors import InputError, TestbedError
 
@@ -110,7 +110,7 @@ class ShapingPlan:
         return replace(self, links=tuple(replace(link, address=bs, downlink_mbit=None) for link in own))
 
 
-def shaping_plan(scenario: Scenario, inventory: Inventory, channel: Channel | None = None) -> ShapingPlan:
+def shaping_plan(scenario: LinkScenario, inventory: Inventory, channel: Channel | None = None) -> ShapingPlan:
     """Return the links that a scenario asks for.
 
     Args:
@@ -167,7 +167,7 @@ def check_rate(rate_mbit: float, where: str = "") -> None:
         )
 
 
-def _fixed_rates(scenario: Scenario, device: Host) -> tuple[float, float]:
+def _fixed_rates(scenario: LinkScenario, device: Host) -> tuple[float, float]:
     rates = scenario.rates(device.name)
     return rates.downlink_mbit, rates.uplink_mbit
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["HEADER_BYTES", "traffic_rows", "unexplained_bytes"]
+__all__ = ["HEADER_BYTES", "dispatch_bytes", "traffic_rows", "unexplained_bytes"]
 
 HEADER_BYTES = 14 + 20 + 32  # Ethernet, IPv4 and TCP with time stamps
-DIRECTIONS = {"downlink": ("out", "bytes_out"), "uplink": ("back", "bytes_back")}
+DIRECTIONS = {"downlink": "out", "uplink": "back"}
 
 
 def traffic_rows(
@@ -21,7 +21,7 @@ def traffic_rows(
     before: Mapping[str, Any],
     after: Mapping[str, Any],
     control_bytes: Mapping[str, Mapping[str, int]],
-    dispatches: Iterable[Mapping[str, Any]],
+    data_bytes: Mapping[str, Mapping[str, int]],
     retransmitted_bytes: Mapping[str, Mapping[str, int | None]] | None = None,
 ) -> list[dict[str, Any]]:
     """Return one row for each device and direction of the table ``traffic``.
@@ -31,15 +31,14 @@ def traffic_rows(
         before: What ``linkd show`` answered before the trial.
         after: What it answered after it.
         control_bytes: Bytes of handshakes and pings by device, ``out`` and ``back``.
-        dispatches: The trial's rows of the table ``dispatches``.
+        data_bytes: Bytes of the workload's own messages by device, ``out`` and ``back``.
         retransmitted_bytes: Payload that TCP sent again by device, ``out`` and ``back``, as far as the kernel tells.
     """
     first = {link["device"]: link for link in before["links"]}
-    listed = list(dispatches)
     rows = []
     for link in after["links"]:
         device = link["device"]
-        for direction, (side, column) in DIRECTIONS.items():
+        for direction, side in DIRECTIONS.items():
             start, end = first[device].get(direction), link.get(direction)
             resent = (retransmitted_bytes or {}).get(device, {}).get(side)
             rows.append(
@@ -50,12 +49,26 @@ def traffic_rows(
                     "frame_bytes": _more(start, end, "bytes"),
                     "frames": _more(start, end, "packets"),
                     "drops": _more(start, end, "drops"),
-                    "dispatch_bytes": sum(int(row[column]) for row in listed if row["device"] == device),
+                    "dispatch_bytes": int(data_bytes.get(device, {}).get(side, 0)),
                     "control_bytes": int(control_bytes.get(device, {}).get(side, 0)),
                     "retransmitted_bytes": resent,
                 }
             )
     return rows
+
+
+def dispatch_bytes(dispatches: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """Return the bytes of dispatches by device, ``out`` and ``back``.
+
+    Args:
+        dispatches: Rows of the table ``dispatches``.
+    """
+    sums: dict[str, dict[str, int]] = {}
+    for row in dispatches:
+        of_device = sums.setdefault(str(row["device"]), dict.fromkeys(DIRECTIONS.values(), 0))
+        for side in DIRECTIONS.values():
+            of_device[side] += int(row[f"bytes_{side}"])
+    return sums
 
 
 def _more(start: Mapping[str, int] | None, end: Mapping[str, int] | None, key: str) -> int | None:

@@ -87,7 +87,8 @@ def by_campaign(file: Path, inventory: Path | None, limit: Sequence[str]) -> Pla
         InputError: A file is wrong, or the experts do not fit.
     """
     from testbed.artifacts.weights import require_weights
-    from testbed.campaigns import prepare
+    from testbed.campaigns import placed
+    from testbed.campaigns.prepare import probe_hosts
     from testbed.campaigns.session import PROBE_TIMEOUT_S
     from testbed.config.campaign import check_campaign, load_campaign
     from testbed.config.inventory import load_inventory
@@ -100,9 +101,9 @@ def by_campaign(file: Path, inventory: Path | None, limit: Sequence[str]) -> Pla
     check_campaign(campaign, lab)
     require_weights(campaign.model)
     with Fleet(lab, connect_timeout_s=PROBE_TIMEOUT_S) as fleet:
-        probed = prepare.probe_hosts(fleet, assume=True)
-    manifest = prepare.sharded(campaign.model, campaign.experts).manifest
-    placement = prepare.place(campaign, lab, manifest, probed.facts)
+        probed = probe_hosts(fleet, assume=True)
+    manifest = placed.sharded(campaign.model, campaign.experts).manifest
+    placement = placed.place(campaign, lab, manifest, probed.facts)
     notes = tuple(
         f"{why}; the memory of its board is assumed"
         for name, why in probed.why_assumed.items()
@@ -114,6 +115,6 @@ def by_campaign(file: Path, inventory: Path | None, limit: Sequence[str]) -> Pla
         capacities(lab, probed.facts),
         campaign.dtype,
         latency_model(campaign, lab, manifest),
-        prepare.frequency_of(campaign, manifest),
+        placed.frequency_of(campaign, manifest),
         notes,
     )

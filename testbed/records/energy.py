@@ -7,7 +7,8 @@ prompts is part of them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,15 @@ from testbed.telemetry.energy import energy_joules
 if TYPE_CHECKING:
     from testbed.records.run import Run
 
-__all__ = ["IDLE_MARGIN_S", "TotalPower", "idle_power_mw", "run_energy", "total_power", "trial_windows"]
+__all__ = [
+    "IDLE_MARGIN_S",
+    "TotalPower",
+    "idle_power_mw",
+    "run_energy",
+    "total_power",
+    "trial_windows",
+    "window_joules",
+]
 
 IDLE_MARGIN_S = 1.0
 IDLE_LEAST_S = 2.0
@@ -171,35 +180,39 @@ def run_energy(run: Run) -> pd.DataFrame:
         (missing where nothing is); ``idle_joules`` is what the board would have taken idling.
     """
     rows = []
-    windows = trial_windows(run)
+    for row in window_joules(run, trial_windows(run)):
+        tokens, joules = int(row["output_tokens"]), row["joules"]
+        rows.append(row | {"joules_per_token": joules / tokens if tokens else float("nan")})
+    return pd.DataFrame(rows, columns=list(_COLUMNS)).astype(_COLUMNS)
+
+
+def window_joules(run: Run, windows: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """Yield the energy of each window on each device: the window's own columns, and what a board took in it.
+
+    Args:
+        run: The run.
+        windows: At least ``t_start_s`` and ``t_end_s``.
+
+    Yields:
+        ``device``, ``joules``, ``coverage``, ``error`` (None where nothing is wrong), ``idle_mw`` and ``idle_joules``.
+    """
     power_hz = outline_of(run.manifest).power_hz
     period_s = 1 / power_hz if power_hz else None
     for device in run.devices:
         power = total_power(run, device)
         idle_mw = idle_power_mw(run, power)
-        for window in windows.itertuples():
+        for window in windows.to_dict("records"):
             joules, coverage, error = float("nan"), 0.0, power.error
+            t0_s, t1_s = float(window["t_start_s"]), float(window["t_end_s"])
             if error is None:
-                t0_s, t1_s = float(window.t_start_s), float(window.t_end_s)
                 energy = energy_joules(power.t_s, power.mw, t0_s, t1_s, period_s=period_s)
                 joules, coverage, error = energy.joules, energy.coverage, energy.error
-            tokens = int(window.output_tokens)
-            rows.append(
-                {
-                    "trial": window.trial,
-                    "policy": window.policy,
-                    "scenario": window.scenario,
-                    "repeat": window.repeat,
-                    "device": device,
-                    "t_start_s": window.t_start_s,
-                    "t_end_s": window.t_end_s,
-                    "joules": joules,
-                    "coverage": coverage,
-                    "error": error,
-                    "output_tokens": tokens,
-                    "joules_per_token": joules / tokens if tokens else float("nan"),
-                    "idle_mw": idle_mw,
-                    "idle_joules": idle_mw / 1000 * (window.t_end_s - window.t_start_s),
-                }
-            )
-    return pd.DataFrame(rows, columns=list(_COLUMNS)).astype(_COLUMNS)
+            yield {
+                **{str(key): value for key, value in window.items()},
+                "device": device,
+                "joules": joules,
+                "coverage": coverage,
+                "error": error,
+                "idle_mw": idle_mw,
+                "idle_joules": idle_mw / 1000 * (t1_s - t0_s),
+            }

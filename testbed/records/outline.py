@@ -18,7 +18,8 @@ class Outline:
     """The plan behind a run; what the campaign file does not say is empty or None.
 
     Attributes:
-        policies: The policies' names in the file's order; the first is the reference of every comparison.
+        policies: The policies' names in the file's order, where images are broadcast the schemes'; the first is the
+            reference of every comparison.
         scenarios: The scenarios' names in the file's order.
         repeats: How often each pair of a policy and a scenario is run.
         tolerance: The share by which a link may miss its rate.
@@ -68,7 +69,7 @@ def outline_of(manifest: Mapping[str, Any]) -> Outline:
     campaign = campaign_of(manifest)
     repeats = campaign.get("repeats")
     return Outline(
-        policies=_names(campaign.get("policies")),
+        policies=_names(campaign.get("schemes" if campaign.get("workload") == "broadcast" else "policies")),
         scenarios=_names(campaign.get("scenarios")),
         repeats=repeats if isinstance(repeats, int) else None,
         tolerance=_number(campaign.get("verify"), "tolerance"),

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TextIO
 
 from testbed.errors import InputError
 from testbed.records.schema import TABLES, Column, Table
 
-__all__ = ["PAYLOAD_FILES", "read_payload_records"]
+__all__ = ["PAYLOAD_FILES", "read_payload_records", "read_rows"]
 
 PAYLOAD_FILES: Mapping[str, str] = MappingProxyType(
     {
@@ -34,7 +34,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = MappingProxyType(
 
 
 def read_payload_records(
-    folder: Path, run: str, trial: str, started_unix: float
+    folder: Path, run: str, trial: str, started_unix: float, *, only: Collection[str] | None = None
 ) -> dict[str, list[dict[str, Any]]]:
     """Return the rows of one trial's (or quality pass's) folder by table; files that are not there give none.
 
@@ -43,6 +43,7 @@ def read_payload_records(
         run: The run's name; a row that names another run is refused.
         trial: The trial's name; rows without one get it, a row that names another is refused.
         started_unix: The start of the run in unix seconds on the base station's clock.
+        only: The tables that are wanted; all where it is left out.
 
     Raises:
         InputError: A line does not fit its table; the message has file, line, column and what was expected.
@@ -52,17 +53,28 @@ def read_payload_records(
     tables: dict[str, list[dict[str, Any]]] = {}
     for name, table in PAYLOAD_FILES.items():
         path = folder / name
-        if path.exists():
-            tables[table] = _read_file(path, TABLES[table], {"run": run, "trial": trial}, started_unix)
+        if path.exists() and (only is None or table in only):
+            tables[table] = read_rows(path, TABLES[table], run, trial, started_unix)
     return tables
 
 
-def _read_file(
-    path: Path, table: Table, names: Mapping[str, str], started_unix: float
-) -> list[dict[str, Any]]:
+def read_rows(path: Path, table: Table, run: str, trial: str, started_unix: float) -> list[dict[str, Any]]:
+    """Return the rows of one file of JSON lines.
+
+    Args:
+        path: The file.
+        table: What its lines are to fit.
+        run: The run's name; a row that names another run is refused.
+        trial: The trial's name; rows without one get it, a row that names another is refused.
+        started_unix: The start of the run in unix seconds on the base station's clock.
+
+    Raises:
+        InputError: The file cannot be read, or a line does not fit.
+    """
+    names = {"run": run, "trial": trial}
     columns = {column.name: column for column in table.columns}
     rows: list[dict[str, Any]] = []
-    with path.open(encoding="utf-8") as file:
+    with _opened(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
@@ -81,6 +93,13 @@ def _read_file(
                 record.pop(key, None)
             rows.append(_row(path, number, record, columns, started_unix))
     return rows
+
+
+def _opened(path: Path) -> TextIO:
+    try:
+        return path.open(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _row(

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from testbed.errors import InputError, TestbedError
 from testbed.records.energy import run_energy
+from testbed.records.image_energy import image_energy
 from testbed.records.iterations import Numbered, numbered
 from testbed.records.manifest import devices_of, read_manifest
 from testbed.records.schema import TABLES, Table, arrow_schema
@@ -38,6 +39,9 @@ class Run:
         clocks: One row an estimate of a device's clock.
         quality: One row a window of held-out text and policy, and scenario where the policy looks at the links.
         choices: One row a multiple-choice question and policy, and scenario as in ``quality``.
+        schemes: One row a scheme of a broadcast campaign and model that plays it.
+        frames: One row a frame of a broadcast.
+        images: One row a user's image of a frame.
         links: One row a rate that came into force on a link, or a probe of it.
         traffic: One row a trial, device and direction: the kernel's count of bytes beside the records'.
         throughput: One row a look at the counters of a link.
@@ -58,6 +62,9 @@ class Run:
     clocks: pd.DataFrame = field(repr=False)
     quality: pd.DataFrame = field(repr=False)
     choices: pd.DataFrame = field(repr=False)
+    schemes: pd.DataFrame = field(repr=False)
+    frames: pd.DataFrame = field(repr=False)
+    images: pd.DataFrame = field(repr=False)
     links: pd.DataFrame = field(repr=False)
     traffic: pd.DataFrame = field(repr=False)
     throughput: pd.DataFrame = field(repr=False)
@@ -70,12 +77,17 @@ class Run:
         """Return the run's name."""
         return str(self.manifest["run"])
 
+    @property
+    def broadcast(self) -> bool:
+        """Return whether its workload is semantic broadcast: its manifest says so, or its records do."""
+        return self.manifest.get("workload") == "broadcast" or len(self.frames) > 0
+
     @cached_property
     def devices(self) -> list[str]:
         """Return the devices in inventory order, then those that only the records name."""
         names = dict.fromkeys(devices_of(self.manifest))
-        for frame in (self.dispatches, self.power, self.links, self.throughput, self.radio):
-            names.update(dict.fromkeys(str(name) for name in frame["device"].unique()))
+        for frame in (self.dispatches, self.images, self.power, self.links, self.throughput, self.radio):
+            names.update(dict.fromkeys(str(name) for name in frame["device"].dropna().unique()))
         return list(names)
 
     @cached_property
@@ -89,8 +101,11 @@ class Run:
         return self.trials[self.trials["state"] == "completed"].reset_index(drop=True)
 
     def energy(self) -> pd.DataFrame:
-        """Return the energy of each completed trial and device; see :func:`testbed.records.energy.run_energy`."""
-        return run_energy(self)
+        """Return the energy of each completed trial and device.
+
+        See :func:`testbed.records.energy.run_energy`, and of a broadcast :func:`testbed.records.image_energy`.
+        """
+        return image_energy(self) if self.broadcast else run_energy(self)
 
     def tables(self) -> Iterator[tuple[str, pd.DataFrame]]:
         """Yield each table's name and frame."""

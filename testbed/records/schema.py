@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from testbed.records.columns import Column, Table, count, flag, number, text
+from testbed.records.schema_broadcast import BROADCAST_TABLES
 from testbed.records.schema_lab import DEVICE, LAB_TABLES
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SCHEMA_VERSION", "TABLES", "Column", "Table", "arrow_schema", "markdown"]
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 _TRIAL = text("trial", "the trial: t001 and so on, in the order of running")
 _REQUEST = text("request", "the prompt that was answered")
@@ -257,6 +258,7 @@ _ALL = (
             number("nll_chosen", "negative log-likelihood of the most likely one, a token", "nat"),
         ),
     ),
+    *BROADCAST_TABLES,
     *LAB_TABLES,
 )
 

@@ -70,7 +70,11 @@ LAB_TABLES = (
             ),
             count("frames", "the frames that it counted", nullable=True),
             count("drops", "the frames that it dropped", nullable=True),
-            count("dispatch_bytes", "the sum over the trial's dispatches", "bytes"),
+            count(
+                "dispatch_bytes",
+                "what the trial's dispatches took, or the frames of a broadcast and their answers",
+                "bytes",
+            ),
             count("control_bytes", "handshakes and pings of the data plane", "bytes"),
             count(
                 "retransmitted_bytes",

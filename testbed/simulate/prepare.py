@@ -16,7 +16,7 @@ from payloads.wdmoe.allocation.bandwidth import LEAVE_ALONE
 from payloads.wdmoe.holders import first_holders
 from payloads.wdmoe.latency import LatencyModel
 from payloads.wdmoe.user_policy import is_user_kind, read_user_policy, split_kind
-from testbed.campaigns.prepare import place
+from testbed.campaigns.placed import place
 from testbed.campaigns.spec import load_prompts
 from testbed.campaigns.trials import Trial, trials_of
 from testbed.config.campaign import Campaign, Policy

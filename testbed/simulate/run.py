@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
-import platform
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from testbed import __version__
-from testbed.campaigns.files import file_digests
 from testbed.config.campaign import Campaign
 from testbed.config.inventory import Inventory
 from testbed.placement.place import placement_json
-from testbed.records import RecordWriter, Run, load_run, write_manifest
+from testbed.records import RecordWriter, Run
 from testbed.simulate.assumed import calibrated_with
 from testbed.simulate.compare import Comparison, compare, differences
 from testbed.simulate.pool import trial_records
 from testbed.simulate.prepare import MOST_ROWS, Prepared
+from testbed.simulate.recorded import free_name, manifest_of, recorded
 from testbed.simulate.tables import BACKEND, trial_tables
 from testbed.simulate.world import TrialPlan, World
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Simulated", "free_name", "run_simulation", "simulate_trials"]
-
-_PACKAGES = ("numpy", "scipy", "torch", "transformers", "pandas", "pyarrow")
+__all__ = ["Simulated", "run_simulation", "simulate_trials"]
 
 
 def simulate_trials(
@@ -107,13 +100,6 @@ class Simulated:
         return "\n".join(lines)
 
 
-def free_name(results: Path, campaign: Campaign) -> str:
-    """Return the name of the next simulation of a campaign; its numbers are not those of the campaign's runs."""
-    stem = f"sim-{campaign.campaign}"
-    tails = [path.name.rpartition("-")[2] for path in results.glob(f"{stem}-*")]
-    return f"{stem}-{max((int(tail) for tail in tails if tail.isdigit()), default=0) + 1:04d}"
-
-
 def run_simulation(
     prepared: Prepared,
     campaign: Campaign,
@@ -140,31 +126,21 @@ def run_simulation(
     from testbed.report import write_report
 
     name = free_name(results, campaign)
-    folder = results / name
-    started_unix, begun_s = time.time(), time.monotonic()
-    manifest = _manifest(name, prepared, campaign, inventory, command, started_unix, predicts)
-    write_manifest(folder, manifest)
-    records = RecordWriter(folder)
-    world, end_s = prepared.world, 0.0
-    try:
-        for number, (trial, tables) in enumerate(_each_trial(world, jobs), 1):
+    folder, world = results / name, prepared.world
+    manifest = _manifest(name, prepared, campaign, inventory, command, predicts)
+
+    def write_trials(records: RecordWriter) -> Iterator[None]:
+        for trial, tables in _each_trial(world, jobs):
             rows = tables.pop("trials")
             for table, frame in tables.items():
                 records.write(table, trial.name, frame)
             records.write("trials", trial.name, rows)
-            end_s = float(rows["t_end_s"].iloc[0])
-            if done is not None:
-                done(number)
-    except BaseException as error:
-        state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        write_manifest(folder, {**manifest, "state": state})
-        raise
-    seconds = time.monotonic() - begun_s
-    manifest["simulation"]["seconds"] = round(seconds, 3)
-    write_manifest(folder, {**manifest, "state": "completed"})
-    run = load_run(folder)
+            yield
+
+    run, seconds = recorded(folder, manifest, write_trials, done)
     comparison = compare(run, predicts) if predicts is not None else None
     report = write_report(run, folder / "report.html")
+    end_s = float(run.trials["t_end_s"].max())
     return Simulated(name, folder, report, len(world.trials), seconds, end_s, comparison)
 
 
@@ -174,7 +150,6 @@ def _manifest(
     campaign: Campaign,
     inventory: Inventory,
     command: str,
-    started_unix: float,
     predicts: Run | None,
 ) -> dict[str, Any]:
     world, model = prepared.world, prepared.model.manifest
@@ -185,24 +160,7 @@ def _manifest(
         differences(campaign.text, str(predicts.manifest.get("campaign"))) if predicts is not None else []
     )
     return {
-        "run": name,
-        "state": "running",
-        "simulated": True,
-        **({"predicts": predicts.name} if predicts is not None else {}),
-        "started_unix": started_unix,
-        "campaign_name": campaign.campaign,
-        "campaign": campaign.text,
-        "command": command,
-        "files": {"read": file_digests(campaign)},
-        "versions": {
-            "testbed": __version__,
-            "python": platform.python_version(),
-            **{package: importlib.metadata.version(package) for package in _PACKAGES},
-        },
-        "machine": {"system": platform.platform(), "processor": "", "cpu_count": os.cpu_count()},
-        "inventory": inventory.resolved(),
-        "facts": {},
-        "emulated": False,
+        **manifest_of(name, campaign, inventory, command, predicts),
         "model": {
             "name": model.model,
             "manifest": model.digest() if prepared.model.weights else None,
@@ -215,9 +173,6 @@ def _manifest(
             "leaf": inventory.network.leaf,
             "backends": {device: dict.fromkeys(("downlink", "uplink"), BACKEND) for device in world.devices},
         },
-        "power_total": {},
-        "seeds": {"campaign": campaign.seed},
-        "security": None,
         "latency": world.model.as_json(),
         "simulation": {
             "routing": prepared.routing,

@@ -5,22 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from payloads.wdmoe.user_policy import UserPolicyError
 from testbed.artifacts.weights import has_weights
 from testbed.campaigns.spec import load_prompts
 from testbed.campaigns.trials import trials_of
-from testbed.config.campaign import Campaign, check_campaign, load_campaign
+from testbed.config.broadcast import BroadcastCampaign
+from testbed.config.campaign import Campaign, check_campaign
 from testbed.config.inventory import Inventory, load_inventory
+from testbed.config.workloads import load_any_campaign
 from testbed.errors import InputError
 from testbed.records import Run, find_run, load_run
 from testbed.records.outline import was_served
+from testbed.semcast.target import BroadcastTarget, broadcast_target, resumed_target
 from testbed.simulate.playable import check_playable
 from testbed.simulate.prepare import prepare
 from testbed.simulate.run import Simulated, run_simulation
 
-__all__ = ["Target", "dry_run", "execute", "target"]
+if TYPE_CHECKING:
+    from testbed.semcast.simulate import PlayedCampaign
+
+__all__ = ["Target", "dry_run", "execute", "resumed_target", "target"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ def target(
     repeats: int | None = None,
     batch_tokens: int | None = None,
     command: str = "",
-) -> Target:
+) -> Target | BroadcastTarget:
     """Return what is to be simulated, once all files are right.
 
     Args:
@@ -70,7 +76,20 @@ def target(
     Raises:
         InputError: A file is wrong, or they do not fit each other.
     """
-    campaign = load_campaign(campaign_file)
+    campaign = load_any_campaign(campaign_file)
+    if isinstance(campaign, BroadcastCampaign):
+        for option, given in (("--calibration", calibration), ("--batch-tokens", batch_tokens)):
+            if given is not None:
+                raise InputError(f"{option}: a broadcast has no latency model and no tokens; leave it out")
+        return broadcast_target(
+            campaign,
+            campaign_file,
+            results,
+            inventory_file=inventory_file,
+            run=run,
+            repeats=repeats,
+            command=command,
+        )
     changes: dict[str, Any] = {}
     if calibration is not None:
         changes["latency"] = campaign.latency.model_copy(update={"calibration": calibration})
@@ -106,8 +125,10 @@ def target(
     return Target(campaign, lab.limited(limit), results, command, predicts, batch_tokens)
 
 
-def dry_run(wanted: Target) -> dict[str, Any]:
+def dry_run(wanted: Target | BroadcastTarget) -> dict[str, Any]:
     """Return what would be simulated, as plain data."""
+    if isinstance(wanted, BroadcastTarget):
+        return wanted.as_json()
     campaign = wanted.campaign
     weights = has_weights(campaign.model)
     return {
@@ -123,7 +144,9 @@ def dry_run(wanted: Target) -> dict[str, Any]:
     }
 
 
-def execute(wanted: Target, *, jobs: int, say: Callable[[str], None]) -> Simulated:
+def execute(
+    wanted: Target | BroadcastTarget, *, jobs: int, say: Callable[[str], None]
+) -> Simulated | PlayedCampaign:
     """Simulate what is to be simulated.
 
     Args:
@@ -134,6 +157,10 @@ def execute(wanted: Target, *, jobs: int, say: Callable[[str], None]) -> Simulat
     Raises:
         InputError: The model, its placement or a channel is wrong, or a policy of the user's own fails.
     """
+    if isinstance(wanted, BroadcastTarget):
+        from testbed.semcast.simulate import play_campaign
+
+        return play_campaign(wanted, jobs=jobs, say=say)
     prepared = prepare(
         wanted.campaign, wanted.inventory, run=wanted.predicts, batch_tokens=wanted.batch_tokens, say=say
     )

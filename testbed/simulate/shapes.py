@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from payloads.wdmoe.families import FAMILIES, ConfigError, Family, family_of
 from testbed.artifacts.manifest import ExpertObject, Manifest
 from testbed.artifacts.weights import has_weights
-from testbed.campaigns.prepare import sharded
+from testbed.campaigns.placed import sharded
 from testbed.errors import InputError
 
 __all__ = ["SimulatedModel", "simulated_model"]

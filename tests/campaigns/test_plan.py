@@ -26,9 +26,7 @@ def target(tmp_path, monkeypatch):
 def inputs_of(target, objects=frozenset()):
     facts = {name: assume_facts(host) for name, host in target.inventory.hosts.items()}
     probed = Probed(facts, {}, frozenset(objects))
-    return gather(
-        target.run, target.folder, target.campaign, target.inventory, target.trials, target.passes, probed
-    )
+    return gather(target, probed)
 
 
 def steps_of(phases):
@@ -114,7 +112,7 @@ def test_objects_that_the_base_station_holds_are_not_sent_again(target):
         return [s for s in steps_of(plan_run(inputs)) if isinstance(s, Put) and "/objects/" in s.target]
 
     everything = inputs_of(target)
-    digests = list(everything.manifest.objects())
+    digests = list(everything.work.manifest.objects())
     assert {Path(step.target).name for step in sent(everything)} == set(digests)
     assert [Path(s.target).name for s in sent(inputs_of(target, digests[1:]))] == digests[:1]
 
@@ -123,13 +121,13 @@ def test_each_device_is_asked_for_its_experts_only(target):
     inputs = inputs_of(target)
     held = [
         (layer, expert)
-        for layer, row in inputs.placement.items()
+        for layer, row in inputs.work.placement.items()
         for expert, holders in row.items()
         for _ in holders
     ]
-    assert len(held) == len(set(held)) == inputs.manifest.layers * inputs.manifest.experts_per_layer
+    assert len(held) == len(set(held)) == inputs.work.manifest.layers * inputs.work.manifest.experts_per_layer
     counts = {
-        d.name: sum(d.name in h for h in inputs.placement[0].values()) for d in target.inventory.devices
+        d.name: sum(d.name in h for h in inputs.work.placement[0].values()) for d in target.inventory.devices
     }
     assert counts == {"agx-orin": 4, "orin-nx": 2, "orin-nano": 1, "xavier-nx": 1}
 

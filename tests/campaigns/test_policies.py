@@ -53,15 +53,7 @@ def inputs(tmp_path, monkeypatch):
     facts = {name: assume_facts(host) for name, host in target.inventory.hosts.items()}
     probed = Probed(facts, {}, frozenset())
     return (
-        gather(
-            target.run,
-            target.folder,
-            target.campaign,
-            target.inventory,
-            target.trials,
-            target.passes,
-            probed,
-        ),
+        gather(target, probed),
         probed,
     )
 
@@ -110,7 +102,7 @@ def test_the_latency_model_is_that_of_the_lab_and_stands_in_the_manifest(inputs,
     assert latency.devices == ("agx-orin", "orin-nx", "orin-nano", "xavier-nx")
     assert latency.terms == {"memory", "framing"}
     assert latency.speeds[0].ops_per_s == 1.7e11  # the pace of the inventory
-    assert latency.shape.hidden == gathered.manifest.hidden_size
+    assert latency.shape.hidden == gathered.work.manifest.hidden_size
     manifest = describe_run(gathered, probed, "testbed run", 0.0)
     assert manifest["latency"] == {"calibration": None, "model": latency.as_json()}
 

@@ -80,7 +80,7 @@ def test_the_plan_is_a_runs_with_one_trial_that_serves(target, token):  # noqa: 
     assert target.passes == ()
     assert target.command.startswith("testbed serve ")
     assert str(token) in target.command
-    inputs = replace(inputs_of(target), serving=served)
+    inputs = inputs_of(target)
     phases = plan_run(inputs)
     assert [phase.trial.name for phase in phases if phase.kind is Kind.TRIAL] == [SERVED]
     steps = steps_of(phases)
@@ -94,7 +94,7 @@ def test_the_plan_is_a_runs_with_one_trial_that_serves(target, token):  # noqa: 
     assert asked.endswith("--policy top-1 --trial serve-001 --concurrency 4")
     # A run of trials offers no API.
     assert "--http" not in "\n".join(
-        step.line() for step in steps_of(plan_run(replace(inputs, serving=None)))
+        step.line() for step in steps_of(plan_run(inputs_of(replace(target, serving=None))))
     )
 
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from testbed.campaigns.lab_steps import channel_bytes
 from testbed.campaigns.phases import Kind
-from testbed.campaigns.plan import channel_bytes, plan_run
+from testbed.campaigns.plan import plan_run
 from testbed.campaigns.prepare import Probed, gather
 from testbed.campaigns.session import new
 from testbed.config.inventory import load_inventory
@@ -66,9 +67,7 @@ def target(tmp_path, monkeypatch):
 def phases_of(target):
     facts = {name: assume_facts(host) for name, host in target.inventory.hosts.items()}
     probed = Probed(facts, {}, frozenset())
-    inputs = gather(
-        target.run, target.folder, target.campaign, target.inventory, target.trials, target.passes, probed
-    )
+    inputs = gather(target, probed)
     return plan_run(inputs)
 
 

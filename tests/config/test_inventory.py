@@ -54,6 +54,15 @@ BROKEN = {
         ("lab: shelf", "lab: shelf\nnetwork: {metrics_port: 7070}"),
         "lab.yaml:2: network.metrics_port: 7070 is the `data_port` already; metrics need one of their own",
     ),
+    "multicast to one host": (
+        ("lab: shelf", "lab: shelf\nnetwork: {multicast: 10.0.0.9:7090}"),
+        "lab.yaml:2: network.multicast: an IPv4 multicast address with a port was expected, such as 239.83.0.1:7090, "
+        "not '10.0.0.9:7090'",
+    ),
+    "multicast without a port": (
+        ("lab: shelf", "lab: shelf\nnetwork: {multicast: 239.83.0.1}"),
+        "lab.yaml:2: network.multicast: an IPv4 multicast address with a port was expected",
+    ),
     "missing key": (
         ("    address: 10.0.0.2\n", ""),
         "lab.yaml:10: hosts.nano.address: this key is missing: an IPv4 address or a host name",

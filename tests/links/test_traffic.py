@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from testbed.links.traffic import HEADER_BYTES, traffic_rows, unexplained_bytes
+from testbed.links.traffic import HEADER_BYTES, dispatch_bytes, traffic_rows, unexplained_bytes
 
 
 def counters(frames: int, payload: int, drops: int = 0) -> dict[str, int]:
@@ -21,13 +21,14 @@ def test_frames_are_explained_by_headers_records_and_what_tcp_sent_again() -> No
         {"device": "other", "bytes_out": 9, "bytes_back": 9},
     ]
     control = {"nx": {"out": 300, "back": 100}}
-    rows = traffic_rows("t001", before, after, control, dispatches, {"nx": {"out": 1200, "back": None}})
+    sums = dispatch_bytes(dispatches)
+    rows = traffic_rows("t001", before, after, control, sums, {"nx": {"out": 1200, "back": None}})
     down, up = rows
     assert (down["direction"], down["frames"], down["dispatch_bytes"]) == ("downlink", 7, 2000)
     assert (down["retransmitted_bytes"], unexplained_bytes(down)) == (1200, 0)
     assert (up["drops"], up["retransmitted_bytes"], unexplained_bytes(up)) == (1, None, 8)
     assert unexplained_bytes({**up, "retransmitted_bytes": float("nan")}) == 8
-    assert [row["retransmitted_bytes"] for row in traffic_rows("t", before, after, {}, [])] == [None, None]
+    assert [row["retransmitted_bytes"] for row in traffic_rows("t", before, after, {}, {})] == [None, None]
 
 
 @pytest.mark.parametrize("resent", [0, 5])

@@ -165,9 +165,7 @@ def planned(target):
     """Return the plan of what is left of a run."""
     facts = {name: assume_facts(host) for name, host in target.inventory.hosts.items()}
     probed = Probed(facts, {}, frozenset())
-    inputs = gather(
-        target.run, target.folder, target.campaign, target.inventory, target.trials, target.passes, probed
-    )
+    inputs = gather(target, probed)
     return plan_run(inputs)
 
 

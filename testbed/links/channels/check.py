@@ -9,7 +9,7 @@ from payloads.linkd.channel import MAX_BLOCKS
 from payloads.linkd.model import MAX_RATE_MBIT, MIN_RATE_MBIT
 from testbed.config.inventory import no_device
 from testbed.config.model import Problem
-from testbed.config.scenario import DEFAULT, ChannelDevice, ChannelSettings, Scenario
+from testbed.config.scenario import DEFAULT, ChannelDevice, ChannelSettings, LinkScenario
 from testbed.config.yaml import Place
 from testbed.errors import InputError
 from testbed.links.channels.check_radio import has_place, radio_problems
@@ -54,7 +54,7 @@ _DEVICE_MODELS = {
 }
 
 
-def scenario_problems(scenario: Scenario) -> Iterator[Problem]:
+def scenario_problems(scenario: LinkScenario) -> Iterator[Problem]:
     """Yield what is wrong with a scenario whatever the lab; places start at the scenario."""
     yield from _jitter_problems(scenario)
     settings = scenario.channel
@@ -71,7 +71,7 @@ def scenario_problems(scenario: Scenario) -> Iterator[Problem]:
         yield Problem(("channel", *problem.place), problem.text)
 
 
-def _jitter_problems(scenario: Scenario) -> Iterator[Problem]:
+def _jitter_problems(scenario: LinkScenario) -> Iterator[Problem]:
     for name, link in scenario.links.items():
         delay, jitter, _loss = scenario.impairments(name)
         if jitter <= delay:
@@ -84,7 +84,7 @@ def _jitter_problems(scenario: Scenario) -> Iterator[Problem]:
             yield Problem(("links", name, "delay_ms"), text)
 
 
-def _fixed_problems(scenario: Scenario) -> Iterator[Problem]:
+def _fixed_problems(scenario: LinkScenario) -> Iterator[Problem]:
     if "links" not in scenario.model_fields_set:
         yield Problem((), "`links` (fixed rates) or `channel` (rates over time) was expected")
     for name, link in scenario.links.items():
@@ -95,7 +95,7 @@ def _fixed_problems(scenario: Scenario) -> Iterator[Problem]:
                 yield Problem(("links", name, key), text)
 
 
-def unknown_devices(scenario: Scenario, devices: Sequence[str]) -> Iterator[Problem]:
+def unknown_devices(scenario: LinkScenario, devices: Sequence[str]) -> Iterator[Problem]:
     """Yield the entries of a scenario for devices that the lab has not."""
     entries: list[Place] = [("links", name) for name in scenario.links]
     if scenario.channel is not None:
@@ -106,7 +106,7 @@ def unknown_devices(scenario: Scenario, devices: Sequence[str]) -> Iterator[Prob
             yield Problem(place, no_device(name, devices))
 
 
-def lacking_devices(scenario: Scenario, devices: Sequence[str]) -> Iterator[Problem]:
+def lacking_devices(scenario: LinkScenario, devices: Sequence[str]) -> Iterator[Problem]:
     """Yield what a scenario does not say about devices that take part."""
     settings = scenario.channel
     if settings is None:
@@ -128,7 +128,7 @@ def lacking_devices(scenario: Scenario, devices: Sequence[str]) -> Iterator[Prob
     yield from _share_problems(settings, devices)
 
 
-def _rate_problems(scenario: Scenario, devices: Sequence[str]) -> Iterator[Problem]:
+def _rate_problems(scenario: LinkScenario, devices: Sequence[str]) -> Iterator[Problem]:
     left: list[str] = []
     for name in devices:
         said = [scenario.links[key] for key in (name, DEFAULT) if key in scenario.links]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from payloads.linkd.channel import Channel, Rule
-from testbed.config.scenario import ChannelDevice, ChannelSettings, Scenario
+from testbed.config.scenario import ChannelDevice, ChannelSettings, LinkScenario
 from testbed.config.yaml import dotted
 from testbed.errors import InputError
 from testbed.links.channels.budget import Budget, Draw, budget_of
@@ -33,7 +33,7 @@ __all__ = ["budgets_of", "channel_of", "power_gains", "rule_of"]
 _DEFAULT_DURATION_S = 30.0
 
 
-def channel_of(scenario: Scenario, devices: Sequence[str], *, seed: int, repeat: int) -> Channel | None:
+def channel_of(scenario: LinkScenario, devices: Sequence[str], *, seed: int, repeat: int) -> Channel | None:
     """Return the channel that a scenario has in one repeat, or None where its rates are fixed.
 
     Args:
@@ -54,7 +54,9 @@ def channel_of(scenario: Scenario, devices: Sequence[str], *, seed: int, repeat:
     return _radio_channel(settings, devices, Draw(seed, scenario.name, repeat))
 
 
-def budgets_of(scenario: Scenario, devices: Sequence[str], *, seed: int, repeat: int) -> dict[str, Budget]:
+def budgets_of(
+    scenario: LinkScenario, devices: Sequence[str], *, seed: int, repeat: int
+) -> dict[str, Budget]:
     """Return the link budgets of the devices; none where no physics makes the rates.
 
     Raises:
@@ -68,7 +70,7 @@ def budgets_of(scenario: Scenario, devices: Sequence[str], *, seed: int, repeat:
     return {name: budget_of(settings, _device(settings, name), name, draw) for name in devices}
 
 
-def _check(scenario: Scenario, devices: Sequence[str]) -> None:
+def _check(scenario: LinkScenario, devices: Sequence[str]) -> None:
     for problem in (*scenario_problems(scenario), *lacking_devices(scenario, devices)):
         place = dotted(problem.place)
         raise InputError(f"scenario {scenario.name}: {place + ': ' if place else ''}{problem.text}")

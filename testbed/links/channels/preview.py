@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from payloads.linkd.channel import DIRECTIONS, linear_channel
-from testbed.config.campaign import Campaign, check_campaign
+from testbed.config.campaign_base import CampaignBase, check_campaign
 from testbed.config.inventory import Inventory
-from testbed.config.scenario import Scenario
+from testbed.config.scenario import LinkScenario
 from testbed.errors import InputError
 from testbed.links.channels.describe import describe
 from testbed.links.channels.draw import budgets_of, channel_of
@@ -18,7 +18,7 @@ __all__ = ["preview_rows"]
 
 
 def preview_rows(
-    campaign: Campaign, inventory: Inventory, *, scenario: str | None = None, repeat: int = 0
+    campaign: CampaignBase, inventory: Inventory, *, scenario: str | None = None, repeat: int = 0
 ) -> list[dict[str, Any]]:
     """Return one row for each scenario, device and direction.
 
@@ -41,7 +41,7 @@ def preview_rows(
     return [row for one in _chosen(campaign, scenario) for row in _rows(one, devices, campaign.seed, repeat)]
 
 
-def _chosen(campaign: Campaign, name: str | None) -> Sequence[Scenario]:
+def _chosen(campaign: CampaignBase, name: str | None) -> Sequence[LinkScenario]:
     names = [scenario.name for scenario in campaign.scenarios]
     if name is None:
         return campaign.scenarios
@@ -52,7 +52,7 @@ def _chosen(campaign: Campaign, name: str | None) -> Sequence[Scenario]:
     return [campaign.scenario(name)]
 
 
-def _rows(scenario: Scenario, devices: Sequence[str], seed: int, repeat: int) -> list[dict[str, Any]]:
+def _rows(scenario: LinkScenario, devices: Sequence[str], seed: int, repeat: int) -> list[dict[str, Any]]:
     channel = channel_of(scenario, devices, seed=seed, repeat=repeat)
     budgets = budgets_of(scenario, devices, seed=seed, repeat=repeat)
     if channel is None:
