@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Tuple
 
 from payloads.semcast.messages import Report
 from payloads.semcast.spec import Spec, TrialSpec, noise_seed
-from payloads.wdmoe.bs.records import Records
+from payloads.station.records import TrialRecords
 from payloads.wire.channel import DeviceError
 from payloads.wire.client import DeviceLateError, DeviceLostError
 from payloads.wire.clock import BSClock, Offset, OffsetTrack
@@ -47,12 +47,11 @@ class FrameReport(NamedTuple):
     reports: Tuple[Report, ...]
 
 
-class Reports(Records):
+class Reports(TrialRecords):
     """The rows of one trial; times are unix seconds on the base station's clock."""
 
     def __init__(self, name: str, clock: BSClock) -> None:
-        super().__init__(name, clock)
-        self.tables: Dict[str, List[Dict[str, Any]]] = {table: [] for table in TABLES}
+        super().__init__(name, clock, TABLES)
 
     def add_frames(
         self,
@@ -74,19 +73,8 @@ class Reports(Records):
     def add_failure(self, error: DeviceError, at_ns: int) -> None:
         """Add what made the trial fail."""
         kinds = ((DeviceLateError, "deadline"), (DeviceLostError, "lost"))
-        event: Optional[str] = next((name for kind, name in kinds if isinstance(error, kind)), "refused")
-        self.tables["events"].append(
-            {
-                "t_s": self._clock.unix_s(at_ns),
-                "trial": self.trial,
-                "request": None,
-                "step": None,
-                "layer": None,
-                "device": error.device,
-                "event": event,
-                "detail": error.reason,
-            }
-        )
+        event = next((name for kind, name in kinds if isinstance(error, kind)), "refused")
+        self.add_event(at_ns, error.device, event, error.reason)
 
     def add_both_clocks(
         self, before: Mapping[str, Offset], after: Mapping[str, Offset]

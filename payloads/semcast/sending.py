@@ -25,7 +25,7 @@ from payloads.semcast.messages import (
 )
 from payloads.semcast.multicast import KEY_BYTES, Sender, seconds_on_air
 from payloads.semcast.play import conditions_of, gains_of, transmit
-from payloads.semcast.receivers import Receivers, Traffic
+from payloads.semcast.receivers import FrameTraffic, Receivers
 from payloads.semcast.reports import FrameReport
 from payloads.semcast.shelf import Shelf
 from payloads.semcast.spec import Frame, ImageSet, Spec, SpecError, TrialSpec, channel_labels, frames_of
@@ -84,7 +84,7 @@ class Airing:
         name: str,
         shelf: Shelf,
         receivers: Receivers,
-        traffic: Traffic,
+        traffic: FrameTraffic,
         sender: Optional[Sender] = None,
         rate: Rate = lambda: None,
     ) -> None:

@@ -3,7 +3,7 @@
     python -m payloads.semcast.transmitter --models ~/.testbed/models.json --devices ~/.testbed/devices.json \
         --tls ~/.testbed/tls --control ~/.testbed/bs.sock --links ~/.testbed/linkd.sock
 
-It is asked through the base station's control socket (``payloads.wdmoe.bs.bsctl``). A receiver that is lost fails the
+It is asked through the base station's control socket (``payloads.station.bsctl``). A receiver that is lost fails the
 trial; the transmitter stays up, and the next trial connects again.
 """
 
@@ -23,18 +23,17 @@ from typing import Any, Callable, Dict, Optional, Sequence
 import torch
 
 from payloads.semcast.multicast import Group, MulticastError, Sender, parse_group
-from payloads.semcast.receivers import Receivers, Traffic, read_devices
+from payloads.semcast.receivers import FrameTraffic, Receivers, devices_by_name
 from payloads.semcast.reports import Reports
 from payloads.semcast.sending import Airing
 from payloads.semcast.shelf import Shelf, ShelfError
 from payloads.semcast.spec import Spec, SpecError, read_spec
 from payloads.services.ready import announce_ready
-from payloads.wdmoe.bs.asks import AbandonedError
-from payloads.wdmoe.bs.control import Control, ControlError, Job
-from payloads.wdmoe.bs.fleet import FleetError
-from payloads.wdmoe.bs.link_feed import LinkControlError, LinkFeed
-from payloads.wdmoe.bs.pacing import LinkPacing
-from payloads.wdmoe.bs.records import failed_folder
+from payloads.station.control import AbandonedError, Control, ControlError, Job
+from payloads.station.devices import DevicesError
+from payloads.station.link_feed import LinkControlError, LinkFeed
+from payloads.station.pacing import LinkPacing
+from payloads.station.records import failed_folder
 from payloads.wire.auth import AuthError
 from payloads.wire.client import DeviceError, Exchange
 from payloads.wire.clock import BSClock
@@ -48,7 +47,7 @@ NAME = "transmitter"
 #: What ends a job and is no mistake of ours.
 _FAILURES = (
     DeviceError,
-    FleetError,
+    DevicesError,
     FrameError,
     LinkControlError,
     MulticastError,
@@ -102,7 +101,7 @@ class Transmitter:
 
     def ping(self) -> Dict[str, Any]:
         """Connect all receivers, check them, and return their clock offsets."""
-        self._receivers.meet(list(read_devices(self._devices_file).values()), {})
+        self._receivers.meet(list(devices_by_name(self._devices_file).values()), {})
         return {
             "devices": {
                 name: {
@@ -136,7 +135,7 @@ class Transmitter:
         if failed.exists():
             shutil.rmtree(failed)
         reports = Reports(name, self.clock)
-        traffic = Traffic(self._receivers)
+        traffic = FrameTraffic(self._receivers)
         with ExitStack() as stack:
             try:
                 self._meet(spec, spec.schemes[trial.scheme])
@@ -162,7 +161,7 @@ class Transmitter:
             "t_start_s": self.clock.unix_s(start_ns),
             "t_end_s": self.clock.unix_s(end_ns),
             "rows": {table: len(rows) for table, rows in reports.tables.items()},
-            **traffic.summary(),
+            **traffic.totals(),
             "multicast": airing.multicast(),
             "paced_late": {
                 user: sum(frame.reports[place].late for frame in frames)
@@ -172,17 +171,17 @@ class Transmitter:
 
     def _meet(self, spec: Spec, models: Sequence[str]) -> None:
         """Connect the receivers of a run's users, who must hold the very models that are here."""
-        devices = read_devices(self._devices_file)
+        devices = devices_by_name(self._devices_file)
         here = self._shelf.identities()
         for user in spec.users:
             if user not in devices:
-                raise FleetError(f"{self._devices_file}: there is no device {user}, which the run names")
+                raise DevicesError(f"{self._devices_file}: there is no device {user}, which the run names")
         for model in models:
             if model not in here:
                 raise ShelfError(f"there is no model {model!r} here; there are {', '.join(here) or 'none'}")
         self._receivers.meet([devices[user] for user in spec.users], {model: here[model] for model in models})
 
-    def _airing(self, spec: Spec, name: str, traffic: Traffic, stack: ExitStack) -> Airing:
+    def _airing(self, spec: Spec, name: str, traffic: FrameTraffic, stack: ExitStack) -> Airing:
         """Return what sends a trial's frames, the links followed and the group ready until the stack is left."""
         feed: Optional[LinkFeed] = None
         if self._links is not None and (self._pacing or self._group is not None):

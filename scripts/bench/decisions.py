@@ -120,8 +120,9 @@ def measure(tokens: int, ports: list[int], key: Path, linkd: Path, rounds: int) 
     import numpy as np
     import torch
 
-    from payloads.wdmoe.bs.fleet import DeviceSpec, FleetSpec
-    from payloads.wdmoe.bs.link_feed import LinkFeed
+    from payloads.station.devices import DeviceSpec
+    from payloads.station.link_feed import LinkFeed
+    from payloads.wdmoe.bs.fleet import FleetSpec
     from payloads.wdmoe.bs.links import LinkControl
     from payloads.wdmoe.bs.remote import Dispatcher
     from payloads.wdmoe.decision import decider_of

@@ -94,7 +94,8 @@ def layer(stack: ExitStack, folder: Path) -> Rounds:
     """A whole layer at the base station: one expert on each worker, every token to all of them."""
     import torch
 
-    from payloads.wdmoe.bs.fleet import DeviceSpec, FleetSpec
+    from payloads.station.devices import DeviceSpec
+    from payloads.wdmoe.bs.fleet import FleetSpec
     from payloads.wdmoe.bs.remote import Dispatcher
 
     torch.set_num_threads(1)

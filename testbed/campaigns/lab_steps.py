@@ -31,7 +31,7 @@ __all__ = ["ASK", "LabSteps", "channel_bytes", "json_bytes"]
 #: Where a host holds its certificate.
 TLS_FOLDER = "~/.testbed/tls"
 #: The module that asks the base station for work, whatever it serves.
-ASK = "wdmoe.bs.bsctl"
+ASK = "station.bsctl"
 LEASE_TTL_S = 8.0
 PROBE_TIMEOUT_S = 600.0
 

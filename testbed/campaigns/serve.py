@@ -236,7 +236,7 @@ class ServeRunner(Runner):
 def stop_command(inventory: Inventory) -> Command:
     """Return what ends the serving in order."""
     host: Host = inventory.base_station
-    shell = payload_command(host_python(host), "wdmoe.bs.bsctl", "stop")
+    shell = payload_command(host_python(host), "station.bsctl", "stop")
     return Command(host.name, shell, "stop serving", STOP_TIMEOUT_S)
 
 

@@ -35,7 +35,7 @@ def payload_command(python: str, module: str, *args: str) -> str:
 
     Args:
         python: The interpreter; a leading ``~/`` is the user's home.
-        module: The module below ``payloads``, such as ``wdmoe.bs.bsctl``.
+        module: The module below ``payloads``, such as ``station.bsctl``.
         *args: Its arguments, not quoted yet. The payload itself expands a leading ``~/``.
     """
     words = [f"payloads.{module}", *map(shlex.quote, args)]

@@ -58,7 +58,7 @@ BS = Host.model_validate(
 def trial_phase(name, folder, policy="top-2", plays=False):
     """A trial as the plan has it where the base station shapes."""
     show, history = show_command(BS), history_command(BS)
-    ask = Command("bs", payload_command("python3", "wdmoe.bs.bsctl", "trial", name))
+    ask = Command("bs", payload_command("python3", "station.bsctl", "trial", name))
     fetch = Fetch("bs", f"~/runs/{name}", folder / "fetched" / name)
     play, hold = ((play_command(BS),), (hold_command(BS),)) if plays else ((), ())
     steps = (show, *play, ask, *hold, show, history, fetch)

@@ -227,4 +227,4 @@ def test_the_command_that_ends_it_is_the_base_stations(inventory):
     command = serve.stop_command(inventory)
     assert isinstance(command, Command)
     assert command.host == "bs"
-    assert command.shell.endswith("payloads.wdmoe.bs.bsctl stop")
+    assert command.shell.endswith("payloads.station.bsctl stop")

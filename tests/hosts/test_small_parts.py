@@ -46,9 +46,9 @@ def test_lines_do_not_depend_on_how_bytes_arrive(chunks: list[bytes]) -> None:
 
 
 def test_a_payload_command_line_has_its_one_form() -> None:
-    line = payload_command("~/.testbed/venv/bin/python", "wdmoe.bs.bsctl", "trial", "--spec", "~/a b.json")
+    line = payload_command("~/.testbed/venv/bin/python", "station.bsctl", "trial", "--spec", "~/a b.json")
     assert line == (
-        'PYTHONPATH="$HOME/.testbed/current" exec "$HOME/.testbed/venv/bin/python" -m payloads.wdmoe.bs.bsctl '
+        'PYTHONPATH="$HOME/.testbed/current" exec "$HOME/.testbed/venv/bin/python" -m payloads.station.bsctl '
         "trial --spec '~/a b.json'"
     )
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from payloads.wdmoe.bs.control import Control
-from payloads.wdmoe.bs.fleet import Devices, DeviceSpec, FleetSpec
+from payloads.station.control import Control
+from payloads.station.devices import Devices, DeviceSpec
+from payloads.wdmoe.bs.fleet import FleetSpec, mismatch
 from payloads.wire.client import Answer, Channel, DeviceLostError, Exchange, Request
 from payloads.wire.connection import Plain
 
@@ -68,9 +70,9 @@ def test_several_devices_that_were_restarted_are_all_connected_again(tmp_path: P
     devices = Devices(exchange, tmp_path / "key")
     names = ("a", "b", "c")
     fleet = FleetSpec(tuple(DeviceSpec(name, "127.0.0.1", 1) for name in names), ())
-    devices.prepare(fleet, "m", "float32")
+    devices.prepare(fleet.devices, partial(mismatch, fleet, "m", "float32"))
     exchange.alive.clear()
-    devices.prepare(fleet, "m", "float32")
+    devices.prepare(fleet.devices, partial(mismatch, fleet, "m", "float32"))
     assert {channel.name for channel in exchange.alive} == set(names)
     for channel in devices.channels.values():
         exchange.disconnect(channel)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from payloads.wdmoe.bs.fleet import Devices
+from payloads.station.devices import Devices
 from payloads.wire.client import Channel, Exchange, Request
 from payloads.wire.credentials import PlainKey
 from payloads.wire.frames import Kind, pack_header

@@ -19,7 +19,8 @@ from transformers import (
     Qwen2MoeConfig,
 )
 
-from payloads.wdmoe.bs.asks import AbandonedError, Ask, Sampling
+from payloads.station.control import AbandonedError
+from payloads.wdmoe.bs.asks import Ask, Sampling
 from payloads.wdmoe.bs.engine import Engine, most_rows
 from payloads.wdmoe.bs.kv_cache import BatchingError
 from payloads.wire.client import DeviceError, DeviceLostError

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from payloads.board.pace import Pace
-from payloads.wdmoe.bs.fleet import DeviceSpec, FleetSpec, _mismatch
+from payloads.station.devices import DeviceSpec
+from payloads.wdmoe.bs.fleet import FleetSpec, mismatch
 from payloads.wdmoe.worker.expert_worker import Worker
 from payloads.wdmoe.worker.shards import read_wanted
 from payloads.wire import frames
@@ -228,8 +229,8 @@ def test_a_real_worker_computes_or_refuses_and_goes_on(server, make_lab, capsys)
 def test_a_device_that_describes_itself_as_nonsense_is_not_taken(changes):
     fleet = FleetSpec((DeviceSpec("orin", "10.0.0.1", 7070),), ((("orin",),),))
     said = {"manifest": "m", "dtype": "float32", "parameters": 5, "experts": [[0, 0]]}
-    assert _mismatch(fleet, "m", "float32", "orin", said) is None
-    assert _mismatch(fleet, "m", "float32", "orin", {**said, **changes})
+    assert mismatch(fleet, "m", "float32", "orin", said) is None
+    assert mismatch(fleet, "m", "float32", "orin", {**said, **changes})
 
 
 def credentials(folder: Path, *, tls: bool) -> tuple[Credentials, Credentials]:

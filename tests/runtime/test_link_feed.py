@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from payloads.linkd.channel import Channel, Rule
+from payloads.station.link_feed import LinkFeed
 from payloads.wdmoe.bs.link_facts import UNSHAPED, LinkFacts, link_facts, refined
-from payloads.wdmoe.bs.link_feed import LinkFeed
 from payloads.wdmoe.bs.links import LinkControl
 from payloads.wdmoe.latency import DeviceSpeed, LatencyModel
 from payloads.wdmoe.pace import ExpertShape

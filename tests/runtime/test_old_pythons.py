@@ -27,7 +27,8 @@ from payloads.board import busy, pace
 from payloads.wdmoe import families, gating, tensors
 from payloads.wdmoe import pace as wdmoe_pace
 from payloads.wdmoe.allocation import bandwidth
-from payloads.wdmoe.bs import bsctl, spec
+from payloads.station import bsctl
+from payloads.wdmoe.bs import spec
 
 folder = Path(tempfile.mkdtemp())
 key = folder / "key"

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from payloads.station.pacing import LinkPacing
 from payloads.wdmoe.bs.links import LinkControlError
-from payloads.wdmoe.bs.pacing import LinkPacing
 from payloads.wdmoe.bs.spec import read_spec
 from payloads.wire.client import Channel, DeviceLostError, Exchange, Request
 from payloads.wire.connection import Plain

@@ -102,7 +102,7 @@ def host(make_lab):
 
 
 def bsctl(host, *arguments, **options):
-    command = [sys.executable, "-m", "payloads.wdmoe.bs.bsctl", "--control", "~/bs.sock", *arguments]
+    command = [sys.executable, "-m", "payloads.station.bsctl", "--control", "~/bs.sock", *arguments]
     return subprocess.Popen(
         command,
         env=environment(host.home),
@@ -228,7 +228,7 @@ def test_a_run_as_hosts_see_it(host):
             "expert_worker: cannot read the wanted list",
         ),
         ("wdmoe.bs.base_station", BS_ARGUMENTS, "base_station: cannot read the key file"),
-        ("wdmoe.bs.bsctl", ["--control", "~/none.sock", "status"], "bsctl: cannot reach the base station at"),
+        ("station.bsctl", ["--control", "~/none.sock", "status"], "bsctl: cannot reach the base station at"),
     ],
 )
 def test_what_cannot_start_says_so_in_one_line(tmp_path, module, arguments, line):

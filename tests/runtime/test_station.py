@@ -13,8 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from payloads.board.pace import Pace
-from payloads.wdmoe.bs.asks import AbandonedError
-from payloads.wdmoe.bs.fleet import FleetError
+from payloads.station.control import AbandonedError
+from payloads.station.devices import DevicesError
 from payloads.wdmoe.bs.recording import RequestFailedError
 from payloads.wdmoe.bs.spec import SpecError, read_spec
 from payloads.wdmoe.bs.station import StationError
@@ -212,7 +212,7 @@ def test_a_lost_worker_fails_the_trial_clearly_and_the_next_trial_connects_again
         ("lost", "middle"),
         ("failed", "middle"),
     ]
-    monkeypatch.setattr("payloads.wdmoe.bs.fleet.RESTART_S", 0.0)
+    monkeypatch.setattr("payloads.station.devices.RESTART_S", 0.0)
     with pytest.raises(DeviceLostError, match=r"device middle lost: cannot connect to 127\.0\.0\.1:\d+"):
         station.trial(spec, "t001", nothing, nothing)
     lab.restart("middle")
@@ -248,15 +248,15 @@ def test_a_worker_without_the_key_or_the_experts_is_refused(lab, station):
     placement["1"]["0"] = ["elsewhere"]
     (lab.home / "placement.json").write_text(json.dumps(placement))
     lab.write_devices()
-    with pytest.raises(FleetError, match="unknown device: elsewhere"):
+    with pytest.raises(DevicesError, match="unknown device: elsewhere"):
         station.ping()
     del placement["1"]["0"]
     (lab.home / "placement.json").write_text(json.dumps(placement))
     lab.write_devices()
-    with pytest.raises(FleetError, match="the placement of layer 1 expert 0 is missing"):
+    with pytest.raises(DevicesError, match="the placement of layer 1 expert 0 is missing"):
         station.ping()
     (lab.home / "devices.json").unlink()
-    with pytest.raises(FleetError, match="cannot read"):
+    with pytest.raises(DevicesError, match="cannot read"):
         station.ping()
 
 

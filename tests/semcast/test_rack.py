@@ -22,8 +22,8 @@ from payloads.semcast.receiver import Receiver
 from payloads.semcast.shelf import Shelf, ShelfError
 from payloads.semcast.spec import Spec, SpecError, channel_labels, frames_of, read_spec
 from payloads.semcast.transmitter import serve
-from payloads.wdmoe.bs.control import Control
-from payloads.wdmoe.bs.link_feed import LinkControlError
+from payloads.station.control import Control
+from payloads.station.link_feed import LinkControlError
 from payloads.wire.channel import Channel
 from payloads.wire.client import DeviceError, DeviceLateError, DeviceLostError, DeviceRefusedError
 from payloads.wire.frames import FrameError, Header, Kind

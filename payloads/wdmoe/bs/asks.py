@@ -5,15 +5,11 @@ from __future__ import annotations
 import time
 from typing import Callable, List, NamedTuple, Optional, Protocol, Sequence, Tuple
 
-__all__ = ["END_REASONS", "AbandonedError", "Ask", "Handle", "Sampling", "Scored", "Sink", "Token"]
+__all__ = ["END_REASONS", "Ask", "Handle", "Sampling", "Scored", "Sink", "Token"]
 
 #: Why a request ends: a stop token came; the most tokens are there; its time is up; nobody waits for it any more; it
 #: could not be done.
 END_REASONS = ("stop", "length", "deadline", "abandoned", "failed")
-
-
-class AbandonedError(Exception):
-    """Nobody waits for the result any more."""
 
 
 class Sampling(NamedTuple):

@@ -6,13 +6,15 @@ import shutil
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional
+from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional, Tuple
 
+from payloads.station.devices import Devices
+from payloads.station.records import failed_folder
+from payloads.station.traffic import Traffic
 from payloads.wdmoe.bs.engine import Engine
-from payloads.wdmoe.bs.fleet import Devices
 from payloads.wdmoe.bs.links import LinkControl
 from payloads.wdmoe.bs.recording import Judging, RequestFailedError
-from payloads.wdmoe.bs.records import Records, failed_folder
+from payloads.wdmoe.bs.records import Records
 from payloads.wdmoe.bs.remote import Dispatcher
 from payloads.wdmoe.judge import Judge
 from payloads.wire.client import DeviceError
@@ -51,8 +53,7 @@ class Undertaking:
         self._folder = folder
         self._clock = clock
         self._devices = devices
-        self._traffic = devices.traffic()
-        self._resent = devices.resent()
+        self._traffic = Traffic(devices)
         self.offsets = connect()
         self._dispatcher = dispatcher
         self._dispatcher.rows = []
@@ -92,25 +93,16 @@ class Undertaking:
             if self.judge.bounds is not None:
                 self.records.add_bounds(self.judge.bounds)
         self.records.write(self._folder)
-        control = {}
-        for channel, (out, back) in devices.traffic().items():
-            out_before, back_before = self._traffic.get(channel, (0, 0))
-            mine = [row for row in rows if row.device == channel.name]
-            control[channel.name] = {
-                "out": out - out_before - sum(row.bytes_out for row in mine),
-                "back": back - back_before - sum(row.bytes_back for row in mine),
-            }
-        resent = {}
-        for channel, counts in devices.resent().items():
-            before = self._resent.get(channel, (0, 0))
-            resent[channel.name] = dict(zip(("out", "back"), map(_minus, counts, before)))
+        work: Dict[str, Tuple[int, int]] = {}
+        for row in rows:
+            out, back = work.get(row.device, (0, 0))
+            work[row.device] = out + row.bytes_out, back + row.bytes_back
         return {
             "records": str(self._folder),
             "t_start_s": self._clock.unix_s(self._start_ns),
             "t_end_s": self._clock.unix_s(end_ns),
             "rows": {name: len(entries) for name, entries in self.records.tables.items()},
-            "control_bytes": control,
-            "retransmitted_bytes": resent,
+            **self._traffic.summary(work),
             "paced_late": {name: sum(r.late for r in rows if r.device == name) for name in clocks},
         }
 
@@ -135,7 +127,3 @@ class AtWork(NamedTuple):
     def finish(self) -> Dict[str, Any]:
         """Write the records and return the summary, once the policy is at work no more."""
         return {**self.work.finish(), "bandwidth": self.control and self.control.summary()}
-
-
-def _minus(after: Optional[int], before: Optional[int]) -> Optional[int]:
-    return None if after is None or before is None else after - before

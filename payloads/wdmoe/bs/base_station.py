@@ -27,9 +27,8 @@ import torch
 
 from payloads.metrics_http import MetricsServer
 from payloads.services.ready import announce_ready
-from payloads.wdmoe.bs.asks import AbandonedError
-from payloads.wdmoe.bs.control import Control, ControlError, Job
-from payloads.wdmoe.bs.fleet import FleetError
+from payloads.station.control import AbandonedError, Control, ControlError, Job
+from payloads.station.devices import DevicesError
 from payloads.wdmoe.bs.links import LinkControlError
 from payloads.wdmoe.bs.recording import RequestFailedError
 from payloads.wdmoe.bs.spec import Spec, SpecError, check_name, read_spec
@@ -51,7 +50,7 @@ DEFAULT_HTTP = ("127.0.0.1", 8000)
 #: What ends a job and is no mistake of ours.
 _FAILURES = (
     DeviceError,
-    FleetError,
+    DevicesError,
     FrameError,
     LinkControlError,
     OSError,

@@ -17,7 +17,8 @@ from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Sequenc
 
 import torch
 
-from payloads.wdmoe.bs.asks import AbandonedError, Ask, Handle, Sink, Token
+from payloads.station.control import AbandonedError
+from payloads.wdmoe.bs.asks import Ask, Handle, Sink, Token
 from payloads.wdmoe.bs.kv_cache import SlotCache, allow_batches, positions_limit
 from payloads.wdmoe.bs.remote import Dispatcher
 from payloads.wdmoe.bs.sampling import is_nan, score_prompt

@@ -1,46 +1,14 @@
-"""The devices as the base station sees them: who they are, what each holds, their connections and clocks."""
+"""Which devices hold which experts, and whether one of them really does."""
 
 from __future__ import annotations
 
 import json
-import time
-from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Mapping, NamedTuple, Optional, Tuple
 
-from payloads.wdmoe.bs.readmit import Returned
-from payloads.wire.client import Channel, DeviceError, DeviceLostError, Exchange, Patience, Request
-from payloads.wire.clock import Offset, OffsetHistory, PingStamps, estimate_offset
-from payloads.wire.credentials import Credentials
-from payloads.wire.frames import FrameError, Kind, pack_header, pack_ping, unpack_description, unpack_pong
+from payloads.station.devices import DevicesError, DeviceSpec, read_devices, reading
 
-__all__ = ["DeviceSpec", "Devices", "FleetError", "FleetSpec", "read_fleet"]
-
-#: A clock is asked until so many round trips in a row were no shorter than the shortest, and at most so often.
-PINGS_IN_VAIN, PINGS_MOST = 12, 60
-RESTART_S = 20.0  # what a supervisor needs to start a worker again, torch included
-#: What a device may take to say who it is or what its clock says: neither waits for a computation.
-TALK_S = 10.0
-#: A device that is sought again is tried often, and each try is short.
-RETRY_CONNECT_S = 2.0
-
-
-class FleetError(Exception):
-    """The devices file is missing or wrong."""
-
-
-class DeviceSpec(NamedTuple):
-    """One device.
-
-    Attributes:
-        name: Its name in the inventory.
-        address: Its address.
-        port: The port of its worker.
-    """
-
-    name: str
-    address: str
-    port: int
+__all__ = ["FleetSpec", "mismatch", "read_fleet"]
 
 
 class FleetSpec(NamedTuple):
@@ -59,221 +27,22 @@ def read_fleet(path: Path, layers: int, experts: int) -> FleetSpec:
     """Read the devices file of a model with so many layers and experts in each.
 
     Raises:
-        FleetError: It cannot be read, an expert is placed nowhere, or a device is not known.
+        DevicesError: It cannot be read, an expert is placed nowhere, or a device is not known.
     """
-    try:
+    with reading(path):
         value = json.loads(path.read_text())
-        devices = tuple(
-            DeviceSpec(str(d["name"]), str(d["address"]), int(d["port"])) for d in value["devices"]
-        )
+        devices = read_devices(value)
         placement = tuple(
             tuple(_holders(value["placement"], layer, expert) for expert in range(experts))
             for layer in range(layers)
         )
-    except OSError as error:
-        raise FleetError(f"cannot read {path}: {error.strerror}") from error
-    except KeyError as error:
-        raise FleetError(f"{path}: {error.args[0]} is missing") from error
-    except (ValueError, TypeError, AttributeError) as error:
-        raise FleetError(f"{path} is damaged: {error}") from error
     known = {device.name for device in devices}
     named = {name for layer in placement for holders in layer for name in holders}
     if named - known:
-        raise FleetError(f"{path}: the placement names an unknown device: {', '.join(sorted(named - known))}")
-    return FleetSpec(devices, placement)
-
-
-class Devices:
-    """The connections to all devices of a fleet.
-
-    Attributes:
-        exchange: The loop that drives them.
-        channels: The connection to each device, by name.
-        descriptions: What each worker said of itself, by name.
-        returned: The clock offsets of devices that came back since they were prepared, by name.
-    """
-
-    def __init__(self, exchange: Exchange, credentials: Credentials) -> None:
-        self.exchange = exchange
-        self.channels: Dict[str, Channel] = {}
-        self.descriptions: Dict[str, Dict[str, Any]] = {}
-        self.returned: Dict[str, List[Offset]] = {}
-        self._credentials = credentials
-        self._check: Callable[[str, Mapping[str, Any]], Optional[str]] = lambda name, description: None
-
-    def prepare(self, fleet: FleetSpec, manifest: str, dtype: str) -> None:
-        """Connect what is not connected, and make sure that every device holds what is placed on it.
-
-        Args:
-            fleet: The devices and the placement.
-            manifest: The sha256 of the model's manifest.
-            dtype: The run's element type.
-
-        Raises:
-            DeviceError: A device cannot be reached, does not hold the key, or holds the wrong experts.
-        """
-        self._follow(fleet)
-        self.returned = {}
-        self._check = partial(_mismatch, fleet, manifest, dtype)
-        for attempt in (1, 2):
-            self._connect()
-            try:
-                self.descriptions = _describe(self.exchange, list(self.channels.values()))
-                break
-            except DeviceLostError:
-                # A worker that was restarted since the last trial: its old connection is dead, and where one is,
-                # others may be that were not asked yet.
-                if attempt == 2:
-                    raise
-                for channel in self.channels.values():
-                    self.exchange.disconnect(channel)
-        for name, description in self.descriptions.items():
-            self._verify(name, description)
-
-    def _connect(self) -> None:
-        """Connect every channel; a worker that is just being started again is waited for."""
-        deadline = time.monotonic() + RESTART_S
-        for channel in self.channels.values():
-            while not channel.connected:
-                try:
-                    self.exchange.connect(channel, self._credentials)
-                except DeviceLostError as error:
-                    refused = isinstance(error.__cause__, ConnectionRefusedError)
-                    if not refused or time.monotonic() > deadline:
-                        raise
-                    time.sleep(0.25)
-
-    def offsets(self, lost: bool = False) -> Dict[str, Offset]:
-        """Estimate every device's clock offset by a few pings, one device after the other.
-
-        Args:
-            lost: Whether devices may be lost: they have no offset then.
-
-        Raises:
-            DeviceLostError: One is lost, and none may be.
-        """
-        result = {}
-        for name, channel in self.channels.items():
-            try:
-                result[name] = estimate_offset(_pings(self.exchange, channel))
-            except DeviceLostError:
-                if not lost:
-                    raise
-        return result
-
-    def histories(
-        self, before: Mapping[str, Offset], after: Mapping[str, Offset]
-    ) -> Dict[str, OffsetHistory]:
-        """Return each device's clock offsets since it was prepared.
-
-        Args:
-            before: The offsets at the beginning.
-            after: Those at the end, of the devices that were not lost by then.
-        """
-        return {
-            name: OffsetHistory((offset, *self.returned.get(name, ())), after.get(name))
-            for name, offset in before.items()
-        }
-
-    def attempt(self, name: str) -> Returned:
-        """Connect a lost device again, on a connection of its own, and check it as :meth:`prepare` does.
-
-        Another thread may call this while the exchange is at work.
-
-        Raises:
-            DeviceError: It is not there, or not what it was.
-        """
-        lost, before = self.channels[name], self.descriptions.get(name, {})
-        exchange = Exchange(stall_timeout_s=RETRY_CONNECT_S)
-        channel = Channel(lost.name, lost.address, lost.port)
-        try:
-            exchange.connect(channel, self._credentials, RETRY_CONNECT_S)
-            description = _describe(exchange, [channel])[name]
-            self._verify(name, description)
-            if description.get("weights") != before.get("weights"):
-                problem = f"holds {description.get('weights')} weights, not {before.get('weights')}"
-                raise DeviceError(name, problem, f"device {name} {problem}")
-            return Returned(channel, exchange, description, estimate_offset(_pings(exchange, channel)))
-        except BaseException:
-            exchange.close()
-            raise
-
-    def adopt(self, name: str, returned: Returned) -> None:
-        """Put the connection that :meth:`attempt` made in the place of the lost one.
-
-        Raises:
-            DeviceLostError: It is gone again.
-        """
-        returned.exchange.hand_over(returned.channel, self.exchange, self.channels[name])
-        self.descriptions[name] = dict(returned.description)
-        self.returned.setdefault(name, []).append(returned.offset)
-
-    def traffic(self) -> Dict[Channel, Tuple[int, int]]:
-        """Return all bytes sent and received on each channel so far."""
-        return {channel: (channel.bytes_out, channel.bytes_back) for channel in self.channels.values()}
-
-    def resent(self) -> Dict[Channel, Tuple[Optional[int], Optional[int]]]:
-        """Return the payload that TCP has sent again to and from each device so far."""
-        return {channel: channel.resent() for channel in self.channels.values()}
-
-    def _follow(self, fleet: FleetSpec) -> None:
-        wanted = {device.name: device for device in fleet.devices}
-        for name, channel in list(self.channels.items()):
-            if wanted.get(name) != DeviceSpec(channel.name, channel.address, channel.port):
-                self.exchange.disconnect(channel)
-                del self.channels[name]
-        self.channels = {
-            device.name: self.channels.get(device.name) or Channel(device.name, device.address, device.port)
-            for device in fleet.devices
-        }
-
-    def _verify(self, name: str, description: Mapping[str, Any]) -> None:
-        """Refuse a device that does not hold what is placed on it."""
-        problem = self._check(name, description)
-        if problem:
-            raise DeviceError(name, problem, f"device {name} {problem}; deploy again")
-
-
-def _describe(exchange: Exchange, channels: Sequence[Channel]) -> Dict[str, Dict[str, Any]]:
-    """Return what the workers say of themselves."""
-    requests = []
-    for channel in channels:
-        sequence = channel.next_sequence()
-        requests.append(Request(channel, sequence, [pack_header(Kind.DESCRIBE, 0, sequence)]))
-    result = {}
-    for channel, answer in zip(channels, exchange.ask(requests, Kind.DESCRIPTION, patience=_talk(channels))):
-        try:
-            result[channel.name] = unpack_description(answer.payload)
-        except FrameError as error:
-            raise DeviceError(channel.name, str(error), f"device {channel.name}: {error}") from error
-    return result
-
-
-def _pings(exchange: Exchange, channel: Channel) -> List[PingStamps]:
-    result: List[PingStamps] = []
-    shortest, in_vain = float("inf"), 0
-    while in_vain < PINGS_IN_VAIN and len(result) < PINGS_MOST:
-        sequence = channel.next_sequence()
-        ping = pack_ping(time.monotonic_ns(), sequence)
-        # Not asked in haste: that another device goes meanwhile is no fault of this one.
-        (answer,) = exchange.gather(
-            [Request(channel, sequence, [ping])], Kind.PONG, patience=_talk([channel])
+        raise DevicesError(
+            f"{path}: the placement names an unknown device: {', '.join(sorted(named - known))}"
         )
-        if isinstance(answer, DeviceError):
-            raise next((gone for gone in exchange.gone if gone.device == channel.name), answer)
-        try:
-            sent_ns, received_ns, replied_ns, channel.device_resent = unpack_pong(answer.payload)
-        except FrameError as error:
-            exchange.disconnect(channel)
-            raise DeviceLostError(channel.name, str(error)) from error
-        result.append(PingStamps(sent_ns, received_ns, replied_ns, answer.done_ns))
-        rtt_ns = result[-1].rtt_ns()
-        shortest, in_vain = min(shortest, rtt_ns), 0 if rtt_ns < shortest else in_vain + 1
-    return result
-
-
-def _talk(channels: Sequence[Channel]) -> Patience:
-    return Patience(TALK_S, lambda: [TALK_S] * len(channels))
+    return FleetSpec(devices, placement)
 
 
 def _holders(placement: Mapping[str, Any], layer: int, expert: int) -> Tuple[str, ...]:
@@ -286,9 +55,18 @@ def _holders(placement: Mapping[str, Any], layer: int, expert: int) -> Tuple[str
     return tuple(names)
 
 
-def _mismatch(
+def mismatch(
     fleet: FleetSpec, manifest: str, dtype: str, name: str, description: Mapping[str, Any]
 ) -> Optional[str]:
+    """Return what is wrong with a device that is to hold the experts placed on it; ``None`` where nothing is.
+
+    Args:
+        fleet: The devices and the placement.
+        manifest: The sha256 of the model's manifest.
+        dtype: The run's element type.
+        name: The device.
+        description: What its worker says of itself.
+    """
     if description.get("manifest") != manifest:
         return "holds the experts of another model"
     if description.get("dtype") != dtype:

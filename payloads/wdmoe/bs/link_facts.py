@@ -10,7 +10,7 @@ import numpy as np
 from payloads.linkd.client import Client
 from payloads.linkd.errors import LinkdError
 from payloads.linkd.model import Framing, expected_ms, takes_first_frame
-from payloads.wdmoe.bs.link_feed import LinkControlError, Rates
+from payloads.station.link_feed import LinkControlError, Rates
 from payloads.wdmoe.bs.links import ask_links
 from payloads.wdmoe.latency import LatencyModel
 from payloads.wire.clock import Offset

@@ -17,7 +17,7 @@ import numpy as np
 
 from payloads.linkd.client import Client
 from payloads.linkd.errors import LinkdError
-from payloads.wdmoe.bs.link_feed import LinkControlError, LinkFeed
+from payloads.station.link_feed import LinkControlError, LinkFeed
 from payloads.wdmoe.link_state import LinkState
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import AbstractSet, Any, Callable, Iterator, List, NoReturn, Optiona
 
 import numpy as np
 
+from payloads.station.devices import Devices
 from payloads.wdmoe.bs.asked import Asked, Pairs
-from payloads.wdmoe.bs.fleet import Devices
 from payloads.wdmoe.bs.loss import LossEvent, LossPolicy
 from payloads.wdmoe.bs.reach import CostsNow, Gone, Reach
 from payloads.wdmoe.bs.readmit import Returning

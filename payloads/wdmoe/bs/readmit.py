@@ -9,35 +9,18 @@ from __future__ import annotations
 import threading
 import time
 from types import TracebackType
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple, Type
+from typing import Callable, Dict, List, Optional, Sequence, Set, Tuple, Type
 
+from payloads.station.devices import Returned
 from payloads.wire.channel import DeviceError, DeviceLostError
-from payloads.wire.client import Channel, Exchange
-from payloads.wire.clock import Offset
 from payloads.wire.frames import FrameError
 
-__all__ = ["FIRST_PAUSE_S", "LAST_PAUSE_S", "Returned", "Returning"]
+__all__ = ["FIRST_PAUSE_S", "LAST_PAUSE_S", "Returning"]
 
 FIRST_PAUSE_S = 0.1
 LAST_PAUSE_S = 2.0
 #: A device that is lost again sooner than this after its return is sought less eagerly each time.
 STEADY_S = 30.0
-
-
-class Returned(NamedTuple):
-    """A device that is there again.
-
-    Attributes:
-        channel: A connection to it.
-        exchange: The loop that the connection belongs to.
-        description: What the worker says of itself; it has what is asked of it.
-        offset: Its clock's offset.
-    """
-
-    channel: Channel
-    exchange: Exchange
-    description: Dict[str, object]
-    offset: Offset
 
 
 class Returning:

@@ -1,20 +1,18 @@
-"""The records of a trial: collected in memory, written at its end, whole or not at all."""
+"""The records of a trial or quality pass: its requests, tokens and dispatches."""
 
 from __future__ import annotations
 
-import json
-import shutil
-from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Sequence
 
+from payloads.station.records import TrialRecords
 from payloads.wdmoe.bounds import WaitBounds
 from payloads.wdmoe.bs.asks import Handle, Token
 from payloads.wdmoe.bs.loss import LossEvent
 from payloads.wdmoe.dispatch import DispatchRow
 from payloads.wdmoe.tally import Tally
-from payloads.wire.clock import BSClock, Offset, OffsetHistory, OffsetTrack
+from payloads.wire.clock import BSClock, OffsetHistory, OffsetTrack
 
-__all__ = ["TABLES", "Answer", "Records", "failed_folder"]
+__all__ = ["TABLES", "Answer", "Records"]
 
 #: The files of a trial's folder; each is there, if empty.
 TABLES = (
@@ -50,18 +48,11 @@ class Answer(NamedTuple):
     ended_ns: int
 
 
-class Records:
-    """The rows of one trial or quality pass.
-
-    Attributes:
-        trial: Name of the trial.
-        tables: The rows, by table; times are unix seconds on the base station's clock.
-    """
+class Records(TrialRecords):
+    """The rows of one trial or quality pass."""
 
     def __init__(self, trial: str, clock: BSClock) -> None:
-        self.trial = trial
-        self.tables: Dict[str, List[Dict[str, Any]]] = {name: [] for name in TABLES}
-        self._clock = clock
+        super().__init__(trial, clock, TABLES)
         self._spans: List[range] = []  # of each token, the iterations that it took
 
     def add_answer(self, answer: Answer) -> None:
@@ -120,60 +111,16 @@ class Records:
         self.tables["selection"] += [{"trial": self.trial, **row} for row in tally.rows()]
         self.tables["routing"] += [{"trial": self.trial, **row} for row in tally.routing_rows()]
 
-    def add_clocks(self, offsets: Mapping[str, Offset]) -> None:
-        """Add the estimated clock offsets of all devices."""
-        self.tables["clocks"] += [
-            {
-                "t_s": self._clock.unix_s(offset.at_ns),
-                "device": name,
-                "offset_s": self._clock.unix_s(round(offset.offset_ns)),
-                "rtt_ms": offset.rtt_ns / 1e6,
-            }
-            for name, offset in offsets.items()
-        ]
-
     def add_dispatches(self, rows: Sequence[DispatchRow], clocks: Mapping[str, OffsetHistory]) -> None:
         """Add all dispatches, the devices' stamps moved to the base station's clock."""
         self.tables["dispatches"] += [self._dispatch(row, clocks[row.device].at(row.sent_ns)) for row in rows]
 
     def add_events(self, events: Sequence[LossEvent]) -> None:
         """Add what happened to devices, and what was done about it."""
-        self.tables["events"] += [
-            {
-                "t_s": self._clock.unix_s(event.at_ns),
-                "trial": self.trial,
-                "request": event.request,
-                "step": event.step,
-                "layer": event.layer,
-                "device": event.device,
-                "event": event.event,
-                "detail": event.detail,
-            }
-            for event in events
-        ]
-
-    def write_failed(self, folder: Path) -> None:
-        """Write what happened to devices in a trial that failed: a folder beside the one that it would have had."""
-        self.tables = {"events": self.tables["events"]}
-        self.write(failed_folder(folder))
-
-    def write(self, folder: Path) -> None:
-        """Write the tables into ``folder``, which appears when it is complete."""
-        partial = folder.with_name(folder.name + ".part")
-        try:
-            if partial.exists():
-                shutil.rmtree(partial)
-            partial.mkdir(parents=True)
-            for name, rows in self.tables.items():
-                with (partial / f"{name}.jsonl").open("w") as file:
-                    for row in rows:
-                        file.write(json.dumps(row, separators=(",", ":"), allow_nan=False) + "\n")
-            if folder.exists():
-                shutil.rmtree(folder)
-            partial.rename(folder)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+        for event in events:
+            self.add_event(
+                event.at_ns, event.device, event.event, event.detail, event.request, event.step, event.layer
+            )
 
     def _dispatch(self, row: DispatchRow, track: OffsetTrack) -> Dict[str, Any]:
         device_ns = (row.received_ns, row.started_ns, row.computed_ns, row.replied_ns)
@@ -201,8 +148,3 @@ class Records:
             "compute_ms": (row.computed_ns - row.started_ns) / 1e6,
             "predicted_ms": row.predicted_ms(),
         }
-
-
-def failed_folder(folder: Path) -> Path:
-    """Return the folder of a trial that failed, beside the one that it would have had."""
-    return folder.with_name(folder.name + ".failed")

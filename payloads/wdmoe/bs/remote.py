@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Callable, List, Mapping, Optional, Sequence, T
 import numpy as np
 import torch
 
+from payloads.station.link_feed import LinkFeed
+from payloads.station.pacing import LinkPacing
 from payloads.wdmoe.bs.asked import Asked, Pairs, dropped_of, loads_of_parcels, pairs_of
 from payloads.wdmoe.bs.beside import Beside, keep_result, served_by, served_of
 from payloads.wdmoe.bs.fleet import FleetSpec
-from payloads.wdmoe.bs.link_feed import LinkFeed
 from payloads.wdmoe.bs.links import LinkControl
 from payloads.wdmoe.bs.losses import Losses
 from payloads.wdmoe.bs.outcome import Outcome, OutcomeCount
-from payloads.wdmoe.bs.pacing import LinkPacing
 from payloads.wdmoe.bs.packing import Gathered, Outgoing, Parcel, outgoing, split
 from payloads.wdmoe.bs.patience import Expects, Waiting, patience_of
 from payloads.wdmoe.dispatch import Decided, Decides, DispatchRow, row_of

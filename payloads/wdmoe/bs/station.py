@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Type
 
 from payloads.linkd.channel import ChannelError, read_channel
+from payloads.station.devices import Devices
 from payloads.wdmoe.bs.asks import Ask
 from payloads.wdmoe.bs.at_work import AtWork, Undertaking
 from payloads.wdmoe.bs.engine import Engine
-from payloads.wdmoe.bs.fleet import Devices, read_fleet
+from payloads.wdmoe.bs.fleet import mismatch, read_fleet
 from payloads.wdmoe.bs.heldout import QualityError
 from payloads.wdmoe.bs.kv_cache import BatchingError
 from payloads.wdmoe.bs.link_facts import UNSHAPED, LinkFacts, link_facts, refined
@@ -352,7 +354,7 @@ class Station:
     def _connect(self) -> Dict[str, Offset]:
         manifest = self.folder.manifest
         fleet = read_fleet(self._devices_file, manifest["layers"], manifest["experts_per_layer"])
-        self._devices.prepare(fleet, self.folder.digest, self._dtype)
+        self._devices.prepare(fleet.devices, partial(mismatch, fleet, self.folder.digest, self._dtype))
         self._dispatcher.place(fleet, self._devices.channels)
         return self._devices.offsets()
 

@@ -6,11 +6,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Iterator, Mapping, Optional
 
+from payloads.station.devices import Devices
+from payloads.station.link_feed import LinkFeed
+from payloads.station.pacing import LinkPacing
 from payloads.wdmoe.allocation.bandwidth import LEAVE_ALONE
-from payloads.wdmoe.bs.fleet import Devices
-from payloads.wdmoe.bs.link_feed import LinkFeed
 from payloads.wdmoe.bs.links import LinkControl, LinkControlError
-from payloads.wdmoe.bs.pacing import LinkPacing
 from payloads.wdmoe.bs.remote import Dispatcher
 from payloads.wire.client import Exchange
 

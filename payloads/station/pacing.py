@@ -11,7 +11,7 @@ import contextlib
 from types import TracebackType
 from typing import Dict, Mapping, Optional, Tuple, Type
 
-from payloads.wdmoe.bs.link_feed import LinkFeed
+from payloads.station.link_feed import LinkFeed
 from payloads.wire.channel import Channel, DeviceLostError
 from payloads.wire.client import Exchange
 

@@ -1,11 +1,11 @@
 """Ask the base station for work and print what it says.
 
-    python -m payloads.wdmoe.bs.bsctl trial --spec ~/.testbed/runs/RUN/spec.json --trial t003
-    python -m payloads.wdmoe.bs.bsctl quality --spec ~/.testbed/runs/RUN/spec.json --policy top-1 [--scenario even]
-    python -m payloads.wdmoe.bs.bsctl serve --spec ~/.testbed/runs/RUN/spec.json --policy top-2 --trial serve-001
-    python -m payloads.wdmoe.bs.bsctl stop
-    python -m payloads.wdmoe.bs.bsctl status
-    python -m payloads.wdmoe.bs.bsctl ping
+    python -m payloads.station.bsctl trial --spec ~/.testbed/runs/RUN/spec.json --trial t003
+    python -m payloads.station.bsctl quality --spec ~/.testbed/runs/RUN/spec.json --policy top-1 [--scenario even]
+    python -m payloads.station.bsctl serve --spec ~/.testbed/runs/RUN/spec.json --policy top-2 --trial serve-001
+    python -m payloads.station.bsctl stop
+    python -m payloads.station.bsctl status
+    python -m payloads.station.bsctl ping
 
 Prints JSON lines; the last one holds the result. When this process ends, the base station abandons the work; what was
 served is recorded all the same.

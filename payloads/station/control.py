@@ -18,9 +18,7 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Optional
 
-from payloads.wdmoe.bs.asks import AbandonedError
-
-__all__ = ["Control", "ControlError", "Job", "send_line"]
+__all__ = ["AbandonedError", "Control", "ControlError", "Job", "send_line"]
 
 MAX_LINE_BYTES = 1 << 16
 ASK_TIMEOUT_S = 5.0
@@ -29,6 +27,10 @@ ACCEPT_PAUSE_S = 0.2
 
 class ControlError(Exception):
     """The control socket cannot be used."""
+
+
+class AbandonedError(Exception):
+    """Nobody waits for the result any more."""
 
 
 class Job:

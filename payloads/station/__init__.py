@@ -1,0 +1,1 @@
+"""What the base stations of all workloads share: control, devices, links as linkd tells them, records."""
