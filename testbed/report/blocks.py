@@ -15,6 +15,7 @@ __all__ = [
     "Block",
     "Code",
     "Facts",
+    "Gallery",
     "Grid",
     "Missing",
     "Note",
@@ -23,6 +24,8 @@ __all__ = [
     "Plot",
     "Section",
     "Sheet",
+    "Shot",
+    "Strip",
     "by_group",
 ]
 
@@ -148,6 +151,44 @@ def by_group(
 
 
 @dataclass(frozen=True)
+class Shot:
+    """One picture.
+
+    Attributes:
+        title: Whose it is: a scheme's, or the source.
+        caption: How good it is.
+        uri: The picture, as a data URI.
+        size: Width and height in pixels.
+        lost: Whether nothing could be decoded.
+    """
+
+    title: str
+    caption: str
+    uri: str = field(repr=False)
+    size: tuple[int, int]
+    lost: bool = False
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Pictures that are read side by side."""
+
+    title: str
+    shots: Sequence[Shot]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Strips of pictures, folded away where others come before."""
+
+    name: str
+    title: str
+    strips: Sequence[Strip] = field(repr=False)
+    folded: bool = False
+    kind: str = "gallery"
+
+
+@dataclass(frozen=True)
 class Sheet:
     """One table, folded away where it is long."""
 
@@ -201,7 +242,7 @@ class Facts:
     kind: str = "facts"
 
 
-Block = Plot | Grid | Pick | Sheet | Alert | Missing | Note | Code | Facts
+Block = Plot | Grid | Pick | Gallery | Sheet | Alert | Missing | Note | Code | Facts
 
 
 @dataclass(frozen=True)

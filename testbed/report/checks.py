@@ -23,9 +23,15 @@ __all__ = [
     "Check",
     "ClockError",
     "checks_of",
+    "clock_check",
     "clock_errors",
     "energy_problems",
+    "kind_check",
+    "links_check",
+    "power_check",
     "quality_only",
+    "security_check",
+    "trials_check",
 ]
 
 COVERAGE_LEAST = 0.95
@@ -90,15 +96,22 @@ def checks_of(run: Run, energy: pd.DataFrame, predicted: PredictedRun | None = N
         predicted: What :func:`testbed.report.prediction.predicted_trials` gave.
     """
     if run.manifest.get("simulated"):
-        return [_trials(run), _prediction(run, predicted), _kind(run)]
+        return [trials_check(run), _prediction(run, predicted), kind_check(run)]
     if quality_only(run):
-        return [_passes(run), _kind(run), _security(run)]
-    checks = [_trials(run), _links(run), _power(run, energy), _clocks(run), _records(run)]
+        return [_passes(run), kind_check(run), security_check(run)]
+    downlink_ms = float(((run.dispatches["t_received_s"] - run.dispatches["t_send_s"]) * 1000).mean())
+    checks = [
+        trials_check(run),
+        links_check(run),
+        power_check(run, energy),
+        clock_check(run, downlink_ms),
+        _records(run),
+    ]
     if len(run.events):
         checks.append(_losses(run))
     if run.dispatches["predicted_ms"].notna().any():
         checks.append(_prediction(run, None))
-    return [*checks, _kind(run), _security(run)]
+    return [*checks, kind_check(run), security_check(run)]
 
 
 def quality_only(run: Run) -> bool:
@@ -141,7 +154,8 @@ def _errors(texts: pd.Series[str]) -> str:
     return kinds[0] if len(kinds) == 1 else f"{kinds[0]} (and {len(kinds) - 1} more of the kind)"
 
 
-def _trials(run: Run) -> Check:
+def trials_check(run: Run) -> Check:
+    """Tell how many trials were completed."""
     done, planned = len(run.completed), planned_trials(run)
     failed = int((run.trials["state"] == "failed").sum())
     state = str(run.manifest["state"])
@@ -151,7 +165,8 @@ def _trials(run: Run) -> Check:
     return Check("trials completed", value, "good" if good else "bad", detail, "trials")
 
 
-def _links(run: Run) -> Check:
+def links_check(run: Run) -> Check:
+    """Tell how many probes found a link as asked for."""
     if links_untouched(run):
         detail = (
             "Shaping is none: the links were not set, and nothing was asked of them that could be verified."
@@ -168,7 +183,7 @@ def _links(run: Run) -> Check:
     within = f" of {tolerance * 100:g} %" if tolerance else ""
     detail = f"{fine} of {len(judged)} probes were within the tolerance{within} (or one frame)."
     known = trial_links(run)
-    unsound = [name for name in run.completed["trial"] if known[name].state != "ok"]
+    unsound = [name for name in run.completed["trial"] if known[name].state in ("off", "unverified")]
     if unsound:
         detail += f" {len(unsound)} of {len(run.completed)} completed trials had links that were off or not verified."
     if fine == len(judged) and unsound:
@@ -179,7 +194,8 @@ def _links(run: Run) -> Check:
     return Check("links in tolerance", f"{fine} of {len(judged)}", "good" if good else "bad", detail, anchor)
 
 
-def _power(run: Run, energy: pd.DataFrame) -> Check:
+def power_check(run: Run, energy: pd.DataFrame) -> Check:
+    """Tell how much of the trials the power readings cover."""
     if energy.empty:
         return Check("power coverage", "none", "bad", "No trial has a power reading.", "energy")
     least, problems = float(energy["coverage"].min()), energy_problems(energy)
@@ -193,7 +209,13 @@ def _power(run: Run, energy: pd.DataFrame) -> Check:
     return Check("boards with full power", f"{fine} of {len(run.devices)}", "bad", detail, "energy-bad")
 
 
-def _clocks(run: Run) -> Check:
+def clock_check(run: Run, downlink_ms: float) -> Check:
+    """Tell how far the devices' clocks may be off, beside what a message takes to a device.
+
+    Args:
+        run: The run.
+        downlink_ms: That time, in the mean; NaN where it is not known.
+    """
     errors = clock_errors(run)
     missing = [device for device in run.devices if device not in {error.device for error in errors}]
     if not errors or missing:
@@ -205,7 +227,6 @@ def _clocks(run: Run) -> Check:
         f"Half of the round trip of a clock estimate, less what the link itself takes one way ({worst.device}, the "
         "largest)."
     )
-    downlink_ms = float(((run.dispatches["t_received_s"] - run.dispatches["t_send_s"]) * 1000).mean())
     if np.isfinite(downlink_ms) and worst.bound_ms > CLOCK_SHARE * downlink_ms:
         detail += (
             f" That is more than {CLOCK_SHARE:.0%} of the mean downlink time ({number(downlink_ms)} ms)."
@@ -266,18 +287,22 @@ def _prediction(run: Run, predicted: PredictedRun | None) -> Check:
     return Check(title, value, "plain", detail, anchor)
 
 
-def _kind(run: Run) -> Check:
+def kind_check(run: Run) -> Check:
+    """Tell what the devices were."""
     if run.manifest.get("simulated"):
         return Check(
             "boards", "simulated", "plain", "Nothing was measured: a model made these figures.", "fleet"
         )
     if run.manifest.get("emulated"):
-        detail = "Boards are emulated: real SSH, links, jtop and experts; their speed and power are settings."
+        detail = (
+            "Boards are emulated: real SSH, links, jtop and computation; their speed and power are settings."
+        )
         return Check("boards", "emulated", "plain", detail, "fleet")
     return Check("boards", "hardware", "plain", "Measured on hardware.", "fleet")
 
 
-def _security(run: Run) -> Check:
+def security_check(run: Run) -> Check:
+    """Tell how the data plane was secured."""
     mode = str(run.manifest.get("security") or "")
     if not mode:
         return Check(

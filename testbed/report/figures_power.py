@@ -16,6 +16,7 @@ from testbed.report.checks import COVERAGE_LEAST
 from testbed.report.numbers import number, with_interval
 from testbed.report.stats import Interval, bootstrap_mean
 from testbed.report.style import (
+    SHADES,
     Device,
     Figure,
     combination,
@@ -27,22 +28,53 @@ from testbed.report.style import (
 )
 from testbed.telemetry.energy import GAP_PERIODS
 
-__all__ = ["ALL_DEVICES", "EnergyRow", "energy_figure", "energy_rows", "power_figure", "thin"]
+__all__ = [
+    "ALL_DEVICES",
+    "IMAGES",
+    "TOKENS",
+    "EnergyRow",
+    "Item",
+    "energy_figure",
+    "energy_rows",
+    "power_figure",
+    "thin",
+]
 
 ALL_DEVICES = "all devices"
 POINTS = 3000
 
 
 @dataclass(frozen=True)
+class Item:
+    """What the energy of a trial is divided by.
+
+    Attributes:
+        name: One of it.
+        long: The same with what it is.
+        joules: The column of ``run.energy()`` with the joules of one.
+        count: The column with how many there were.
+    """
+
+    name: str
+    long: str
+    joules: str
+    count: str
+
+
+TOKENS = Item("token", "generated token", "joules_per_token", "output_tokens")
+IMAGES = Item("image", "image that it decoded", "joules_per_image", "images")
+
+
+@dataclass(frozen=True)
 class EnergyRow:
-    """Energy per generated token on one device, for one policy and scenario.
+    """Energy per item (a generated token, a decoded image) on one device, for one policy and scenario.
 
     Attributes:
         policy: The policy.
         scenario: The scenario.
         device: The device.
-        joules_per_token: The mean over trials.
-        idle_joules_per_token: What the board would have taken in the same time idling; NaN where unknown.
+        joules_per_item: The mean over trials.
+        idle_joules_per_item: What the board would have taken in the same time idling; NaN where unknown.
         trials: The trials that were run.
         problem: What is wrong, or an empty string.
     """
@@ -50,28 +82,29 @@ class EnergyRow:
     policy: str
     scenario: str
     device: str
-    joules_per_token: Interval
-    idle_joules_per_token: float
+    joules_per_item: Interval
+    idle_joules_per_item: float
     trials: int
     problem: str
 
 
 def energy_rows(
-    energy: pd.DataFrame, order: Sequence[tuple[str, str]], devices: Sequence[str]
+    energy: pd.DataFrame, order: Sequence[tuple[str, str]], devices: Sequence[str], item: Item = TOKENS
 ) -> list[EnergyRow]:
-    """Return the energy per token; trials with an error or too little coverage are left out of the mean and named.
+    """Return the energy per item; trials with an error or too little coverage are left out of the mean and named.
 
     Args:
         energy: What ``run.energy()`` gave.
         order: Policies and scenarios in order.
         devices: The devices in order.
+        item: What the energy is for.
 
     Returns:
         One row a policy, scenario and device, and one for all devices together, from trials in which none is wrong.
     """
     rows = []
     if len(devices) > 1:
-        energy = pd.concat([energy, _together(energy, len(devices))], ignore_index=True)
+        energy = pd.concat([energy, _together(energy, len(devices), item)], ignore_index=True)
         devices = [*devices, ALL_DEVICES]
     for policy, scenario in order:
         for device in devices:
@@ -80,17 +113,15 @@ def energy_rows(
             ]
             if own.empty:
                 continue
-            good = own[
-                own["error"].isna() & (own["coverage"] >= COVERAGE_LEAST) & own["joules_per_token"].notna()
-            ]
+            good = own[own["error"].isna() & (own["coverage"] >= COVERAGE_LEAST) & own[item.joules].notna()]
             bad = own[~own.index.isin(good.index)]
-            idle = (good["idle_joules"] / good["output_tokens"]).mean() if len(good) else float("nan")
+            idle = (good["idle_joules"] / good[item.count]).mean() if len(good) else float("nan")
             rows.append(
                 EnergyRow(
                     policy,
                     scenario,
                     device,
-                    bootstrap_mean(good["joules_per_token"]),
+                    bootstrap_mean(good[item.joules]),
                     float(idle),
                     len(own),
                     _problem(bad, len(own)),
@@ -157,7 +188,11 @@ def power_figure(
         height=70 + 120 * count,
         shapes=shapes,
         xaxis={"title": {"text": "time since the start of the run (s)"}, "anchor": "free", "position": 0},
-        legend={"title": {"text": "trials with"}, "itemclick": False, "itemdoubleclick": False},
+        legend={
+            "title": {"text": "trials with" if len(policies) <= SHADES else ""},
+            "itemclick": False,
+            "itemdoubleclick": False,
+        },
         **layout,
     )
     return figure_of(
@@ -167,7 +202,8 @@ def power_figure(
         alt="Lines of the power of each board over time, one panel a board, with the trials shaded.",
         note=(
             "The total by each board's rule (see fleet). Shaded: the trials. Dotted: idle, the median while no trial, "
-            "no quality pass and no probe was within a second. Long runs are thinned to the extremes of each interval."
+            "no other work of the devices and no probe was within a second. Long runs are thinned to the extremes of "
+            "each interval."
         ),
     )
 
@@ -178,14 +214,16 @@ def energy_figure(
     devices: Mapping[str, Device],
     *,
     name: str = "energy-figure",
+    item: Item = TOKENS,
 ) -> Figure | None:
-    """Return joules per token by policy and scenario, a bar a device; the idle part in a lighter tone.
+    """Return joules per item by policy and scenario, a bar a device; the idle part in a lighter tone.
 
     Args:
         rows: What :func:`energy_rows` gave.
         order: The policies and scenarios that are drawn, in order.
         devices: The look of each device.
         name: The figure's id in the page.
+        item: What the energy is for.
     """
     shown = [key for key in order if any((row.policy, row.scenario) == key for row in rows)]
     if not shown:
@@ -195,8 +233,8 @@ def energy_figure(
         own = {(row.policy, row.scenario): row for row in rows if row.device == device_name}
         chosen = [own[key] for key in shown if key in own]
         labels = [combination(row.policy, row.scenario) for row in chosen]
-        totals = [row.joules_per_token for row in chosen]
-        idle = [finite(row.idle_joules_per_token) or 0.0 for row in chosen]
+        totals = [row.joules_per_item for row in chosen]
+        idle = [finite(row.idle_joules_per_item) or 0.0 for row in chosen]
         spread = {
             "type": "data",
             "symmetric": False,
@@ -213,7 +251,9 @@ def energy_figure(
             name=f"{escape(device_name)}, idle",
             showlegend=False,
             marker={"color": device.colour, "opacity": 0.35, "pattern": {"shape": device.pattern}},
-            hovertemplate="idle: %{x:.3g} J a token<extra>" + escape(device_name) + "</extra>",
+            hovertemplate=f"idle: %{{x:.3g}} J a{_n(item)} {item.name}<extra>"
+            + escape(device_name)
+            + "</extra>",
         )
         figure.add_bar(
             **common,
@@ -226,7 +266,7 @@ def energy_figure(
             textposition="outside",
             textfont={"color": "var(--bad)"},
             customdata=[[*with_interval(t, "J"), t.n] for t in totals],
-            hovertemplate="%{customdata[0]} a token (%{customdata[1]}, n = %{customdata[2]})"
+            hovertemplate=f"%{{customdata[0]}} a{_n(item)} {item.name} (%{{customdata[1]}}, n = %{{customdata[2]}})"
             "<extra>" + escape(device_name) + "</extra>",
         )
     figure.update_layout(
@@ -234,16 +274,16 @@ def energy_figure(
         height=110 + len(shown) * (20 + 16 * len(devices)),
         bargap=0.25,
         bargroupgap=0.08,
-        xaxis={"title": {"text": "energy of a board per generated token (J)"}, "rangemode": "tozero"},
+        xaxis={"title": {"text": f"energy of a board per {item.long} (J)"}, "rangemode": "tozero"},
         yaxis={"autorange": "reversed"},
         legend={"traceorder": "normal"},
     )
     labels = [combination(*key) for key in shown]
     return figure_of(
         name,
-        "Energy per token",
+        f"Energy per {item.name}",
         figure,
-        alt="Bars of the energy per generated token of each device by policy and scenario, with intervals.",
+        alt=f"Bars of the energy per {item.long} of each device by scenario, with intervals.",
         note=(
             "Bars with 95 % intervals over repeats. The lighter part is what the board would have taken idling for as "
             "long; where idle power is unknown the bar has no lighter part."
@@ -274,14 +314,14 @@ def thin(
     return times, np.insert(mw[chosen], after, np.nan)
 
 
-def _together(energy: pd.DataFrame, devices: int) -> pd.DataFrame:
+def _together(energy: pd.DataFrame, devices: int, item: Item) -> pd.DataFrame:
     """Return the energy of all devices of each trial as rows of one more device; what one lacks, all lack."""
     keys = ["trial", "policy", "scenario", "repeat"]
     grouped = energy.groupby(keys, sort=False)
-    sums = grouped[["idle_joules", "joules_per_token"]].sum(min_count=devices)
+    sums = grouped[["idle_joules", item.joules]].sum(min_count=devices)
     sums["joules"] = grouped["joules"].sum(min_count=devices)
     sums["coverage"] = grouped["coverage"].min()
-    sums["output_tokens"] = grouped["output_tokens"].first()
+    sums[item.count] = grouped[item.count].first()
     sums["error"] = grouped["error"].first()
     return sums.reset_index().assign(device=ALL_DEVICES)
 
@@ -302,6 +342,10 @@ def _panel_title(device: Device, power: TotalPower, idle_mw: float) -> str:
     known = np.isfinite(idle_mw)
     idle = f"idle {number(idle_mw / 1000)} W" if known else "idle power was not measured"
     return f'{device.label}  <span style="color:var(--muted)">{idle}</span>'
+
+
+def _n(item: Item) -> str:
+    return "n" if item.name[0] in "aeiou" else ""
 
 
 def _problem(bad: pd.DataFrame, trials: int) -> str:

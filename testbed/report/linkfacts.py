@@ -40,7 +40,8 @@ class TrialLinks:
     """What is known of the links of one trial.
 
     Attributes:
-        state: ok; off where they were not as asked; unverified where nobody looked; untouched where none was set.
+        state: ok; off where they were not as asked; unverified where nobody looked; untouched where none was set, or
+            where nothing was sent.
         reason: What is wrong, or an empty string.
     """
 
@@ -66,6 +67,7 @@ def trial_links(run: Run) -> dict[str, TrialLinks]:
     """Return what is known of each trial's links."""
     untouched = links_untouched(run) or bool(run.manifest.get("simulated"))
     first_probe_s = probes_of(run).groupby("scenario")["t_s"].min()
+    on_paper = run.images.groupby("trial")["on_paper"].all()
     found = {}
     for row in run.trials.to_dict("records"):
         ended_s = float(row["t_end_s"])
@@ -74,6 +76,8 @@ def trial_links(run: Run) -> dict[str, TrialLinks]:
             state = TrialLinks("off", row["links_error"])
         elif untouched:
             state = TrialLinks("untouched", "the links were left as they are")
+        elif bool(on_paper.get(row["trial"], False)):
+            state = TrialLinks("untouched", "computed on paper: nothing was sent")
         elif pd.notna(row["links_ok"]) and not row["links_ok"]:
             state = TrialLinks("off", "a probe was outside the tolerance")
         elif pd.isna(row["links_ok"]) or probed_s > ended_s:

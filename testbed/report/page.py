@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup, escape
@@ -17,7 +18,14 @@ from testbed import __version__
 from testbed.records.run import Run, load_run
 from testbed.report.ablation import policy_settings
 from testbed.report.bounds import bounds_of
-from testbed.report.checks import checks_of, quality_only
+from testbed.report.broadcast.conditions import broadcast_conditions
+from testbed.report.broadcast.facts import facts_of
+from testbed.report.broadcast.looks import looks_of
+from testbed.report.broadcast.regions import regions_of
+from testbed.report.broadcast.sections import BroadcastFound, broadcast_sections, lead_blocks
+from testbed.report.broadcast.sentence import broadcast_headline, broadcast_second_line
+from testbed.report.broadcast.trust import checks_of_broadcast
+from testbed.report.checks import Check, checks_of, quality_only
 from testbed.report.conditions import conditions_of
 from testbed.report.decisions import mass_dropped
 from testbed.report.figures_quality import latency_quality, measures_of
@@ -36,7 +44,7 @@ from testbed.report.quality import Quality, accuracy_of, quality_of
 from testbed.report.sections import Found, sections_of
 from testbed.report.sentence import best_of, headline, quality_headline, second_line
 from testbed.report.stats import Interval, bootstrap_mean
-from testbed.report.style import Figure
+from testbed.report.style import Figure, device_styles
 
 __all__ = ["render_report", "write_report"]
 
@@ -63,6 +71,11 @@ def render_report(run: Run) -> str:
     Args:
         run: The run, finished or not.
     """
+    return _broadcast(run) if run.broadcast else _split_experts(run)
+
+
+def _split_experts(run: Run) -> str:
+    """Return the page of a run of split experts."""
     energy = run.energy()
     predicted = predicted_trials(run)
     rated_in = run if len(run.quality) or len(run.choices) else _same_policies(run, predicted)
@@ -79,6 +92,47 @@ def render_report(run: Run) -> str:
     pareto = latency_quality(
         rows, over_all, measures, policies, scenarios, bounds=bounds_of(run), best=winner
     )
+    return _rendered(
+        run,
+        sentence=_sentence(run, comparisons, quality, alone, dropped),
+        second=second_line(comparisons, quality),
+        conditions=conditions_of(run),
+        checks=checks,
+        forest=forest_of(comparisons, quality, dropped, over_all, policies, winner),
+        reference=policies[0] if policies else "",
+        comparisons=comparisons,
+        pareto=pareto,
+        measured=bool(measures),
+        borrowed=borrowed,
+        quality_only=quality_only(run),
+        sections=sections_of(run, Found(energy, means, quality, accuracy, predicted, borrowed)),
+    )
+
+
+def _broadcast(run: Run) -> str:
+    """Return the page of a broadcast run: the same page around other sections."""
+    facts, energy = facts_of(run), run.energy()
+    regions = regions_of(facts)
+    found = BroadcastFound(energy, facts, regions, looks_of(facts), device_styles(run.devices))
+    return _rendered(
+        run,
+        sentence=broadcast_headline(facts, regions, "" if run.manifest.get("simulated") else _where(run)),
+        second=broadcast_second_line(facts, regions),
+        conditions=broadcast_conditions(run, facts),
+        checks=checks_of_broadcast(run, energy, facts),
+        lead=lead_blocks(found),
+        sections=broadcast_sections(run, found),
+    )
+
+
+def _rendered(run: Run, *, checks: Sequence[Check], **found: Any) -> str:
+    """Return the page.
+
+    Args:
+        run: The run.
+        checks: The trust strip.
+        found: What the template shows of this run's workload.
+    """
     environment = jinja2.Environment(
         loader=jinja2.DictLoader({"report.jinja": _resource("report.jinja")}),
         autoescape=True,
@@ -93,26 +147,16 @@ def render_report(run: Run) -> str:
         name=run.name,
         campaign=str(run.manifest.get("campaign_name") or ""),
         started=_date(float(run.manifest["started_unix"])),
-        sentence=_sentence(run, comparisons, quality, alone, dropped),
-        second=second_line(comparisons, quality),
         banner=_banner(run),
         simulated=_simulated(run),
-        conditions=conditions_of(run),
         checks=checks,
         wrong=[check for check in checks if check.state == "bad"],
-        forest=forest_of(comparisons, quality, dropped, over_all, policies, winner),
-        reference=policies[0] if policies else "",
-        comparisons=comparisons,
-        pareto=pareto,
-        measured=bool(measures),
-        borrowed=borrowed,
-        quality_only=quality_only(run),
-        sections=sections_of(run, Found(energy, means, quality, accuracy, predicted, borrowed)),
         version=__version__,
         # These three are ours or plotly's, not the run's.
         css=Markup(_resource("report.css")),
         js=Markup(_resource("report.js")),
         plotly=Markup(get_plotlyjs()),
+        **{"lead": (), "quality_only": False, **found},
     )
 
 
@@ -144,6 +188,8 @@ def _simulated(run: Run) -> str:
     """Return what a simulated run is; empty for one that was measured."""
     if not run.manifest.get("simulated"):
         return ""
+    if run.broadcast:
+        return "Images, channels and codecs were computed on one machine; nothing was sent or timed."
     predicts = run.manifest.get("predicts")
     of = f" It predicts the run {predicts}." if predicts else ""
     simulation = run.manifest.get("simulation") or {}
@@ -186,7 +232,8 @@ def _marked(text: str) -> Markup:
 
 def _figure_json(figure: Figure) -> Markup:
     """Return a figure as JSON that can stand inside a script element: no text of the run can end it."""
-    text = json.dumps({**figure.spec, "narrow": figure.narrow}, separators=(",", ":"), allow_nan=False)
+    content = {**figure.spec, "narrow": figure.narrow}
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)

@@ -30,7 +30,14 @@ from testbed.report.blocks import (
 from testbed.report.breakdown import bottlenecks, mean_parts, parts_in, timeline, token_parts
 from testbed.report.checks import clock_errors, energy_problems, quality_only
 from testbed.report.figures import bottleneck_figure, parts_figure, timeline_figure
-from testbed.report.figures_power import EnergyRow, energy_figure, energy_rows, power_figure
+from testbed.report.figures_power import (
+    TOKENS,
+    EnergyRow,
+    Item,
+    energy_figure,
+    energy_rows,
+    power_figure,
+)
 from testbed.report.linkfacts import backend_entries, trial_links
 from testbed.report.metrics import planned_trials, policies_of, scenarios_of
 from testbed.report.prediction import PredictedRun
@@ -46,7 +53,7 @@ from testbed.report.tables import (
     trials_table,
 )
 
-__all__ = ["Found", "sections_of"]
+__all__ = ["Found", "energy_blocks", "provenance_blocks", "sections_of", "trial_alerts"]
 
 UNFOLDED = 60
 """Tables of more rows are folded away."""
@@ -89,7 +96,7 @@ def sections_of(run: Run, found: Found) -> list[Section]:
     # Bars of one scenario stand together, since a policy is chosen and a scenario is not.
     order = [(p, s) for s in scenarios_of(run) for p in policies_of(run) if (p, s) in pairs]
     if quality_only(run):
-        provenance = Section("fleet", "Fleet and provenance", "fleet", _provenance(run, devices))
+        provenance = Section("fleet", "Fleet and provenance", "fleet", provenance_blocks(run, devices))
         return [quality_section(found.quality, found.accuracy), provenance]
     parts = token_parts(run)
     return [
@@ -99,11 +106,11 @@ def sections_of(run: Run, found: Found) -> list[Section]:
         Section("timeline", "One token’s timeline", "timeline", _timeline(run, parts, order, devices)),
         quality_section(found.quality, found.accuracy, found.borrowed),
         prediction_section(run, found.predicted, devices),
-        Section("energy", "Power and energy", "energy", _energy(run, found.energy, order, devices)),
+        Section("energy", "Power and energy", "energy", energy_blocks(run, found.energy, order, devices)),
         links_section(run, devices),
         metrics_section(run),
         Section("trials", "Trials", "trials", _trials(run, found.means)),
-        Section("fleet", "Fleet and provenance", "fleet", _provenance(run, devices)),
+        Section("fleet", "Fleet and provenance", "fleet", provenance_blocks(run, devices)),
     ]
 
 
@@ -205,11 +212,27 @@ def _timeline(
     return [by_group("timelines", "", note, "scenario", groups, legend=part_legend(parts_in(parts)))]
 
 
-def _energy(
-    run: Run, energy: pd.DataFrame, order: Sequence[tuple[str, str]], devices: Mapping[str, Device]
+def energy_blocks(
+    run: Run,
+    energy: pd.DataFrame,
+    order: Sequence[tuple[str, str]],
+    devices: Mapping[str, Device],
+    *,
+    item: Item = TOKENS,
+    compared: str = "policy",
 ) -> list[Block]:
+    """Return the power over time, and the energy of each item on each device.
+
+    Args:
+        run: The run.
+        energy: What ``run.energy()`` gave.
+        order: Policies and scenarios in order.
+        devices: The look of each device.
+        item: What the energy is for.
+        compared: What is compared.
+    """
     if run.manifest.get("simulated"):
-        return [Missing("A simulated run has no power: its latency model knows nothing of it.")]
+        return [Missing("A simulated run has no power: there was no board to take any.")]
     blocks: list[Block] = []
     problems = energy_problems(energy)
     for place, row in enumerate(problems.to_dict("records")):
@@ -226,20 +249,21 @@ def _energy(
                 blocks.append(Alert(f"{name}: {power.error}."))
     if any(power.error is None for power in powers.values()):
         blocks.append(Plot(power_figure(powers, idle, run.trials, policies_of(run), devices)))
-    rows = energy_rows(energy, order, list(devices))
-    drawn = _joules(rows, order, devices)
+    rows = energy_rows(energy, order, list(devices), item)
+    drawn = _joules(rows, order, devices, item)
     if drawn is None:
-        blocks.append(Missing("No trial was completed, so there is no energy per token."))
+        blocks.append(Missing(f"No trial was completed, so there is no energy per {item.name}."))
         return blocks
     colours = {name: device.colour for name, device in devices.items()}
-    return [*blocks, drawn, Sheet(energy_table(rows, colours), folded=len(rows) > UNFOLDED)]
+    table = energy_table(rows, colours, item=item, compared=compared)
+    return [*blocks, drawn, Sheet(table, folded=len(rows) > UNFOLDED)]
 
 
 def _joules(
-    rows: Sequence[EnergyRow], order: Sequence[tuple[str, str]], devices: Mapping[str, Device]
+    rows: Sequence[EnergyRow], order: Sequence[tuple[str, str]], devices: Mapping[str, Device], item: Item
 ) -> Plot | Pick | None:
-    """Return the energy per token, one scenario at a time where there are many bars."""
-    figure = energy_figure(rows, order, devices)
+    """Return the energy per item, one scenario at a time where there are many bars."""
+    figure = energy_figure(rows, order, devices, item=item)
     scenarios = list(dict.fromkeys(scenario for _, scenario in order))
     if figure is None or len(order) <= SHOWN_AT_ONCE or len(scenarios) < 2:
         return Plot(figure) if figure is not None else None
@@ -247,12 +271,24 @@ def _joules(
     for place, scenario in enumerate(scenarios):
         own = [key for key in order if key[1] == scenario]
         name = f"energy-figure-{place}" if place else "energy-figure"
-        one = energy_figure(rows, own, devices, name=name)
+        one = energy_figure(rows, own, devices, name=name, item=item)
         panes.append(Pane((place,), [one] if one else [], "" if one else "No trial of it was completed."))
-    return Pick("energies", "Energy per token", "", [Axis("scenario", scenarios)], panes)
+    return Pick("energies", f"Energy per {item.name}", "", [Axis("scenario", scenarios)], panes)
 
 
 def _trials(run: Run, means: pd.DataFrame) -> list[Block]:
+    blocks = trial_alerts(run)
+    if run.trials.empty:
+        return [*blocks, Missing("No trial was recorded.")]
+    return [*blocks, Sheet(trials_table(run, means), folded=len(run.trials) > 12)]
+
+
+def trial_alerts(run: Run) -> list[Block]:
+    """Return what went wrong with a run's trials: those that failed, had unsound links, or were not run.
+
+    Args:
+        run: The run.
+    """
     blocks: list[Block] = []
     planned, done = planned_trials(run), len(run.completed)
     failed = run.trials[run.trials["state"] == "failed"]
@@ -273,12 +309,16 @@ def _trials(run: Run, means: pd.DataFrame) -> list[Block]:
         blocks.append(
             Alert(f"{missing} of {planned} trials were not run: `testbed run --resume {run.name}` goes on.")
         )
-    if run.trials.empty:
-        return [*blocks, Missing("No trial was recorded.")]
-    return [*blocks, Sheet(trials_table(run, means), folded=len(run.trials) > 12)]
+    return blocks
 
 
-def _provenance(run: Run, devices: Mapping[str, Device]) -> list[Block]:
+def provenance_blocks(run: Run, devices: Mapping[str, Device]) -> list[Block]:
+    """Return what a run was made with: the fleet, the versions, the campaign, and the command that repeats it.
+
+    Args:
+        run: The run.
+        devices: The look of each device.
+    """
     manifest = run.manifest
     colours = {name: device.colour for name, device in devices.items()}
     blocks: list[Block] = [Sheet(fleet_table(manifest, colours))]
@@ -311,6 +351,7 @@ def _provenance(run: Run, devices: Mapping[str, Device]) -> list[Block]:
 _PROVENANCE = {
     "simulation": "Simulation",
     "model": "Model",
+    "models": "Models",
     "versions": "Versions",
     "machine": "Base station and controller",
     "links": "Links",

@@ -100,7 +100,7 @@ def _unsound(run: Run) -> list[Block]:
     reasons: dict[str, list[str]] = {}
     for trial in run.completed["trial"]:
         links = known[str(trial)]
-        if links.state != "ok":
+        if links.state in ("off", "unverified"):
             reasons.setdefault(links.reason, []).append(str(trial))
     named = [
         Alert(f"{_listed(trials)}: {reason}.", "links-bad" if place == 0 else "")

@@ -18,6 +18,7 @@ from testbed.report.stats import Interval
 __all__ = [
     "PANEL_GAP",
     "PART_COLOURS",
+    "SHADES",
     "Device",
     "Figure",
     "Key",
@@ -267,7 +268,7 @@ def trial_keys(trials: pd.DataFrame, policies: Sequence[str]) -> list[Key]:
     """Return the legend of :func:`trial_shapes`: the policies that ran."""
     ran = set(trials["policy"])
     if len(policies) > SHADES:
-        return [Key("any policy", _shade(0, len(policies)))] if ran else []
+        return [Key("any trial", _shade(0, len(policies)))] if ran else []
     return [Key(policy, _shade(place)) for place, policy in enumerate(policies) if policy in ran]
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from testbed.records.run import Run
 from testbed.report.checks import ClockError
-from testbed.report.figures_power import EnergyRow
+from testbed.report.figures_power import TOKENS, EnergyRow, Item
 from testbed.report.linkfacts import TrialLinks, trial_links
 from testbed.report.metrics import METRICS, Row
 from testbed.report.numbers import NO_VALUE, number, with_interval
@@ -27,6 +27,7 @@ __all__ = [
     "energy_table",
     "fleet_table",
     "interval_cell",
+    "links_cell",
     "ms_cell",
     "serving_table",
     "trials_table",
@@ -139,14 +140,24 @@ def serving_table(rows: Sequence[Row]) -> DataTable:
     return DataTable("serving", "Latency by policy and scenario", headers, body, grouped=True)
 
 
-def energy_table(rows: Sequence[EnergyRow], colours: Mapping[str, str]) -> DataTable:
-    """Return the energy per token; what is wrong stands in red in place of a number."""
+def energy_table(
+    rows: Sequence[EnergyRow], colours: Mapping[str, str], *, item: Item = TOKENS, compared: str = "policy"
+) -> DataTable:
+    """Return the energy per item; what is wrong stands in red in place of a number.
+
+    Args:
+        rows: What :func:`testbed.report.figures_power.energy_rows` gave.
+        colours: The devices' colours.
+        item: What the energy is for.
+        compared: What is compared: the title of that column.
+    """
+    meant = "joules of the board over tokens generated, reading the prompts included"
     headers = [
         Header("device"),
-        Header("policy"),
+        Header(compared),
         Header("scenario"),
         Header(
-            "J per token", True, "joules of the board over tokens generated, reading the prompts included"
+            f"J per {item.name}", True, meant if item == TOKENS else f"joules of the board per {item.long}"
         ),
         Header("95 % interval (J)", True, "over trials"),
         Header("idle part (J)", True, "what the board would have taken idling for as long"),
@@ -156,9 +167,9 @@ def energy_table(rows: Sequence[EnergyRow], colours: Mapping[str, str]) -> DataT
     ]
     body = []
     for row in rows:
-        value, interval = with_interval(row.joules_per_token)
-        above = row.joules_per_token.value - row.idle_joules_per_token
-        missing = row.joules_per_token.n == 0
+        value, interval = with_interval(row.joules_per_item)
+        above = row.joules_per_item.value - row.idle_joules_per_item
+        missing = row.joules_per_item.n == 0
         body.append(
             [
                 Cell(row.device, colour=colours.get(row.device, "")),
@@ -166,15 +177,15 @@ def energy_table(rows: Sequence[EnergyRow], colours: Mapping[str, str]) -> DataT
                 Cell(row.scenario),
                 Cell("missing", math.nan, "bad")
                 if missing
-                else Cell(value, row.joules_per_token.value, "strong"),
-                interval_cell(row.joules_per_token, interval),
-                ms_cell(row.idle_joules_per_token),
+                else Cell(value, row.joules_per_item.value, "strong"),
+                interval_cell(row.joules_per_item, interval),
+                ms_cell(row.idle_joules_per_item),
                 ms_cell(above),
-                Cell(f"{row.joules_per_token.n} of {row.trials}", float(row.joules_per_token.n)),
+                Cell(f"{row.joules_per_item.n} of {row.trials}", float(row.joules_per_item.n)),
                 Cell(row.problem, style="bad") if row.problem else Cell("none", style="weak"),
             ]
         )
-    return DataTable("energy-table", "Energy per token", headers, body)
+    return DataTable("energy-table", f"Energy per {item.name}", headers, body)
 
 
 def clock_table(errors: Sequence[ClockError], colours: Mapping[str, str]) -> DataTable:
@@ -245,7 +256,7 @@ def trials_table(run: Run, means: pd.DataFrame) -> DataTable:
                 ms_cell(ttft),
                 ms_cell(itl),
                 ms_cell(float(rates.get(name, math.nan))),
-                _links_cell(sound),
+                links_cell(sound),
                 Cell("" if pd.isna(row["error"]) else str(row["error"]), style="bad"),
             ]
         )
@@ -256,7 +267,8 @@ def _at_once(concurrency: object) -> Cell:
     return Cell(NO_VALUE, style="weak") if pd.isna(concurrency) else count_cell(int(str(concurrency)))
 
 
-def _links_cell(links: TrialLinks) -> Cell:
+def links_cell(links: TrialLinks) -> Cell:
+    """Return what is known of a trial's links."""
     texts = {"ok": "ok", "off": f"off: {links.reason}", "unverified": "not verified", "untouched": "not set"}
     style = "bad" if links.state in ("off", "unverified") else "weak" if links.state == "untouched" else ""
     return Cell(texts[links.state], style=style, title=links.reason)

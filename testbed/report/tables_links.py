@@ -208,7 +208,7 @@ def traffic_table(
         Header("trials", True),
         Header("frames", True, "counted by the kernel at the shaped link"),
         Header("counted (B)", True, "bytes of those frames"),
-        Header("dispatches (B)", True, "messages of the data plane in the records"),
+        Header("messages (B)", True, "messages of the data plane in the records"),
         Header("control (B)", True, "handshakes and pings of the data plane"),
         Header("headers (B)", True, f"Ethernet, IP and TCP: {HEADER_BYTES} B a frame"),
         *(

@@ -1,7 +1,8 @@
 """A run as a trace for chrome://tracing or Perfetto: what took time as slices, power and rates as lines.
 
-Slices are trials, requests, tokens and dispatches; lines are each board's power, and the rate asked of each link;
-marks are devices that were lost, late or back again. Requests that were answered at once lie side by side.
+Slices are trials, and requests, tokens and dispatches, or the frames of a broadcast and what each device did of them;
+lines are each board's power, and the rate asked of each link; marks are devices that were lost, late or back again.
+Requests that were answered at once lie side by side.
 The format is the JSON of the Trace Event Format: ``X`` a slice with a duration, ``C`` a counter, ``i`` a mark, ``M`` a
 name; times in microseconds. A process stands for a host.
 """
@@ -23,7 +24,9 @@ __all__ = ["trace_events", "write_trace"]
 
 STATION = 1
 _TRIALS = 1
+_FRAMES = 2
 _ON_DEVICE = {1: "dispatches"}
+_IMAGES_ON_DEVICE = {1: "images"}
 _DISPATCH_FACTS = ("step", "iteration", "batch", "tokens", "bytes_out", "bytes_back")
 
 
@@ -54,12 +57,15 @@ def trace_events(run: Run) -> Iterator[dict[str, Any]]:
     hosts = {name: STATION + 1 + place for place, name in enumerate(run.devices)}
     lanes = _lanes(run.requests)
     threads = {_TRIALS: "trials"}
-    for lane in range(max(lanes.values(), default=0) + 1):
-        end = f" {lane + 1}" if lane else ""
-        threads |= {_thread(lane): f"requests{end}", _thread(lane) + 1: f"tokens{end}"}
+    if run.broadcast:
+        threads |= {_FRAMES: "frames"}
+    else:
+        for lane in range(max(lanes.values(), default=0) + 1):
+            end = f" {lane + 1}" if lane else ""
+            threads |= {_thread(lane): f"requests{end}", _thread(lane) + 1: f"tokens{end}"}
     yield from _names(STATION, "base station", threads)
     for name, host in hosts.items():
-        yield from _names(host, name, _ON_DEVICE)
+        yield from _names(host, name, _IMAGES_ON_DEVICE if run.broadcast else _ON_DEVICE)
     for row in run.trials.to_dict("records"):
         title = f"{row['trial']} {row['policy']} {row['scenario']}"
         facts = {"repeat": int(row["repeat"]), "state": str(row["state"])}
@@ -78,6 +84,7 @@ def trace_events(run: Run) -> Iterator[dict[str, Any]]:
         thread = _thread(lanes.get((row["trial"], row["request"]), 0)) + 1
         yield _slice(f"token {row['position']}", STATION, thread, begin_s, row["t_s"], facts)
     yield from _marks(run, hosts)
+    yield from _frames(run, hosts)
     yield from _dispatches(run, hosts)
     for name, host in hosts.items():
         power = total_power(run, name)
@@ -120,6 +127,33 @@ def _dispatches(run: Run, hosts: dict[str, int]) -> Iterator[dict[str, Any]]:
         if pd.notna(row["t_started_s"]) and pd.notna(row["t_computed_s"]):
             yield _slice(f"{layer} experts", host, 1, row["t_started_s"], row["t_computed_s"], {})
         yield _slice(f"{layer} uplink", host, 1, replied, row["t_done_s"], facts)
+
+
+def _frames(run: Run, hosts: dict[str, int]) -> Iterator[dict[str, Any]]:
+    """Yield the frames of a broadcast that were sent: encoding and sending, and each device's air and decoding."""
+    sent = run.frames[run.frames["t_send_s"].notna() & run.frames["t_done_s"].notna()]
+    for row in sent.to_dict("records"):
+        facts: dict[str, Any] = {"trial": str(row["trial"]), "set": str(row["set"]), "pair": str(row["pair"])}
+        facts |= {"share": float(row["share"]), "symbols": int(row["symbols"])}
+        title, begin_s = f"frame {row['frame']}", float(row["t_send_s"])
+        if pd.notna(row["encode_ms"]):
+            yield _slice(
+                f"{title} encode", STATION, _FRAMES, begin_s - row["encode_ms"] / 1000, begin_s, facts
+            )
+        yield _slice(title, STATION, _FRAMES, begin_s, row["t_done_s"], facts)
+    images = run.images.merge(sent[["trial", "frame", "t_send_s"]], on=["trial", "frame"], how="inner")
+    for row in images.dropna(subset=["device", "air_ms"]).to_dict("records"):
+        host, begin_s = hosts[str(row["device"])], float(row["t_send_s"])
+        facts = {
+            "trial": str(row["trial"]),
+            "user": int(row["user"]),
+            "psnr_db": round(float(row["psnr_db"]), 2),
+        }
+        there_s = begin_s + row["air_ms"] / 1000
+        yield _slice(f"frame {row['frame']} air", host, 1, begin_s, there_s, facts)
+        if pd.notna(row["decode_ms"]):
+            end_s = there_s + row["decode_ms"] / 1000
+            yield _slice(f"frame {row['frame']} decode", host, 1, there_s, end_s, facts)
 
 
 def _lanes(requests: pd.DataFrame) -> dict[tuple[str, str], int]:
