@@ -15,7 +15,6 @@ import shutil
 import signal
 import sys
 import time
-import traceback
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Callable, Dict, Optional, Sequence
@@ -29,8 +28,9 @@ from payloads.semcast.sending import Airing
 from payloads.semcast.shelf import Shelf, ShelfError
 from payloads.semcast.spec import Spec, SpecError, read_spec
 from payloads.services.ready import announce_ready
-from payloads.station.control import AbandonedError, Control, ControlError, Job
+from payloads.station.control import Control, ControlError, Job
 from payloads.station.devices import DevicesError
+from payloads.station.jobs import do_jobs
 from payloads.station.link_feed import LinkControlError, LinkFeed
 from payloads.station.pacing import LinkPacing
 from payloads.station.records import failed_folder
@@ -244,29 +244,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
 
 def serve(transmitter: Transmitter, control: Control) -> None:
     """Do one job after the other, for ever."""
-    while True:
-        job = control.next_job()
-        try:
-            answer = _answer(transmitter, job)
-        finally:
-            control.done()
-        job.end(answer)
-
-
-def _answer(transmitter: Transmitter, job: Job) -> Dict[str, Any]:
-    """Do a job; return its last line."""
-    try:
-        return {"result": _do(transmitter, job)}
-    except AbandonedError as error:
-        _say(f"{job.title}: abandoned: {error}")
-        return {"error": "abandoned"}
-    except _FAILURES as error:
-        _say(f"{job.title}: {error}")
-        return {"error": str(error)}
-    except Exception as error:
-        # A mistake of ours must not take the service down; it is told to the client and logged in full.
-        traceback.print_exc()
-        return {"error": f"the transmitter failed: {type(error).__name__}: {error}"}
+    do_jobs(control, lambda job: _do(transmitter, job), _FAILURES, NAME)
 
 
 def _do(transmitter: Transmitter, job: Job) -> Dict[str, Any]:

@@ -14,7 +14,6 @@ import gc
 import os
 import signal
 import sys
-import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Dict, Optional, Sequence, Tuple
@@ -29,6 +28,7 @@ from payloads.metrics_http import MetricsServer
 from payloads.services.ready import announce_ready
 from payloads.station.control import AbandonedError, Control, ControlError, Job
 from payloads.station.devices import DevicesError
+from payloads.station.jobs import do_jobs
 from payloads.wdmoe.bs.links import LinkControlError
 from payloads.wdmoe.bs.recording import RequestFailedError
 from payloads.wdmoe.bs.spec import Spec, SpecError, check_name, read_spec
@@ -123,29 +123,7 @@ class Service:
 
 def serve(station: Station, control: Control, service: Optional[Service] = None) -> None:
     """Do one job after the other, for ever."""
-    while True:
-        job = control.next_job()
-        try:
-            answer = _answer(station, job, service)
-        finally:
-            control.done()
-        job.end(answer)
-
-
-def _answer(station: Station, job: Job, service: Optional[Service]) -> Dict[str, Any]:
-    """Do a job; return its last line."""
-    try:
-        return {"result": _do(station, job, service)}
-    except AbandonedError as error:
-        _say(f"{job.title}: abandoned: {error}")
-        return {"error": "abandoned"}
-    except _FAILURES as error:
-        _say(f"{job.title}: {error}")
-        return {"error": str(error)}
-    except Exception as error:
-        # A mistake of ours must not take the service down; it is told to the client and logged in full.
-        traceback.print_exc()
-        return {"error": f"the base station failed: {type(error).__name__}: {error}"}
+    do_jobs(control, lambda job: _do(station, job, service), _FAILURES, NAME)
 
 
 def _do(station: Station, job: Job, service: Optional[Service]) -> Dict[str, Any]:
