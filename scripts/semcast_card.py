@@ -1,9 +1,17 @@
-"""What a trained model of semantic broadcast reaches on the held-out sets, and its folder with the card."""
+#!/usr/bin/env python3
+"""What a trained model of semantic broadcast reaches on the held-out sets, and its folder with the card.
+
+    python scripts/semcast_card.py payloads/models/semcast-fusion
+
+Every training ends with it; this measures a finished model again and writes its card anew.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -11,12 +19,18 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from semcast_data import read_sets
+
 from payloads.semcast.channels import draw_gains, receive
+from payloads.semcast.model_folder import load_network
 from payloads.semcast.network import Broadcast
 from payloads.semcast.seeds import generator
 from payloads.semcast.settings import Conditions, NetworkSettings
+from testbed.semcast.pairs import image_of
 
-__all__ = ["evaluated", "write_model"]
+__all__ = ["evaluated", "write_card", "write_model"]
 
 SNR_PAIRS = ((10.0, 1.0), (15.0, 5.0), (10.0, 10.0))
 SHARES = (0.2, 0.35, 0.5, 0.65, 0.8)
@@ -27,6 +41,21 @@ PLAYS = {
     "time_division": "the rival: time division, each user alone in its part of the slots",
     "superposition": "the rival: superposition, a share of the power each, the weaker users' pictures cancelled",
 }
+
+
+def main() -> None:
+    """Measure finished models again, and write their cards anew; weights stay what they are."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="+", type=Path, metavar="FOLDER", help="folders of finished models")
+    parser.add_argument("--held-out", type=Path, default=Path("payloads/images"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    held_out = read_sets(options.held_out)
+    for folder in options.models:
+        network = load_network(folder)
+        training = json.loads((folder / "config.json").read_text(encoding="utf-8"))["training"]
+        write_card(folder, network, training, held_out)
+        print(f"{folder / 'README.md'}", flush=True)
 
 
 @torch.inference_mode()
@@ -40,9 +69,11 @@ def psnr_db(
     """Return each user's mean PSNR over 8-bit pixels, each picture (N, 3, H, W) once in every user's place."""
     count, users = len(pictures), network.settings.users
     total = [0.0] * users
-    # A picture's partners lie apart in the set; small batches, so that little memory is needed.
+    # Small batches, so that little memory is needed.
     for rows in torch.arange(count).split(24 if pictures.shape[-1] <= 64 else 6):
-        order = torch.stack([(rows + user * (count // users)) % count for user in range(users)], dim=1)
+        order = torch.tensor(
+            [[image_of(row, user, users, count) for user in range(users)] for row in rows.tolist()]
+        )
         images = pictures[order]
         size = len(rows)
         conditions = Conditions(
@@ -86,21 +117,35 @@ def write_model(
     held_out: dict[str, torch.Tensor],
 ) -> None:
     """Write a model's folder: ``model.safetensors``, ``config.json`` and the card ``README.md``."""
-    figures = evaluated(network, held_out)
-    facts = {**training, "processor": processor(), "torch": torch.__version__.split("+")[0]}
     out.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.half().contiguous() for name, tensor in network.state_dict().items()}
     save_file(tensors, out / "model.safetensors")
     (out / "model.safetensors").chmod(0o644)
+    facts = {**training, "processor": processor(), "torch": torch.__version__.split("+")[0]}
+    write_card(out, network, facts, held_out)
+
+
+def write_card(
+    out: Path, network: Broadcast, training: dict[str, Any], held_out: dict[str, torch.Tensor]
+) -> None:
+    """Write ``config.json`` and the card of a model, with what it reaches on the held-out sets.
+
+    Args:
+        out: The model's folder.
+        network: The model.
+        training: How it was trained.
+        held_out: The sets.
+    """
+    figures = evaluated(network, held_out)
     config = {
         "model_type": "semcast",
         **network.settings._asdict(),
         "trained_slots": list(TRAINED_SLOTS),
-        "training": {**facts, "psnr_db": figures},
+        "training": {**training, "psnr_db": figures},
     }
     (out / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     counts = {name: len(pictures) for name, pictures in held_out.items()}
-    (out / "README.md").write_text(card(out.name, network, facts, figures, counts), encoding="utf-8")
+    (out / "README.md").write_text(card(out.name, network, training, figures, counts), encoding="utf-8")
 
 
 def processor() -> str:
@@ -166,7 +211,8 @@ python scripts/semcast_images.py photographs --out .cache/semcast/photographs
 {_command(name, settings, training)}
 ```
 
-PSNR in dB of user 1 / user 2 over held-out pictures that were not trained on, AWGN, symbols in full precision:
+PSNR in dB of user 1 / user 2 over held-out pictures that were not trained on, the two of a pair cut out of different
+ones, AWGN, symbols in full precision:
 
 {tables}"""
 
@@ -216,3 +262,7 @@ def _table(set_name: str, count: int, slots: int, figures: dict[str, Any]) -> st
             f"| {share:g} | " + " | ".join(" / ".join(f"{v:.2f}" for v in cell) for cell in cells) + " |"
         )
     return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":
+    main()

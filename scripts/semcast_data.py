@@ -15,7 +15,7 @@ from payloads.semcast.channels import Gains, draw_gains, effective_snr_db
 from payloads.semcast.klt import PATCH, Klt, fit_klt, to_patches
 from payloads.semcast.settings import Conditions
 
-__all__ = ["Links", "Pictures", "draw_links", "load_pictures"]
+__all__ = ["Links", "Pictures", "draw_links", "load_pictures", "read_set", "read_sets"]
 
 LONGEST_SIDE = 1536
 #: How often what is drawn fades, and then the most that the estimate of a gain is wrong by (variance).
@@ -135,6 +135,11 @@ def draw_links(count: int, users: int, slots: int, generator: torch.Generator) -
         drawn_shares = 0.1 + torch.empty(count, users).exponential_(generator=generator)
         shares = drawn_shares / drawn_shares.sum(dim=1, keepdim=True)
     return Links(snr_db, tuple(gains), Conditions(torch.stack(believed_db, dim=1), shares, slots))
+
+
+def read_sets(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the held-out sets in a folder by name."""
+    return {one.name: read_set(one) for one in sorted(folder.glob("natural-*"))}
 
 
 def read_set(folder: Path) -> torch.Tensor:

@@ -24,7 +24,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from semcast_card import evaluated, write_model
-from semcast_data import Links, Pictures, draw_links, load_pictures, read_set
+from semcast_data import Links, Pictures, draw_links, load_pictures, read_sets
 
 from payloads.semcast.channels import Gains, receive
 from payloads.semcast.klt import Klt
@@ -48,7 +48,7 @@ def main() -> None:
     settings = settings_of(options)
     pictures = load_pictures(options.pictures, options.work / "pictures.safetensors")
     klt = pictures.klt(generator(0, "klt"))
-    held_out = {folder.name: read_set(folder) for folder in sorted(options.held_out.glob("natural-*"))}
+    held_out = read_sets(options.held_out)
     run = Run(settings, klt, options)
     seconds = run.train(pictures, held_out)
     network = run.average()

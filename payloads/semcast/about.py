@@ -34,7 +34,6 @@ class About(NamedTuple):
     Attributes:
         trial: The trial's name.
         seed: The campaign's seed.
-        name: The scenario's name.
         scenario: What the channel does.
         repeat: The number of the repeat.
         user: Which user the receiver is, from 1.
@@ -44,7 +43,6 @@ class About(NamedTuple):
 
     trial: str
     seed: int
-    name: str
     scenario: Scenario
     repeat: int
     user: int
@@ -58,7 +56,6 @@ def about_json(about: About) -> Mapping[str, Any]:
     return {
         "trial": about.trial,
         "seed": about.seed,
-        "name": about.name,
         "snr_db": list(about.scenario.snr_db),
         "fading": about.scenario.fading,
         "csi_error": about.scenario.csi_error,
@@ -86,7 +83,6 @@ def about_of(value: Mapping[str, Any]) -> About:
         about = About(
             check_name(value["trial"]),
             int(value["seed"]),
-            str(value["name"]),
             Scenario(snr_db, str(value["fading"]), float(value["csi_error"])),
             int(value["repeat"]),
             int(value["user"]),

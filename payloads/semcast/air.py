@@ -12,7 +12,7 @@ import torch
 
 from payloads.semcast.settings import Frame
 
-__all__ = ["SCALE_BITS", "Sent", "from_wire", "to_wire"]
+__all__ = ["SCALE_BITS", "Sent", "at_unit_power", "from_wire", "to_wire"]
 
 #: Bits of side information for each user's scale.
 SCALE_BITS = 8
@@ -65,6 +65,12 @@ def from_wire(sent: Sent) -> Frame:
     halves = torch.frombuffer(bytearray(sent.data), dtype=torch.float16)
     scale = torch.tensor([[_scale(code) for code in sent.scale_codes]])
     return Frame(halves.float().reshape(1, sent.symbols, 2), scale)
+
+
+def at_unit_power(symbols: torch.Tensor) -> torch.Tensor:
+    """Return a frame's symbols (B, n, 2) at mean power 1, as they are radiated: rounding them was off by up to 1e-4."""
+    power = symbols.double().square().sum(dim=(1, 2), keepdim=True) / symbols.shape[1]
+    return symbols * power.clamp_min(1e-20).rsqrt().float()
 
 
 def _code(scale: float) -> int:

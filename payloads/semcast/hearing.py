@@ -49,6 +49,7 @@ class _Shape(NamedTuple):
     """What the cost of decoding a frame depends on."""
 
     model: str
+    user: int
     slots: int
     high: int
     wide: int
@@ -85,7 +86,7 @@ class Listener:
         Raises:
             FrameError: The message breaks the format.
             MulticastError: The frames' group cannot be heard.
-            OSError: Images cannot be kept.
+            KeepError: Images cannot be kept.
             ShelfError: A model is not here.
         """
         about = about_of(unpack_begin(payload))
@@ -101,7 +102,7 @@ class Listener:
         """Let the trial's images appear.
 
         Raises:
-            OSError: There is no room for them.
+            KeepError: There is no room for them.
             TrialError: No trial has begun.
         """
         if self._keeper is None:
@@ -122,7 +123,7 @@ class Listener:
 
         Raises:
             FrameError: The message breaks the format.
-            OSError: There is no room for the image.
+            KeepError: There is no room for the image.
             TrialError: It does not fit the trial.
         """
         head, data = unpack_frame(payload)
@@ -143,7 +144,7 @@ class Listener:
 
         Raises:
             FrameError: The message breaks the format, or they are no pieces of the frame that is on its way.
-            OSError: There is no room for the image.
+            KeepError: There is no room for the image.
         """
         pieces, head, collector = unpack_pieces(payload), self._coming, self._collector
         if head is None or collector is None or pieces.number != head.number:
@@ -181,7 +182,7 @@ class Listener:
         assert about is not None
         assert self._keeper is not None
         started_ns = time.monotonic_ns()
-        shape = _Shape(about.models[head.model], head.slots, head.high, head.wide)
+        shape = _Shape(about.models[head.model], about.user, head.slots, head.high, head.wide)
         network = self._shelf.network(shape.model)
         if shape in self._paced_s:
             heard = self._hear(network, about, head, data)
@@ -215,7 +216,7 @@ class Listener:
         """Return what this user makes of a frame; its gain and its noise follow from the campaign's seed."""
         _, fading, csi_error = about.scenario
         users, user = len(head.shares), about.user
-        labels = channel_labels(about.repeat, head.block)
+        labels = channel_labels(about.repeat, head.pair)
         return hear(
             network,
             Sent(bytes(data), head.scales, head.data_bytes // SYMBOL_BYTES, 0),

@@ -53,11 +53,11 @@ MAX_PIECES = 65535
 #: A complex symbol of two float16.
 SYMBOL_BYTES = 4
 MAX_BEGIN_BYTES = 1 << 16
-DIGEST_BYTES = 64
+DIGEST_BYTES = 16
 
 _TOP = struct.Struct("<2sBB")
 _FRAME = struct.Struct("<2sBBIIHHHBBBxHI")
-_REPORT = struct.Struct("<2sBBI4Q3d?64s")
+_REPORT = struct.Struct(f"<2sBBI4Q3d?{DIGEST_BYTES}s")
 _LIST = struct.Struct("<2sBBII")
 
 
@@ -78,7 +78,7 @@ class FrameHead(NamedTuple):
 
     Attributes:
         number: Its number in the trial.
-        block: The number of its block, which seeds the channel.
+        pair: The number of its pair of images, which seeds the channel.
         slots: Real numbers sent for each patch.
         high: Rows of patches.
         wide: Columns of patches.
@@ -92,7 +92,7 @@ class FrameHead(NamedTuple):
     """
 
     number: int
-    block: int
+    pair: int
     slots: int
     high: int
     wide: int
@@ -215,7 +215,7 @@ def frame_request(head: FrameHead, data: Buffer = b"") -> List[Buffer]:
         VERSION,
         What.FRAME,
         head.number,
-        head.block,
+        head.pair,
         head.slots,
         head.high,
         head.wide,
@@ -236,7 +236,7 @@ def unpack_frame(payload: memoryview) -> Tuple[FrameHead, memoryview]:
         FrameError: The sizes do not agree, or a number is out of its range.
     """
     _check(payload, What.FRAME, _FRAME.size)
-    _, _, _, number, block, slots, high, wide, model, kept, users, pieces, within_ms = _FRAME.unpack_from(
+    _, _, _, number, pair, slots, high, wide, model, kept, users, pieces, within_ms = _FRAME.unpack_from(
         payload
     )
     middle = _FRAME.size + struct.calcsize(_of_users(users))
@@ -245,7 +245,7 @@ def unpack_frame(payload: memoryview) -> Tuple[FrameHead, memoryview]:
     told = struct.unpack_from(_of_users(users), payload, _FRAME.size)
     shares, snr_db, scales = told[:users], told[users : 2 * users], told[2 * users :]
     head = FrameHead(
-        number, block, slots, high, wide, model, bool(kept), pieces, within_ms, shares, snr_db, scales
+        number, pair, slots, high, wide, model, bool(kept), pieces, within_ms, shares, snr_db, scales
     )
     if not head.data_bytes or head.data_bytes > MAX_FRAME_BYTES:
         raise FrameError("the frame holds no symbols or too many")
@@ -285,7 +285,8 @@ def pieces_request(number: int, indexes: Sequence[int], data: Buffer) -> List[Bu
     """
     view = memoryview(data)
     head = _LIST.pack(MAGIC, VERSION, What.PIECES, number, len(indexes)) + array("H", indexes).tobytes()
-    return [head, *(view[PIECE_BYTES * index : PIECE_BYTES * (index + 1)] for index in indexes)]
+    # Joined: a kernel takes no more than 1024 buffers at once.
+    return [head, b"".join(view[PIECE_BYTES * index : PIECE_BYTES * (index + 1)] for index in indexes)]
 
 
 def unpack_pieces(payload: memoryview) -> Pieces:

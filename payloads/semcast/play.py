@@ -11,7 +11,7 @@ from typing import List, NamedTuple, Sequence, Tuple, Union
 
 import torch
 
-from payloads.semcast.air import Sent, from_wire, to_wire
+from payloads.semcast.air import Sent, at_unit_power, from_wire, to_wire
 from payloads.semcast.channels import Gains, draw_gains, effective_snr_db, gain_db, receive
 from payloads.semcast.klt import PATCH
 from payloads.semcast.network import Broadcast
@@ -81,7 +81,7 @@ def gains_of(seed: int, labels: Labels, users: int, fading: str, csi_error: floa
 
     Args:
         seed: The campaign's.
-        labels: What the channel follows from beside the seed and the user: repeat and block.
+        labels: What the channel follows from beside the seed and the user: repeat and pair.
         users: U.
         fading: ``none`` or ``rayleigh``.
         csi_error: The variance of the error of a receiver's estimate.
@@ -152,7 +152,7 @@ def hear(
         noise: Where the noise comes from.
     """
     frame = from_wire(sent)
-    received = receive(frame.symbols, torch.tensor([float(snr_db)]), gains, noise)
+    received = receive(at_unit_power(frame.symbols), torch.tensor([float(snr_db)]), gains, noise)
     # The channel is drawn on the processor, whatever decodes: the same seed is the same noise everywhere.
     where = network.mean.device
     symbols, scale = received.symbols.to(where), frame.scale.to(where)
@@ -186,7 +186,7 @@ def play_frame(
         fading: ``none`` or ``rayleigh``.
         csi_error: The variance of the error of a receiver's estimate of its gain.
         seed: The campaign's.
-        labels: What the channel follows from beside the seed and the user: repeat and block.
+        labels: What the channel follows from beside the seed and the user: repeat and pair.
     """
     gains = gains_of(seed, labels, network.settings.users, fading, csi_error)
     conditions = conditions_of(snr_db, shares, slots, gains)

@@ -24,6 +24,7 @@ from payloads.board.busy import BusyCounter
 from payloads.board.options import add_board, board_of, expanded
 from payloads.board.pace import Pace
 from payloads.semcast.hearing import Listener, TrialError
+from payloads.semcast.kept import KeepError
 from payloads.semcast.messages import What, pack_done, what_is
 from payloads.semcast.multicast import MulticastError
 from payloads.semcast.shelf import Shelf, ShelfError
@@ -79,13 +80,10 @@ class Receiver:
             answer = self._answer(what, payload, received_ns)
         except FrameError:
             raise
-        except (MulticastError, OSError, ShelfError, TrialError) as error:
-            print(f"{NAME}: {error}", file=sys.stderr, flush=True)
-            return [pack_error(str(error), header.sequence)]
         except Exception as error:
-            # Such as memory that ran out: logged in full, told to the transmitter, and no end of the service.
-            traceback.print_exc()
-            return [pack_error(f"{type(error).__name__}: {error}", header.sequence)]
+            # The trial has failed as a whole, so what it has kept goes at once: a full disk has room again.
+            self.close()
+            return [pack_error(_told(error), header.sequence)]
         return [pack_header(Kind.RESULT, len(answer), header.sequence), answer]
 
     def close(self) -> None:
@@ -105,6 +103,16 @@ class Receiver:
         else:
             raise FrameError(f"message {what} is not for a receiver")
         return pack_done()
+
+
+def _told(error: Exception) -> str:
+    """Log why a message is refused; return what the transmitter is told of it."""
+    if isinstance(error, (KeepError, MulticastError, ShelfError, TrialError)):
+        print(f"{NAME}: {error}", file=sys.stderr, flush=True)
+        return str(error)
+    # Such as memory that ran out: logged in full, and no end of the service.
+    traceback.print_exc()
+    return f"{type(error).__name__}: {error}"
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:

@@ -10,12 +10,7 @@ from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Tuple
 from payloads.semcast.messages import request
 from payloads.station.devices import Devices, DeviceSpec, read_devices, reading
 from payloads.station.traffic import Traffic
-from payloads.wire.client import (
-    Answer,
-    DeviceLostError,
-    Patience,
-    Request,
-)
+from payloads.wire.client import Answer, DeviceLostError, Patience, Request
 from payloads.wire.frames import Buffer, FrameError, Kind
 
 __all__ = ["FrameTraffic", "Receivers", "devices_by_name"]
@@ -97,7 +92,7 @@ class FrameTraffic(Traffic):
 
     def __init__(self, receivers: Receivers) -> None:
         super().__init__(receivers)
-        self.data: Dict[str, Tuple[int, int]] = dict.fromkeys(receivers.channels, (0, 0))
+        self.data: Dict[str, Tuple[int, int]] = {}
 
     def add(self, name: str, answer: Answer) -> None:
         """Count a frame, or pieces of it, and the answer."""

@@ -22,7 +22,7 @@ class FrameReport(NamedTuple):
 
     Attributes:
         number: Its number in the trial.
-        block: The number of its block.
+        pair: The number of its pair of images.
         symbols: Its complex symbols.
         side_bits: What all receivers were told beside them, in bits.
         image_bytes: The bytes of an image.
@@ -35,7 +35,7 @@ class FrameReport(NamedTuple):
     """
 
     number: int
-    block: int
+    pair: int
     symbols: int
     side_bits: int
     image_bytes: int
@@ -117,6 +117,6 @@ class Reports(TrialRecords):
             "received": True,
             "air_ms": (clock.to_bs_ns(report.received_ns) - frame.sent_ns[place]) / 1e6,
             "decode_ms": (report.decoded_ns - report.started_ns) / 1e6,
-            "noise_seed": noise_seed(spec.seed, trial.repeat, frame.block, place + 1),
+            "noise_seed": noise_seed(spec.seed, trial.repeat, frame.pair, place + 1),
             "digest": report.digest,
         }

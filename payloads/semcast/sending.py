@@ -23,7 +23,7 @@ from payloads.semcast.messages import (
     unpack_report,
     what_is,
 )
-from payloads.semcast.multicast import KEY_BYTES, Sender, seconds_on_air
+from payloads.semcast.multicast import KEY_BYTES, MulticastError, Sender, seconds_on_air
 from payloads.semcast.play import conditions_of, gains_of, transmit
 from payloads.semcast.receivers import FrameTraffic, Receivers
 from payloads.semcast.reports import FrameReport
@@ -41,7 +41,8 @@ _ROUNDS = 2
 #: Frames for warming up have numbers from here downwards, which no other frame has.
 _WARMUP_NUMBER = 0xFFFFFFFF
 
-#: The frame rate in Mbit/s that multicast has to keep to now; ``None`` for any.
+#: Called before each frame: takes over what is known of the links, and returns the frame rate in Mbit/s that
+#: multicast has to keep to now; ``None`` for any.
 Rate = Callable[[], Optional[float]]
 
 
@@ -75,7 +76,7 @@ class Airing:
         receivers: The connections, all of them made.
         traffic: What counts the trial's bytes.
         sender: What sends by multicast; ``None`` where every user gets a copy over its connection.
-        rate: How fast that is to be.
+        rate: Follows the links, and says how fast that is to be.
     """
 
     def __init__(
@@ -130,6 +131,8 @@ class Airing:
 
         Raises:
             DeviceError: A receiver is lost, late or refuses.
+            LinkControlError: Nobody tells of the links any more.
+            MulticastError: The network does not take a frame, or not in time.
             OSError: An image set cannot be read.
         """
         frames = list(frames_of(self._spec, self._trial))
@@ -177,9 +180,7 @@ class Airing:
             air = Air(self._sender.group, interface, self._key, self._session)
         trial = self._trial
         scenario = self._spec.scenarios[trial.scenario]
-        return About(
-            self._name, self._spec.seed, trial.scenario, scenario, trial.repeat, place + 1, self._models, air
-        )
+        return About(self._name, self._spec.seed, scenario, trial.repeat, place + 1, self._models, air)
 
     def _done(self, messages: Mapping[str, List[Buffer]]) -> None:
         """Send messages that are answered by a bare word."""
@@ -194,14 +195,14 @@ class Airing:
         images = _images(of, block.pair, len(spec.users))
         network = self._shelf.network(frame.model)
         begun_ns = time.monotonic_ns()
-        labels = channel_labels(trial.repeat, frame.number_of_block)
+        labels = channel_labels(trial.repeat, block.pair)
         gains = gains_of(spec.seed, labels, len(spec.users), scenario.fading, scenario.csi_error)
         conditions = conditions_of(scenario.snr_db, block.shares, block.slots, gains)
         sent = transmit(network, images, conditions)
         encoded_ns = time.monotonic_ns()
         head = FrameHead(
             frame.number,
-            frame.number_of_block,
+            block.pair,
             block.slots,
             *of.grid,
             self._models.index(frame.model),
@@ -215,7 +216,7 @@ class Airing:
         timed = self._heard(head, sent, counts=kept)
         return FrameReport(
             frame.number,
-            frame.number_of_block,
+            block.pair,
             sent.symbols,
             sent.side_bits,
             of.image_bytes,
@@ -234,9 +235,15 @@ class Airing:
         cast_bytes: List[int] = []
         messages = dict.fromkeys(users, frame_request(head, sent.data))
         meanwhile: Optional[Callable[[], None]] = None
+        rate_mbit = self._rate()
         if sender is not None:
-            rate_mbit = self._rate()
             air_s = seconds_on_air(len(sent.data), rate_mbit)
+            if air_s > self._spec.deadline_s:
+                # Otherwise both ends would be at it for so long, and hear nobody meanwhile.
+                raise MulticastError(
+                    f"frame {head.number} takes {air_s:.3g} s by multicast at {rate_mbit:g} Mbit/s, "
+                    f"and may take {self._spec.deadline_s:g} s"
+                )
             messages = dict.fromkeys(users, frame_request(head._replace(within_ms=round(1e3 * air_s))))
 
             def broadcast() -> None:

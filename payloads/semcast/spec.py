@@ -1,7 +1,8 @@
 """The specification of a broadcast run, as the controller writes it for the transmitter. Needs no torch.
 
-A *block* is what every scheme sends alike: the images of a pair, how many slots, whose share. Its number seeds noise
-and gains, so that every scheme and every model meets the same channel. A *frame* is a block sent by one model.
+A *block* is what every scheme sends alike: the images of a pair, how many slots, whose share. Noise and gains follow
+from the pair and the repeat, so that every scheme, every model and every share meets the same channel. A *frame* is a
+block sent by one model.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ class Frame(NamedTuple):
 
     Attributes:
         number: Its number in the trial.
-        number_of_block: The block's number, which seeds the channel.
+        number_of_block: The block's number.
         block: The block.
         model: The model's name.
     """
@@ -180,18 +181,19 @@ def frames_of(spec: Spec, trial: TrialSpec) -> Iterator[Frame]:
             yield Frame(place * len(spec.blocks) + number, number, block, model)
 
 
-def channel_labels(repeat: int, block: int) -> Tuple[int, int]:
-    """Return what gains and noise of a block follow from, beside the campaign's seed and the user.
+def channel_labels(repeat: int, pair: int) -> Tuple[int, int]:
+    """Return what gains and noise of a frame follow from, beside the campaign's seed and the user.
 
     The scenario is none of it: scenarios that differ in an SNR or in the error of an estimate meet the same fading and
-    the same noise, so that what they differ by is that alone.
+    the same noise, so that what they differ by is that alone. Nor is the share: where some shares met better fades than
+    others, a region would be drawn by luck.
     """
-    return repeat, block
+    return repeat, pair
 
 
-def noise_seed(seed: int, repeat: int, block: int, user: int) -> str:
-    """Return what seeds the noise of a user (from 1) in a block, as the records tell it."""
-    return "/".join(map(str, (seed, *channel_labels(repeat, block), user)))
+def noise_seed(seed: int, repeat: int, pair: int, user: int) -> str:
+    """Return what seeds the noise of a user (from 1) in a frame of a pair, as the records tell it."""
+    return "/".join(map(str, (seed, *channel_labels(repeat, pair), user)))
 
 
 def read_spec(path: Path) -> Spec:

@@ -146,8 +146,8 @@ class Transmitter:
                 frames = airing.frames(progress, check)
                 end_ns = time.monotonic_ns()
                 progress(len(frames), len(frames), "records")
-                airing.end()
                 clocks = reports.add_both_clocks(before, self._receivers.offsets())
+                airing.end()
             except DeviceError as error:
                 reports.add_failure(error, time.monotonic_ns())
                 reports.write_failed(folder)
@@ -184,12 +184,29 @@ class Transmitter:
     def _airing(self, spec: Spec, name: str, traffic: FrameTraffic, stack: ExitStack) -> Airing:
         """Return what sends a trial's frames, the links followed and the group ready until the stack is left."""
         feed: Optional[LinkFeed] = None
+        pacing: Optional[LinkPacing] = None
         if self._links is not None and (self._pacing or self._group is not None):
             feed = stack.enter_context(LinkFeed(self._links))
             if self._pacing:
-                stack.enter_context(LinkPacing(feed, self._exchange, self._receivers.channels))
+                pacing = stack.enter_context(LinkPacing(feed, self._exchange, self._receivers.channels))
+
+        def rate() -> Optional[float]:
+            """What is sent once has to be heard by the slowest."""
+            if feed is None:
+                return None
+            if pacing is None:
+                feed.follow()
+            else:
+                pacing.follow()  # the feed, and lets the sockets follow too
+            rates = [feed.rates.get(user, (None, None))[0] for user in spec.users]
+            return min((one for one in rates if one is not None), default=None)
+
+        return Airing(spec, name, self._shelf, self._receivers, traffic, self._sender(stack), rate)
+
+    def _sender(self, stack: ExitStack) -> Optional[Sender]:
+        """Return what sends to the group until the stack is left; ``None`` where there is no group."""
         if self._group is None:
-            return Airing(spec, name, self._shelf, self._receivers, traffic)
+            return None
         local = {
             channel.connection.socket.getsockname()[0]
             for channel in self._receivers.channels.values()
@@ -201,16 +218,7 @@ class Transmitter:
             )
         sender = Sender(self._group, local.pop())
         stack.callback(sender.close)
-
-        def rate() -> Optional[float]:
-            """What is sent once has to be heard by the slowest."""
-            if feed is None:
-                return None
-            feed.follow()
-            rates = [feed.rates.get(user, (None, None))[0] for user in spec.users]
-            return min((one for one in rates if one is not None), default=None)
-
-        return Airing(spec, name, self._shelf, self._receivers, traffic, sender, rate)
+        return sender
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:

@@ -235,6 +235,8 @@ class Tls:
 
     def wait_into(self, view: memoryview) -> int:
         """Receive what is there, or comes within the time of :meth:`allow_waiting`; otherwise as :meth:`recv_into`."""
+        if self.pending():  # it has come already, so that there may be nothing to wait for
+            return self.recv_into(view)
         count = self._raw.wait_into(self._buffer)
         if not count:
             return 0

@@ -18,8 +18,9 @@ import json, mmap, os, ssl, struct, sys, tempfile, threading
 from pathlib import Path
 from unittest.mock import MagicMock
 
-for path in sorted(Path("payloads").glob("[bw]*/**/*.py")):
-    compile(path.read_text(), str(path), "exec")
+for path in sorted(Path("payloads").glob("**/*.py")):
+    if path.parts[1] in ("board", "boardlog", "station", "wdmoe", "wire"):
+        compile(path.read_text(), str(path), "exec")
 
 from payloads.services import ready
 from payloads.wire import auth, client, clock, credentials, frames, server

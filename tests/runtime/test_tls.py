@@ -14,7 +14,8 @@ from payloads.wire.auth import AuthError
 from payloads.wire.client import DeviceLostError
 from payloads.wire.connection import Plain, Tls, message_bytes, record_bytes
 from payloads.wire.credentials import TlsCertificate, add_credentials, credentials_of
-from payloads.wire.frames import HEADER_BYTES, pack_pace
+from payloads.wire.frames import HEADER_BYTES, Kind, pack_header, pack_pace
+from payloads.wire.sockets import Receiver
 from payloads.wire.tls import CERTIFICATE_FILE, KEY_FILE
 from tests.runtime import tls_fleet
 from tests.runtime.tls_fleet import BS, NOW, ORIN, Fleet, connect, echoed, named, still_serves
@@ -61,6 +62,35 @@ def test_paces_hold_over_tls(start, exchange, fleet):
     assert channel.connection._raw._piece
 
 
+def shaken(ours: socket.socket, theirs: socket.socket, fleet: Fleet) -> tuple[Tls, Tls]:
+    """Return both ends over a pair of sockets, after the handshake."""
+    asking = Tls(ours, fleet.certificate(BS).files.context(server_side=False))
+    answering = Tls(theirs, fleet.certificate(ORIN).files.context(server_side=True), server_side=True)
+    done = [False, False]
+    for _ in range(20):
+        done = [done[0] or asking.handshake(), done[1] or answering.handshake()]
+    assert all(done)
+    return asking, answering
+
+
+def test_a_frame_that_came_with_the_last_one_is_not_waited_for(fleet):
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        for one in (ours, theirs):
+            one.setblocking(False)
+        asking, answering = shaken(ours, theirs, fleet)
+        receiver = Receiver()
+        first = pack_header(Kind.DISPATCH, len(receiver._buffer) - HEADER_BYTES, 1)  # it fills the buffer
+        asking.send([first, bytes(len(receiver._buffer) - HEADER_BYTES), pack_header(Kind.DESCRIBE, 0, 2)])
+        header = None
+        while header is None:
+            header = receiver.receive(answering)
+        assert (header.sequence, receiver.left_bytes) == (1, 0)
+        header = receiver.receive(answering, waits=True)
+        assert header is not None
+        assert header.sequence == 2
+
+
 def test_a_slow_reader_gets_everything_and_little_waits_encrypted(fleet):
     """Both ends over a socket pair whose kernel takes almost nothing at once."""
     ours, theirs = socket.socketpair()
@@ -68,12 +98,7 @@ def test_a_slow_reader_gets_everything_and_little_waits_encrypted(fleet):
         for one in (ours, theirs):
             one.setblocking(False)
             one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        asking = Tls(ours, fleet.certificate(BS).files.context(server_side=False))
-        answering = Tls(theirs, fleet.certificate(ORIN).files.context(server_side=True), server_side=True)
-        done = [False, False]
-        for _ in range(20):
-            done = [done[0] or asking.handshake(), done[1] or answering.handshake()]
-        assert all(done)
+        asking, answering = shaken(ours, theirs, fleet)
         data = os.urandom(1_500_000)
         rest, got, calls = asking.send([data[:10], data[10:]]), bytearray(), 0
         view = memoryview(bytearray(5000))

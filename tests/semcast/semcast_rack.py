@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import socket
 import threading
 from collections.abc import Callable, Sequence
@@ -12,16 +13,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save
 
 from payloads.board.pace import Pace
+from payloads.semcast.kept import Keeper
 from payloads.semcast.klt import Klt
 from payloads.semcast.multicast import Group
 from payloads.semcast.network import Broadcast
+from payloads.semcast.play import play_frame
 from payloads.semcast.receiver import Receiver
 from payloads.semcast.settings import NetworkSettings
 from payloads.semcast.shelf import Shelf
+from payloads.semcast.spec import Spec, channel_labels, frames_of, read_spec
 from payloads.semcast.transmitter import Transmitter
 from payloads.wire.credentials import Credentials, PlainKey, TlsCertificate
 from payloads.wire.server import Handler, Server, listen
@@ -29,6 +34,7 @@ from testbed.config.inventory import Host
 from testbed.hosts.authority import new_authority
 
 USERS = ("strong", "weak")
+SCHEMES = ("fusion", "time_division", "superposition")
 SIDE = 32
 PAIRS = 2
 
@@ -94,6 +100,16 @@ class Device:
         self.receiver.close()
 
 
+class FullKeeper(Keeper):
+    """A keeper of images on a disk that is full."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        assert self._file is not None
+        self._file.close()
+        self._file = os.fdopen(os.open("/dev/full", os.O_WRONLY), "wb")
+
+
 @dataclass
 class Rack:
     """The hosts' folders, and what runs on them."""
@@ -101,6 +117,7 @@ class Rack:
     home: Path
     tls: bool
     networks: dict[str, Broadcast]
+    users: Sequence[str] = USERS
     devices: dict[str, Device] = field(default_factory=dict)
     transmitters: list[Transmitter] = field(default_factory=list)
 
@@ -108,7 +125,7 @@ class Rack:
         if self.tls:
             now = datetime.now(UTC)
             authority = new_authority("test", now)
-            for name in ("bs", *USERS):
+            for name in ("bs", *self.users):
                 role = "base_station" if name == "bs" else "device"
                 folder = self.home / "tls" / name
                 folder.mkdir(parents=True)
@@ -122,7 +139,7 @@ class Rack:
         self.images = torch.randint(
             0,
             256,
-            (PAIRS, len(USERS), SIDE, SIDE, 3),
+            (PAIRS, len(self.users), SIDE, SIDE, 3),
             dtype=torch.uint8,
             generator=torch.Generator().manual_seed(1),
         )
@@ -153,9 +170,14 @@ class Rack:
         self.transmitters.append(made)
         return made
 
-    def spec(self, schemes: dict[str, Sequence[str]], **changes: Any) -> Path:
+    def spec(
+        self,
+        schemes: dict[str, Sequence[str]],
+        scenarios: dict[str, dict[str, Any]] | None = None,
+        **changes: Any,
+    ) -> Path:
         """Write a specification with a trial of each scheme in each scenario; return its file."""
-        scenarios = {
+        scenarios = scenarios or {
             "10-1": {"snr_db": [10.0, 1.0]},
             "fading": {"snr_db": [10.0, 1.0], "fading": "rayleigh", "csi_error": 0.05},
         }
@@ -163,7 +185,7 @@ class Rack:
             "workload": "broadcast",
             "run": "run-1",
             "seed": 7,
-            "users": list(USERS),
+            "users": list(self.users),
             "sets": {
                 "noise": {"file": str(self.home / "set.bin"), "pairs": PAIRS, "height": SIDE, "width": SIDE}
             },
@@ -204,3 +226,43 @@ def free_port() -> int:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def nothing(*_: object) -> None:
+    """Neither tell nor stop anybody."""
+
+
+def run(rack: Rack, path: Path, trial: str, group: Group | None = None) -> tuple[Spec, dict]:
+    spec = read_spec(path)
+    return spec, rack.transmitter(group).trial(spec, trial, nothing, nothing)
+
+
+def check_equals_play(rack: Rack, spec: Spec, trial: str) -> None:
+    """Check that what the receivers kept and told is what a local play of the same frames gives."""
+    asked = spec.trials[trial]
+    scenario = spec.scenarios[asked.scenario]
+    received = {(row["frame"], row["user"]): row for row in rack.rows(trial, "received")}
+    frames = list(frames_of(spec, asked))
+    numbers = range(1, len(rack.users) + 1)
+    assert sorted(received) == sorted((frame.number, user) for frame in frames for user in numbers)
+    kept = {name: (rack.home / name / trial / "pixels.bin").read_bytes() for name in rack.users}
+    assert {len(pixels) for pixels in kept.values()} == {len(frames) * SIDE * SIDE * 3}
+    for frame in frames:
+        played = play_frame(
+            rack.networks[frame.model],
+            rack.images[frame.block.pair],
+            scenario.snr_db,
+            frame.block.shares,
+            frame.block.slots,
+            fading=scenario.fading,
+            csi_error=scenario.csi_error,
+            seed=spec.seed,
+            labels=channel_labels(asked.repeat, frame.block.pair),
+        )
+        for user, told in enumerate(played.users, 1):
+            row = received[frame.number, user]
+            assert (row["digest"], row["noise_seed"]) == (told.digest, told.noise_seed)
+            assert row["gain_db"] == pytest.approx(told.gain_db)
+            assert row["measured_snr_db"] == pytest.approx(told.measured_snr_db)
+            pixels = kept[rack.users[user - 1]][row["offset"] : row["offset"] + SIDE * SIDE * 3]
+            assert pixels == told.pixels.numpy().tobytes()

@@ -9,6 +9,7 @@ from PIL import Image
 
 from testbed.errors import InputError
 from testbed.semcast.images import held_out, images_folder
+from testbed.semcast.pairs import image_of
 
 
 def noisy(*shape: int) -> np.ndarray:
@@ -21,9 +22,11 @@ def test_the_shipped_sets(name: str, count: int, side: int) -> None:
     assert found.pixels.shape == (count, side, side, 3)
     assert found.pixels.dtype == np.uint8
     assert len(set(found.names)) == count
-    # Neighbours, and what lies half a set apart, are of different pictures: they become pairs.
+    # Neighbours are of different pictures, and so are the images of a pair.
     pictures = [item.partition("-")[2] for item in found.names]
     assert all(one != other for one, other in itertools.pairwise(pictures))
+    places = [(image_of(pair, 0, 2, count), image_of(pair, 1, 2, count)) for pair in range(count)]
+    assert all(pictures[first] != pictures[second] for first, second in places)
     assert np.array_equal(held_out(name, most=5).pixels, found.pixels[:5])
     assert (images_folder() / "LICENCES.md").is_file()
 

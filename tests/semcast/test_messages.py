@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 
 from payloads.semcast import messages, multicast
 from payloads.semcast.about import About, Air, about_json, about_of
-from payloads.semcast.kept import Keeper
+from payloads.semcast.kept import Keeper, KeepError
 from payloads.semcast.messages import PIECE_BYTES, FrameHead, Report
 from payloads.semcast.multicast import Collector, Group, MulticastError, Piece, Sender
 from payloads.semcast.spec import FADINGS, Scenario, SpecError, frames_of, read_spec, spec_of
 from payloads.wire.frames import FrameError
+from tests.semcast.semcast_rack import FullKeeper
 
 ROOT = Path(__file__).parents[2]
 KEY = bytes(range(32))
@@ -86,6 +87,16 @@ def test_pieces_that_are_asked_for_again_are_read_as_they_were(
     assert bytes(pieces.data) == b"".join(symbols[PIECE_BYTES * i : PIECE_BYTES * (i + 1)] for i in indexes)
 
 
+def test_however_many_pieces_lack_a_kernel_takes_them() -> None:
+    data = bytes(2000 * PIECE_BYTES)
+    message = messages.pieces_request(1, range(2000), data)
+    here, there = socket.socketpair()
+    with here, there:
+        here.setblocking(False)
+        assert here.sendmsg(message) > 0
+    assert bytes(messages.unpack_pieces(joined(message)).data) == data
+
+
 @given(st.builds(Report, words, *[stamps] * 4, *[levels] * 3, st.booleans(), st.just("0123456789abcdef")))
 def test_a_report_is_read_as_it_was_packed(report: Report) -> None:
     assert messages.unpack_report(memoryview(messages.pack_report(report))) == report
@@ -123,7 +134,6 @@ airs = st.builds(Air, st.just(Group("239.1.2.3", 99)), st.just("10.0.0.1"), st.j
         About,
         st.just("t001"),
         st.integers(-(2**62), 2**62),
-        st.text(max_size=20),
         scenarios,
         st.integers(0, 1000),
         st.integers(1, 2),
@@ -153,7 +163,7 @@ NO_GROUP = {"group": "10.0.0.1:7", "interface": "10.0.0.1", "key": "00" * 32, "s
     ],
 )
 def test_the_beginning_of_a_trial_has_to_make_sense(key: str, value: Any) -> None:
-    about = About("t001", 1, "even", Scenario((10.0, 1.0), "none", 0.0), 1, 1, ("m",), None)
+    about = About("t001", 1, Scenario((10.0, 1.0), "none", 0.0), 1, 1, ("m",), None)
     with pytest.raises(FrameError, match="the beginning of a trial"):
         about_of({**about_json(about), key: value})
 
@@ -250,6 +260,15 @@ def test_images_appear_when_the_trial_is_whole(tmp_path: Path) -> None:
         keeper.close()
         assert (tmp_path / "t001" / "pixels.bin").read_bytes() == text
     assert [path.name for path in tmp_path.iterdir()] == ["t001"]
+
+
+def test_images_that_a_full_disk_does_not_take_are_dropped(tmp_path: Path) -> None:
+    keeper = FullKeeper(tmp_path / "t001")
+    keeper.add(b"abc")  # in a buffer as yet
+    with pytest.raises(KeepError, match=r"cannot keep images in .*t001: No space left on device"):
+        keeper.keep()
+    keeper.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 def specification() -> dict[str, Any]:
@@ -350,7 +369,7 @@ head = FrameHead(1, 2, 64, 2, 2, 0, True, 0, 0, (0.25, 0.75), (10.0, 1.0), (3, 4
 packed = memoryview(b"".join(messages.frame_request(head, bytes(head.data_bytes))))
 assert messages.unpack_frame(packed)[0] == head
 air = about.Air(multicast.parse_group("239.1.2.3:9"), "127.0.0.1", bytes(32), 5)
-told = about.About("t", 1, "s", spec.Scenario((10.0, 1.0), "none", 0.0), 1, 2, ("m",), air)
+told = about.About("t", 1, spec.Scenario((10.0, 1.0), "none", 0.0), 1, 2, ("m",), air)
 assert about.about_of(messages.unpack_begin(memoryview(messages.pack_begin(about.about_json(told))))) == told
 assert "torch" not in sys.modules and "numpy" not in sys.modules
 print("good")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -105,6 +106,19 @@ def test_a_fixed_rate_falls_off_a_cliff(kind: str, sharing: str) -> None:
 
 
 @pytest.mark.parametrize("sharing", ["time_division", "superposition"])
+def test_at_capacity_a_file_is_lost_where_its_own_rate_is_too_high(sharing: str) -> None:
+    # The rate is that of the file, which is a little less than there was room for.
+    scheme, share = Scheme(sharing=sharing, rate_for_snr_db=(10, 1)), 0.4
+    file_bits = play(scheme, share=share)[0].bits
+    symbols, power = (SYMBOLS * share, 1.0) if sharing == "time_division" else (SYMBOLS, share)
+    limit_db = 10 * math.log10((2 ** (file_bits / symbols) - 1) / power)
+    assert limit_db < 10
+    for off_db, received in ((-0.01, False), (0.01, True)):
+        found = play(scheme, (limit_db + off_db, 1), share)
+        assert (found[0].pixels is not None) == received
+
+
+@pytest.mark.parametrize("sharing", ["time_division", "superposition"])
 def test_the_practical_scheme_stays_below_capacity_and_not_far(sharing: str) -> None:
     ideal = play(Scheme(sharing=sharing), share=0.3)
     real = play(Scheme("practical", sharing=sharing), share=0.3)
@@ -154,6 +168,17 @@ def test_an_estimation_error_is_met_with_caution(kind: str) -> None:
         for outage in (0.01, 0.2)
     ]
     assert bits[0] < bits[1] < sure[0].offered_bits
+
+
+def test_a_modem_that_equalises_by_an_estimate_counts_on_what_is_left_then() -> None:
+    # At a high SNR the error of the estimate is worse than the noise, and an ideal receiver would not mind.
+    ideal, real = (
+        play(Scheme(kind), (30, 1), fading="rayleigh", csi_error=0.05)[0].offered_bits
+        for kind in ("digital", "practical")
+    )
+    assert real < 0.5 * ideal
+    near = (Gain(0.8, 1), Gain(1, 1))  # the gain is off by less than nineteen of twenty are
+    assert quality(play(Scheme("practical"), (30, 1), gains=near, fading="rayleigh", csi_error=0.05))[0]
 
 
 def test_the_same_seed_is_the_same_frame() -> None:

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from payloads.semcast.air import Sent, from_wire, to_wire
+from payloads.semcast import channels, play
+from payloads.semcast.air import Sent, at_unit_power, from_wire, to_wire
 from payloads.semcast.play import conditions_of, digest, gains_of, hear, play_frame, transmit
 from payloads.semcast.seeds import generator
-from payloads.semcast.settings import Frame
+from payloads.semcast.settings import SCHEMES, Frame
 from tests.semcast.networks import scenes, stirred
 
 LABELS = ("10-1", 0, 3)
@@ -96,12 +98,32 @@ def test_scales_out_of_range_are_the_nearest() -> None:
     assert sent.scale_codes == (0, 255)
 
 
-def test_rounding_for_the_wire_keeps_the_mean_power() -> None:
-    draw = generator(1, "power")
-    plain = torch.randn(1, 8192, 2, generator=draw)
-    plain = plain / plain.square().sum(dim=2).mean().sqrt()
-    back = from_wire(to_wire(Frame(plain, torch.ones(1, 2)))).symbols
-    assert float(back.square().sum(dim=2).mean()) == pytest.approx(1, abs=1e-4)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_what_is_radiated_has_mean_power_one_and_the_asked_snr(
+    scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    radiated: list[torch.Tensor] = []
+
+    def receive_and_keep(symbols: torch.Tensor, *rest: Any) -> channels.Received:
+        radiated.append(symbols)
+        return channels.receive(symbols, *rest)
+
+    monkeypatch.setattr(play, "receive", receive_and_keep)
+    one, images = stirred(scheme=scheme), pixels(2, 96)
+    measured_db = []
+    for block, share in enumerate((0.03, 0.2, 0.5, 0.8)):
+        found = play_frame(one, images, (12.0, 3.0), (share, 1 - share), 64, seed=1, labels=(0, block))
+        measured_db.append([user.measured_snr_db for user in found.users])
+    for symbols in radiated:
+        assert float(symbols.double().square().sum(dim=2).mean()) == pytest.approx(1, abs=1e-6)
+    assert len({symbols.sum().item() for symbols in radiated}) == 4  # all users hear the same frame
+    for user, asked_db in enumerate((12.0, 3.0)):
+        # Four frames of 4608 symbols: the mean is off by 0.03 dB, as standard deviations go.
+        assert sum(row[user] for row in measured_db) / 4 == pytest.approx(asked_db, abs=0.1)
+
+
+def test_nothing_stays_nothing() -> None:
+    assert torch.equal(at_unit_power(torch.zeros(1, 4, 2)), torch.zeros(1, 4, 2))
 
 
 @pytest.mark.parametrize(

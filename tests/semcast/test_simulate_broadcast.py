@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from testbed.campaigns.trials import trials_of
-from testbed.errors import InputError
-from testbed.records import Run, load_run
+from testbed.cli.main import app
+from testbed.errors import InputError, RefusedError
+from testbed.records import Run, load_run, write_manifest
+from testbed.records.lock import locked
 from testbed.semcast.models import models_of
 from testbed.semcast.pairs import sets_of
 from testbed.semcast.play import play_trial, stage_of
@@ -53,7 +57,10 @@ def test_every_scheme_sends_the_same_blocks_over_the_same_channels(run: Run) -> 
         assert len(same) == 3
         assert same["noise_seed"].nunique() == same["gain_db"].round(4).nunique() == 1
         assert same["digest"].nunique() > 1
-    assert images.loc[images["scenario"] == "fading", "gain_db"].round(4).nunique() == 16
+    # Shares meet the same fades too, or a region would be drawn by luck: two pairs, two users.
+    faded = images[images["scenario"] == "fading"]
+    assert faded["frame"].nunique() == 8
+    assert faded["gain_db"].round(4).nunique() == 4
 
 
 def test_rivals_are_on_paper_and_have_the_symbols_of_the_side_information(run: Run) -> None:
@@ -104,6 +111,46 @@ def test_what_a_broadcast_has_not_is_refused(wanted: BroadcastTarget, tmp_path: 
         target(file, tmp_path, batch_tokens=8)
     with pytest.raises(InputError, match="is simulated itself"):
         target(file, run.path.parent, run=run.path.name)
+    many = write_campaign(tmp_path, images=[{"set": "natural-32", "pairs": 49}])
+    with pytest.raises(
+        InputError, match=r"run\.yaml:\d+: images\[0\]: natural-32: 49 pairs for 2 users"
+    ) as caught:
+        target(many, tmp_path)
+    assert caught.value.hint == "ask for 48 pairs at most"
+
+
+def test_a_run_of_other_frames_is_not_compared(wanted: BroadcastTarget, run: Run, tmp_path: Path) -> None:
+    measured = tmp_path / "measured"
+    shutil.copytree(run.path, measured)
+    write_manifest(measured, {**run.manifest, "simulated": False})
+    found = target(write_campaign(tmp_path, repeats=1), tmp_path, run="measured")
+    assert isinstance(found, BroadcastTarget)
+    assert found.differs == []
+    with pytest.raises(InputError, match="sent other frames: its campaign file differs in seed, shares"):
+        target(write_campaign(tmp_path, seed=4, shares=[0.5]), tmp_path, run="measured")
+    scenarios = [{"name": "10-1", "snr_db": [11, 1], "links": LINKS}]
+    found = target(write_campaign(tmp_path, repeats=1, scenarios=scenarios), tmp_path, run="measured")
+    assert isinstance(found, BroadcastTarget)
+    assert found.differs == ["the scenario 10-1"]
+
+
+def test_two_controllers_do_not_write_one_simulation(tmp_path: Path) -> None:
+    found = target(write_campaign(tmp_path), tmp_path / "results")
+    assert isinstance(found, BroadcastTarget)
+    with locked(found.folder), pytest.raises(RefusedError, match="is being run by another testbed"):
+        execute(found, jobs=1, say=print)
+    assert not found.folder.exists()
+
+
+def test_ctrl_c_says_how_a_simulation_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("testbed.semcast.simulate.write_trial", stop)
+    file, results = write_campaign(tmp_path, repeats=1), tmp_path / "results"
+    answer = CliRunner().invoke(app, ["simulate", str(file), "--results", str(results), "--jobs", "1"])
+    assert answer.exit_code == 130
+    assert f"testbed simulate --resume {results / 'sim-small-0001'}" in answer.stderr
 
 
 def test_a_simulation_that_was_cut_off_goes_on_with_what_is_left(tmp_path: Path) -> None:
