@@ -1,8 +1,9 @@
 """From the power of a broadcast run to joules: per trial, and per image that a device decoded.
 
 The window of a trial's energy goes from the begin of the first frame's encoding to the end of the last frame: to the
-moment when the last user's answer was there. Idle time between frames is part of it. Trials that were never on air
-have no window.
+moment when the last user's answer was there. Idle time between frames is part of it, and so is the frame for warming
+up that goes before another model, set or number of slots; the first one of a trial is not. Trials that were never on
+air have no window.
 """
 
 from __future__ import annotations

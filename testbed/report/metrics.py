@@ -8,14 +8,15 @@ over all requests or tokens of those trials.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from testbed.records.outline import Outline, outline_of, was_served
+from testbed.records.outline import Outline, outline_of
+from testbed.records.outline import planned_trials as trials_planned
 from testbed.records.run import Run
 from testbed.report.stats import LEVEL, Interval, bootstrap_mean, paired_change, percentiles
 
@@ -104,12 +105,8 @@ def planned(run: Run) -> Outline:
 
 
 def planned_trials(run: Run) -> int | None:
-    """Return how many trials the run was to have; a simulation may have been asked for other repeats."""
-    if was_served(run.manifest):
-        return 1
-    outline, simulation = planned(run), run.manifest.get("simulation")
-    repeats = simulation.get("repeats") if isinstance(simulation, dict) else None
-    return replace(outline, repeats=repeats).trials if isinstance(repeats, int) else outline.trials
+    """Return how many trials the run was to have."""
+    return trials_planned(run.manifest, planned(run))
 
 
 @lru_cache(maxsize=4)

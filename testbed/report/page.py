@@ -6,6 +6,7 @@ import datetime as dt
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -133,16 +134,7 @@ def _rendered(run: Run, *, checks: Sequence[Check], **found: Any) -> str:
         checks: The trust strip.
         found: What the template shows of this run's workload.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.DictLoader({"report.jinja": _resource("report.jinja")}),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["figure_json"] = _figure_json
-    environment.filters["marked"] = _marked
-    return environment.get_template("report.jinja").render(
+    return _template().render(
         run=run,
         name=run.name,
         campaign=str(run.manifest.get("campaign_name") or ""),
@@ -158,6 +150,20 @@ def _rendered(run: Run, *, checks: Sequence[Check], **found: Any) -> str:
         plotly=Markup(get_plotlyjs()),
         **{"lead": (), "quality_only": False, **found},
     )
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.DictLoader({"report.jinja": _resource("report.jinja")}),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["figure_json"] = _figure_json
+    environment.filters["marked"] = _marked
+    return environment.get_template("report.jinja")
 
 
 def _sentence(

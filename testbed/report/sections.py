@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from testbed.records.energy import idle_power_mw, total_power
+from testbed.records.outline import goes_on_with
 from testbed.records.run import Run
 from testbed.report.blocks import (
     SHOWN_AT_ONCE,
@@ -50,6 +51,7 @@ from testbed.report.tables import (
     clock_table,
     energy_table,
     fleet_table,
+    models_table,
     trials_table,
 )
 
@@ -306,9 +308,9 @@ def trial_alerts(run: Run) -> list[Block]:
         )
     if planned and done + len(failed) < planned:
         missing = planned - done - len(failed)
-        blocks.append(
-            Alert(f"{missing} of {planned} trials were not run: `testbed run --resume {run.name}` goes on.")
-        )
+        verb = goes_on_with(run.manifest)
+        hint = f": `{verb} --resume {run.name}` goes on." if verb else "."
+        blocks.append(Alert(f"{missing} of {planned} trials were not run{hint}"))
     return blocks
 
 
@@ -322,6 +324,8 @@ def provenance_blocks(run: Run, devices: Mapping[str, Device]) -> list[Block]:
     manifest = run.manifest
     colours = {name: device.colour for name, device in devices.items()}
     blocks: list[Block] = [Sheet(fleet_table(manifest, colours))]
+    if isinstance(manifest.get("models"), dict) and manifest["models"]:
+        blocks.append(Sheet(models_table(manifest["models"])))
     if manifest.get("command"):
         blocks.append(Code("The command that repeats this run", str(manifest["command"])))
     else:
@@ -351,7 +355,6 @@ def provenance_blocks(run: Run, devices: Mapping[str, Device]) -> list[Block]:
 _PROVENANCE = {
     "simulation": "Simulation",
     "model": "Model",
-    "models": "Models",
     "versions": "Versions",
     "machine": "Base station and controller",
     "links": "Links",

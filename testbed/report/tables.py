@@ -28,6 +28,7 @@ __all__ = [
     "fleet_table",
     "interval_cell",
     "links_cell",
+    "models_table",
     "ms_cell",
     "serving_table",
     "trials_table",
@@ -307,6 +308,29 @@ def fleet_table(manifest: Mapping[str, Any], colours: Mapping[str, str]) -> Data
         cells.append(Cell(f"{memory / 2**30:.1f}", float(memory)) if memory else Cell(NO_VALUE))
         body.append(cells)
     return DataTable("fleet-table", "Fleet", headers, body)
+
+
+def models_table(models: Mapping[str, Any]) -> DataTable:
+    """Return the models that a broadcast was played with: a row each, a column for whatever is told of any of them."""
+    told = {str(name): facts for name, facts in models.items() if isinstance(facts, Mapping)}
+    keys = list(dict.fromkeys(str(key) for facts in told.values() for key in facts))
+    body = []
+    for name, facts in told.items():
+        cells = [Cell(name)]
+        for key in keys:
+            value = facts.get(key)
+            text = ("yes" if value else "no") if isinstance(value, bool) else value
+            if key == "weights":
+                cells.append(Cell(str(value)[:12], title=f"sha256 {value}", csv=str(value)))
+            else:
+                cells.append(count_cell(text) if isinstance(text, int) else _fact(text))
+        body.append(cells)
+    numbers = {key for key in keys if any(type(facts.get(key)) is int for facts in told.values())}
+    headers = [
+        Header("model"),
+        *(Header(key.replace("_", " ").replace("csi", "CSI"), key in numbers) for key in keys),
+    ]
+    return DataTable("models-table", "Models", headers, body)
 
 
 def _fact(value: object, style: str = "") -> Cell:

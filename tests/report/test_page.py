@@ -10,6 +10,8 @@ import pytest
 
 from testbed.records import load_run, read_manifest, write_manifest
 from testbed.report import render_report, write_report
+from testbed.report.blocks import Alert
+from testbed.report.sections import trial_alerts
 
 Maker = Callable[..., Path]
 MOST_BYTES = 10_000_000
@@ -144,6 +146,14 @@ def test_a_run_that_was_cut_off_says_what_is_missing(make_run: Maker) -> None:
     assert "device orin-nano lost: connection closed" in page
     assert "3 of 8 trials were not run" in page
     assert "testbed run --resume synthetic-0001" in page
+    for workload, goes_on in (
+        ("broadcast", "`testbed simulate --resume synthetic-0001` goes on"),
+        ("split-experts", ""),
+    ):
+        run = load_run(folder)
+        run.manifest.update(simulated=True, workload=workload)
+        texts = [block.text for block in trial_alerts(run) if isinstance(block, Alert)]
+        assert f"3 of 8 trials were not run{': ' if goes_on else ''}{goes_on}." in texts
 
 
 @pytest.mark.parametrize("known", [{}, {"inventory": {"hosts": {"nano": {"role": "device"}}}}])

@@ -31,5 +31,5 @@ def broadcast_conditions(run: Run, facts: Facts) -> list[tuple[str, str]]:
     if isinstance(network, Mapping) and network.get("multicast"):
         found.append(("sent by", "multicast"))
     elif not run.manifest.get("simulated") and facts.frames["copies"].notna().any():
-        found.append(("sent by", "one copy a user"))
+        found.append(("sent as", "one copy for each user"))
     return found

@@ -1,11 +1,13 @@
 """A panel's images as arrays, and resampled means of them.
 
-What varies in a mean is which images were sent, the noise of each repeat, and the seed that a model was trained with.
-Each of the three is resampled on its own, its effect on the mean is widened for how few of it there are (the factor of
-:mod:`testbed.report.stats`), and the three effects are added. Schemes meet the same images and the same noise, so for
-these they are resampled together, and what they share drops out of every difference; their trainings have nothing to
-do with each other. A factor of which there is one (one repeat, one training) adds nothing: the interval does not speak
-of it, and the page says so.
+What varies in a mean is which images were sent, over what noise and fades, and the seed that a model was trained with.
+Noise and fades are drawn for each pair of images in each repeat, so a repeat has no effect of its own: the unit is the
+pair with all its repeats, whose spread holds both (a bootstrap over clusters). Only where there is one pair are its
+repeats the units; then the interval speaks of noise and fades, not of images. Trainings are resampled on their own.
+Each effect on the mean is widened for how few of it there are (the factor of :mod:`testbed.report.stats`), and both are
+added. Schemes meet the same images, noise and fades, so for these they are resampled together, and what they share
+drops out of every difference; their trainings have nothing to do with each other. Of what there is one the interval
+does not speak, and the page says so.
 """
 
 from __future__ import annotations
@@ -108,7 +110,8 @@ def resampled(cube: Cube) -> Samples:
     """Return resampled means of a cube; those of cubes of the same pairs and repeats belong together draw by draw."""
     values = cube.values
     samples = np.broadcast_to(cube.means, (DRAWS, *cube.means.shape)).copy()
-    for axis, name in ((4, "pairs"), (3, "repeats"), (2, f"models of {cube.scheme}")):
+    met = (4, "pairs") if len(cube.pairs) > 1 else (3, "repeats")
+    for axis, name in (met, (2, f"models of {cube.scheme}")):
         others = tuple(place for place in (2, 3, 4) if place != axis)
         effects = values.mean(axis=others)  # (shares, users, n)
         samples += np.einsum("bn,sun->bsu", _deviations(effects.shape[2], name), effects, optimize=True)

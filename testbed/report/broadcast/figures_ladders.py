@@ -59,7 +59,6 @@ def ladder_pick(
     for p, own in enumerate(places.values()):
         for number, ladder in enumerate(shown):
             rungs = {scheme: (changes_of if changes else rungs_of)(ladder, own, scheme) for scheme in whole}
-            rungs = {scheme: (changes_of if changes else rungs_of)(ladder, own, scheme) for scheme in whole}
             figures = [
                 _figure(
                     f"{name}-{p}-{number}-{user}",
@@ -108,8 +107,9 @@ def met_pick(facts: Facts, looks: Mapping[str, Look]) -> Pick | None:
     options = [f"{images}, k/n = {ratio_name(ratio)}" for images, ratio in places]
     note = (
         "Images of fading scenarios by the SNR that they met, in steps of 2 dB, over all shares; steps of fewer than "
-        "eight images are left out. Where a code breaks, its curve falls off: the digital cliff. Open marks: some "
-        "images could not be decoded."
+        "eight images or three fades are left out. Each step has other images: how easy one is for the learned schemes "
+        "in scenarios without fading is taken off. Where a code breaks, its curve falls off: the digital cliff. Open "
+        "marks: some images could not be decoded."
     )
     axes = [Axis("images", options), Axis("scenario", fading)]
     return Pick("met", "PSNR against the SNR that an image met", note, axes, panes, 2)

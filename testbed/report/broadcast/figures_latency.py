@@ -27,7 +27,7 @@ def latency_pick(rows: Sequence[Latency], devices: Mapping[str, Device]) -> Pick
     if not rows:
         return None
     places = list(dict.fromkeys((row.set, row.ratio) for row in rows))
-    most = max(row.whole.value for row in rows)
+    most = max(max(row.whole.value, row.whole.high if row.whole.known else 0.0) for row in rows)
     panes = []
     for place, key in enumerate(places):
         own = [row for row in rows if (row.set, row.ratio) == key]
@@ -81,7 +81,7 @@ def _figure(name: str, rows: Sequence[Latency], device: Device, most: float) -> 
         barmode="stack",
         height=80 + 30 * len(labels),
         bargap=0.35,
-        xaxis={"title": {"text": "time for an image (ms)"}, "range": [0, 1.08 * most]},
+        xaxis={"title": {"text": "time for an image (ms)"}, "range": [0, 1.04 * most]},
         yaxis={"autorange": "reversed"},
     )
     narrow = {"yaxis": {"ticktext": [label.replace(" · ", "<br>") for label in labels], "tickvals": labels}}

@@ -103,7 +103,7 @@ def region_figure(name: str, facts: Facts, region: Region, looks: Mapping[str, L
     figure.update_layout(height=HEIGHT + 11 * len(shown), xaxis=axes[0], yaxis=axes[1])
     note = counted_text(region)
     if beyond:
-        note += f" {beyond} points with images that could not be decoded lie beyond the frame: double-click for all."
+        note += f" {beyond} points with images that could not be decoded lie below the frame: double-click for all."
     alt = f"{measure.title} of user 2 against user 1 in {region.panel.scenario}, one line a scheme over swept shares."
     return figure_of(name, "Performance region", figure, alt=alt, note=note)
 
@@ -113,7 +113,11 @@ def _decoded(point: Point) -> bool:
 
 
 def _frame(lines: Sequence[Sequence[Point]]) -> tuple[list[list[float]], int]:
-    """Return the ranges of both axes that hold every point whose images were all decoded, and how many they do not."""
+    """Return the ranges of both axes, and how many points they do not hold.
+
+    They leave out only what is worse than all points whose images were all decoded: grey images would press everything
+    else together. What is better stands in the frame, whatever was lost.
+    """
     points = [point for line in lines for point in line]
     whole = [point for point in points if _decoded(point)]
     ranges = []
@@ -125,6 +129,7 @@ def _frame(lines: Sequence[Sequence[Point]]) -> tuple[list[list[float]], int]:
             if math.isfinite(end)
         ]
         least, most = (min(ends), max(ends)) if ends else (0.0, 1.0)
+        most = max([most, *(point.values[user].value for point in points)])
         room = 0.06 * (most - least) or 0.5
         ranges.append([round(least - room, DIGITS), round(most + room, DIGITS)])
     beyond = sum(
@@ -142,6 +147,8 @@ def counted_text(region: Region) -> str:
         f"{repeats} {'repeat' if repeats == 1 else 'repeats'}",
     ]
     single = [name for name, cube in region.cubes.items() if len(cube.models) == 1 and cube.models != ("",)]
+    if pairs == 1 and repeats > 1:
+        texts.append("the intervals do not speak of images")
     if seeds > 1:
         texts.append(f"{seeds} training seeds")
         if single:
@@ -179,7 +186,7 @@ def ablation_pick(facts: Facts, losses: Sequence[Loss]) -> Pick | None:
     options = [f"{name}, k/n = {ratio_name(ratio)}" for name, ratio in places]
     note = (
         "PSNR of the ablated scheme less that of the whole one, of the same images and noise, in the mean over the "
-        "swept shares. Left of the line the ablation loses. Bars: 95 % intervals over images, repeats and training "
+        "swept shares. Left of the line the ablation loses. Bars: 95 % intervals over pairs of images and training "
         "seeds, as far as there are several."
     )
     legend = [Key(f"user {user}", _user_colour(user), "dot") for user in facts.users]

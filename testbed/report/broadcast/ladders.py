@@ -31,6 +31,7 @@ MIDDLE = 0.5
 LEAST_STEPS = 2
 BIN_DB = 2.0
 LEAST_IMAGES = 8
+LEAST_FADES = 3
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,9 @@ def changes_along(
 def by_met_snr(facts: Facts, scenario: str, images: pd.DataFrame) -> pd.DataFrame:
     """Return the PSNR of a fading scenario by the SNR that an image met: its mean SNR and what the fading made of it.
 
+    Each step has other images. How much easier an image is than others of its user, by the learned schemes where
+    nothing fades, is taken off what was decoded, or a step would be as good as its images are easy.
+
     Args:
         facts: What was compared.
         scenario: The scenario.
@@ -158,18 +162,34 @@ def by_met_snr(facts: Facts, scenario: str, images: pd.DataFrame) -> pd.DataFram
 
     Returns:
         ``scheme, user, snr_db`` (the middle of a bin of 2 dB), ``psnr_db`` (the mean), ``received`` (the share) and
-        ``n``; bins of fewer than eight images are left out.
+        ``n``; bins of fewer than eight images, or of fewer than three fades, are left out.
     """
     own = images[images["scenario"] == scenario]
     met = (own["snr_db"] + own["gain_db"]).astype(float)
     at = (np.floor(met / BIN_DB) + 0.5) * BIN_DB
-    rows = own.assign(at=at, got=own["received"].astype(float))
+    got = own["received"].astype(float)
+    rows = own.assign(at=at, got=got, psnr_db=own["psnr_db"] - got * _easier_db(facts, images, own))
     grouped = rows.groupby(["scheme", "user", "at"], sort=True)
     table = grouped.agg(
-        psnr_db=("psnr_db", "mean"), received=("got", "mean"), n=("got", "size")
+        psnr_db=("psnr_db", "mean"),
+        received=("got", "mean"),
+        n=("got", "size"),
+        fades=("noise_seed", "nunique"),
     ).reset_index()
-    kept = table[(table["n"] >= LEAST_IMAGES) & table["scheme"].isin(list(facts.schemes))]
+    enough = (table["n"] >= LEAST_IMAGES) & (table["fades"] >= LEAST_FADES)
+    kept = table[enough & table["scheme"].isin(list(facts.schemes))].drop(columns="fades")
     return kept.rename(columns={"at": "snr_db"}).reset_index(drop=True)
+
+
+def _easier_db(facts: Facts, images: pd.DataFrame, own: pd.DataFrame) -> pd.Series[float]:
+    """Return how much easier each image of ``own`` is than the mean of its user; 0 where nothing tells of it."""
+    still = [name for name, known in facts.scenarios.items() if known.fading == "none"]
+    alike = [scheme.name for scheme in facts.schemes.values() if scheme.learned and not scheme.ablates]
+    told = images[images["scenario"].isin(still) & images["scheme"].isin(alike)]
+    means = told.groupby(["user", "pair"])["psnr_db"].mean()
+    easier = (means - means.groupby("user").transform("mean")).rename("easier_db")
+    found = own[["user", "pair"]].join(easier, on=["user", "pair"])["easier_db"].fillna(0.0)
+    return found.astype("float64")
 
 
 def _ladders(

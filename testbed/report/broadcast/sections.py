@@ -195,9 +195,10 @@ def _statistics(found: BroadcastFound) -> str:
     names = [str(name) for name, only in paper.items() if only]
     text = (
         "PSNR is over all 8-bit values of an image, and a mean is the mean of the images’ PSNR. Intervals: a bootstrap "
-        "over pairs of images, repeats (noise and fading) and training seeds, each resampled on its own, widened to "
-        "Student’s interval for how few there are, and added; schemes met the same images, noise and fading, and are "
-        "resampled together. Each interval holds for itself, not all of them together."
+        "over pairs of images (each with all its repeats, which draw its noise and fading anew; of one pair, over the "
+        "repeats) and over training seeds, widened to Student’s interval for how few there are, and added; schemes met "
+        "the same images, noise and fading, and are resampled together. Each interval holds for itself, not all of "
+        "them together."
     )
     return text + (f" On paper: {', '.join(names)}." if names else "")
 

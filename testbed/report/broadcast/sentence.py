@@ -106,12 +106,13 @@ def broadcast_second_line(facts: Facts, regions: Sequence[Region]) -> str:
     texts = [f"Not outside {'; '.join(parts)}."] if parts else []
     codecs = [tally for tally in tallies if not tally.baseline.learned]
     if codecs and learned:
-        named = ", ".join(
-            f"{tally.baseline.name} {tally.count('outside')} of {tally.judged} (inside {tally.count('inside')})"
+        named = "; ".join(
+            f"{tally.baseline.name} outside at {tally.count('outside')}, inside at {tally.count('inside')} "
+            f"of {tally.judged}"
             for tally in codecs[:NAMED]
         )
-        more = f" and {len(codecs) - NAMED} more below" if len(codecs) > NAMED else ""
-        texts.append(f"Outside the codecs’ regions: {named}{more}.")
+        more = f"; {len(codecs) - NAMED} more below" if len(codecs) > NAMED else ""
+        texts.append(f"Against codecs: {named}{more}.")
     return " ".join(texts)
 
 
@@ -133,14 +134,9 @@ def _alone(facts: Facts, subject: Scheme, regions: Sequence[Region], tail: str) 
 def _over(regions: Sequence[Region]) -> str:
     own = [region for region in regions if region.measure.column == "psnr_db"]
     pairs, repeats, seeds = (max(counts) for counts in zip(*(region.counted for region in own), strict=True))
-    names = (("pair of images", pairs), ("repeat", repeats), ("training seed", seeds))
-    return _listed([f"{count} {_plural(name, count)}" for name, count in names if count > 1])
-
-
-def _plural(name: str, count: int) -> str:
-    return (
-        name.replace("pair", "pairs") if name.startswith("pair") and count > 1 else name + "s" * (count > 1)
-    )
+    texts = [f"{pairs} pairs of images{f' in {repeats} repeats' if repeats > 1 else ''}"] if pairs > 1 else []
+    texts += [f"{repeats} repeats"] if pairs == 1 and repeats > 1 else []
+    return _listed([*texts, *([f"{seeds} training seeds"] if seeds > 1 else [])])
 
 
 def _listed(texts: Sequence[str]) -> str:

@@ -131,7 +131,7 @@ def points_table(facts: Facts, regions: Sequence[Region]) -> DataTable:
             unit = f" ({measure.unit})" if measure.unit else ""
             headers.append(Header(f"{measure.title} {user}{unit}", True, f"user {user}, mean over images"))
             if measure == MEASURES[0]:
-                headers.append(Header("95 % interval", True, "over images, repeats and training seeds"))
+                headers.append(Header("95 % interval", True, "over pairs of images and training seeds"))
         headers.append(Header(f"decoded {user} (%)", True))
     headers += [Header("pairs", True), Header("repeats", True), Header("seeds", True)]
     body = []

@@ -51,8 +51,8 @@ def _records(facts: Facts) -> Check:
         sent[["trial", "frame", "encode_ms"]], on=["trial", "frame"], how="inner"
     )
     fine = int(images[list(PARTS)].notna().all(axis=1).sum())
-    title, value = "full records", f"{fine} of {expected}"
-    detail = f"{value} images of frames that were sent have their encoding, air and decoding times."
+    title, value = "full records", f"all {expected:,}" if fine == expected else f"{expected - fine:,} missing"
+    detail = f"{fine:,} of {expected:,} images of frames that were sent have their encoding, air and decoding times."
     if not expected:
         return Check(title, "none", "bad", "No frame was sent.", "latency")
     return Check(title, value, "good" if fine == expected else "bad", detail, "latency")

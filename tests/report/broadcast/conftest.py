@@ -44,7 +44,8 @@ def png(width: int, height: int, shade: int) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    rows = b"".join(b"\0" + bytes((shade + x + y) % 256 for x in range(3 * width)) for y in range(height))
+    shades = bytes(range(256)) * (3 * width // 256 + 2)
+    rows = b"".join(b"\0" + shades[(shade + y) % 256 :][: 3 * width] for y in range(height))
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         chunk(kind, data) for kind, data in ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
@@ -83,7 +84,7 @@ class SyntheticBroadcast:
         scenarios: Sequence[Mapping[str, Any]] = SCENARIOS,
         better: float | None = None,
         noise: float = 0.05,
-        pictures: bool = True,
+        pictures: bool = False,
     ) -> None:
         self.folder, self.rack, self.repeats, self.pairs, self.seeds = folder, rack, repeats, pairs, seeds
         self.sets, self.ratios, self.shares = dict(sets or {"natural-128": 128}), ratios, shares
@@ -148,14 +149,12 @@ class SyntheticBroadcast:
         images: list[dict[str, Any]] = []
         if not failed:
             for model_number, model in enumerate(self.models(scheme)):
-                block = 0
                 for set_name, side in self.sets.items():
                     for ratio in self.ratios:
                         for share in self.shares:
                             for pair in range(self.pairs):
-                                where = (set_name, side, ratio, share, pair, block, model_number)
+                                where = (set_name, side, ratio, share, pair, model_number)
                                 self.frame(name, frames, images, scheme, scenario, repeat, model, *where)
-                                block += 1
         row = {
             "trial": name,
             "order": number,
@@ -195,7 +194,6 @@ class SyntheticBroadcast:
         ratio: float,
         share: float,
         pair: int,
-        block: int,
         model_number: int,
     ) -> None:
         on_air = self.rack and scheme["kind"] == "learned"
@@ -223,7 +221,7 @@ class SyntheticBroadcast:
             self.now = done
         for user, device in enumerate(DEVICES, start=1):
             snr = float(scenario["snr_db"][user - 1])
-            seed = f"1/{repeat}/{block}/{user}"
+            seed = f"1/{repeat}/{pair}/{user}"
             channel = random.Random(seed)
             gain = 10 * math.log10(max(1e-3, channel.expovariate(1.0))) if scenario.get("fading") else 0.0
             error = math.sqrt(scenario.get("csi_error", 0.0)) * channel.gauss(0, 4)
@@ -389,7 +387,7 @@ class SyntheticBroadcast:
             "machine": {"system": "Linux", "cpus": 2},
             "inventory": {"lab": "synthetic", "hosts": hosts},
             "facts": facts,
-            "models": {"semcast-fusion": {"plays": "fusion", "training_seed": 1, "digest": "0" * 64}},
+            "models": {"semcast-fusion": {"plays": "fusion", "training_seed": 1, "weights": "0" * 64}},
             "links": {"backend": "htb+tbf"},
             "seeds": {"order": 7},
             "security": "tls",
@@ -406,10 +404,15 @@ Maker = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def make_broadcast(tmp_path_factory: pytest.TempPathFactory) -> Maker:
-    """Make a synthetic run: options of :class:`SyntheticBroadcast` and of its ``make``."""
+    """Make a synthetic run, once for the same options: those of :class:`SyntheticBroadcast` and of its ``make``."""
+    made: dict[str, Path] = {}
 
-    def make(name: str = "synthetic-broadcast-0001", **options: Any) -> Path:
-        making = {key: options.pop(key) for key in ("fail", "state", "stop_after") if key in options}
-        return SyntheticBroadcast(tmp_path_factory.mktemp("results") / name, **options).make(**making)
+    def make(**options: Any) -> Path:
+        key = repr(sorted(options.items()))
+        if key not in made:
+            making = {name: options.pop(name) for name in ("fail", "state", "stop_after") if name in options}
+            folder = tmp_path_factory.mktemp("results") / "synthetic-broadcast-0001"
+            made[key] = SyntheticBroadcast(folder, **options).make(**making)
+        return made[key]
 
     return make

@@ -22,7 +22,13 @@ def page(make_broadcast: Callable[..., Path]) -> str:
         {"name": "fading", "snr_db": [10, 1], "fading": "rayleigh", "csi_error": 0.0},
         {"name": "fading-0.1", "snr_db": [10, 1], "fading": "rayleigh", "csi_error": 0.1},
     )
-    return write_report(make_broadcast(pairs=6, repeats=2, scenarios=scenarios)).resolve().as_uri()
+    return (
+        write_report(
+            make_broadcast(pairs=10, repeats=1, shares=(0.35, 0.5), scenarios=scenarios, pictures=True)
+        )
+        .resolve()
+        .as_uri()
+    )
 
 
 def show(browser: Any, page: str, width: int, scheme: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
+
 from testbed.records import load_run
 from testbed.report.broadcast.facts import Scenario, facts_of, ratio_name
 from testbed.report.broadcast.ladders import (
@@ -18,6 +20,7 @@ from testbed.report.broadcast.ladders import (
 )
 from testbed.report.broadcast.regions import regions_of
 from testbed.report.broadcast.tables import errors_table
+from tests.report.broadcast.conftest import SCHEMES
 
 Maker = Callable[..., Path]
 
@@ -53,7 +56,9 @@ def test_a_campaign_of_one_scenario_has_no_ladder() -> None:
 
 
 def test_a_rung_is_the_point_nearest_to_one_half(make_broadcast: Maker) -> None:
-    facts = facts_of(load_run(make_broadcast(pictures=False, shares=(0.2, 0.45, 0.8), pairs=1, repeats=2)))
+    facts = facts_of(
+        load_run(make_broadcast(shares=(0.2, 0.45, 0.8), pairs=1, repeats=1, schemes=SCHEMES[:2]))
+    )
     regions = {r.panel.scenario: r for r in regions_of(facts) if r.measure.column == "psnr_db"}
     ladder = gap_ladders(facts.scenarios)[0]
     rungs = rungs_of(ladder, regions, "fusion")
@@ -69,7 +74,9 @@ def test_an_error_of_the_estimate_costs_what_it_was_made_to_cost(make_broadcast:
         {"name": f"fading-{error}", "snr_db": [10, 1], "fading": "rayleigh", "csi_error": error}
         for error in (0.0, 0.01, 4.0)
     )
-    run = load_run(make_broadcast(scenarios=scenarios, pictures=False, pairs=4, shares=(0.4, 0.6), repeats=2))
+    run = load_run(
+        make_broadcast(scenarios=scenarios, schemes=SCHEMES[:2], pairs=4, shares=(0.4, 0.6), repeats=1)
+    )
     facts = facts_of(run)
     regions = {r.panel.scenario: r for r in regions_of(facts) if r.measure.column == "psnr_db"}
     ladder = error_ladders(facts.scenarios)[0]
@@ -88,7 +95,7 @@ def test_an_error_of_the_estimate_costs_what_it_was_made_to_cost(make_broadcast:
 
 def test_images_stand_where_the_fading_put_them(make_broadcast: Maker) -> None:
     faded = ({"name": "fading", "snr_db": [10, 1], "fading": "rayleigh", "csi_error": 0.1},)
-    facts = facts_of(load_run(make_broadcast(scenarios=faded, pictures=False, pairs=6)))
+    facts = facts_of(load_run(make_broadcast(scenarios=faded, schemes=SCHEMES[5:], pairs=16)))
     table = by_met_snr(facts, "fading", facts.images)
     assert (table["n"] >= 8).all()
     own = table[(table["scheme"] == "webp + LDPC") & (table["user"] == 1)]
@@ -104,6 +111,27 @@ def test_images_stand_where_the_fading_put_them(make_broadcast: Maker) -> None:
     ]
     assert len(inside) > 0
     assert int(row["n"].iloc[0]) == len(both)
+
+
+def test_how_easy_an_image_is_does_not_bend_the_curve_of_what_they_met(make_broadcast: Maker) -> None:
+    still, faded = {"name": "10-1", "snr_db": [10, 1]}, {"name": "f", "snr_db": [10, 1], "fading": "rayleigh"}
+    facts = facts_of(
+        load_run(
+            make_broadcast(
+                scenarios=(still, faded), schemes=SCHEMES[:1], pairs=24, repeats=1, shares=(0.4, 0.5, 0.6)
+            )
+        )
+    )
+    images = facts.images
+    images["psnr_db"] = images["snr_db"] + images["gain_db"] + 4.0 * images["pair"].str[1:].astype(int)
+
+    def bend_db(told: pd.DataFrame) -> float:
+        table = by_met_snr(facts, "f", told)
+        above = table["psnr_db"] - table["snr_db"]
+        return float(above.max() - above.min())
+
+    assert bend_db(images) <= 2  # the width of a step
+    assert bend_db(images[images["scenario"] == "f"]) > 2
 
 
 def test_ratios_are_fractions_where_they_are() -> None:

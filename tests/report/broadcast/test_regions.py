@@ -66,7 +66,7 @@ def test_two_shares_that_take_turns_are_part_of_the_region() -> None:
 
 @pytest.fixture(scope="module")
 def usual(make_broadcast: Maker) -> tuple[Facts, list[Region]]:
-    facts = facts_of(load_run(make_broadcast(pictures=False)))
+    facts = facts_of(load_run(make_broadcast()))
     return facts, regions_of(facts)
 
 
@@ -89,7 +89,7 @@ def test_what_is_better_everywhere_is_outside_and_what_is_not_is_said(
 
 
 def test_no_difference_is_open_and_a_worse_one_inside(make_broadcast: Maker) -> None:
-    two: dict[str, Any] = {"schemes": SCHEMES[:2], "shares": (0.2, 0.5, 0.8), "pictures": False}
+    two: dict[str, Any] = {"schemes": SCHEMES[:2], "shares": (0.2, 0.5, 0.8)}
     same = facts_of(load_run(make_broadcast(better=0.0, **two)))
     verdicts = [s.verdict for r in regions_of(same) for s in r.standings if s.baseline == "time division"]
     assert verdicts.count("outside") <= 2
@@ -100,7 +100,7 @@ def test_no_difference_is_open_and_a_worse_one_inside(make_broadcast: Maker) -> 
 
 
 def test_one_pair_and_one_repeat_give_no_interval(make_broadcast: Maker) -> None:
-    facts = facts_of(load_run(make_broadcast(repeats=1, pairs=1, pictures=False)))
+    facts = facts_of(load_run(make_broadcast(pairs=1, repeats=1, shares=(0.5,))))
     regions = regions_of(facts)
     assert not any(s.margin.known for r in regions for s in r.standings)
     assert {s.verdict for r in regions for s in r.standings} <= {"open", "past"}
@@ -116,7 +116,7 @@ def test_an_ablation_loses_what_it_was_made_to_lose(usual: tuple[Facts, list[Reg
 
 
 def test_a_repeat_that_a_scheme_lacks_is_left_out_for_all(make_broadcast: Maker) -> None:
-    facts = facts_of(load_run(make_broadcast(fail=1, pairs=2, shares=(0.5,), pictures=False)))
+    facts = facts_of(load_run(make_broadcast(fail=1, pairs=2, shares=(0.5,), schemes=SCHEMES[:2])))
     regions = {r.panel.scenario: r for r in regions_of(facts) if r.measure.column == "psnr_db"}
     assert {cube.repeats for cube in regions["10-1"].cubes.values()} == {(1, 2)}
     assert {cube.repeats for cube in regions["10-10"].cubes.values()} == {(0, 1, 2)}
@@ -124,7 +124,7 @@ def test_a_repeat_that_a_scheme_lacks_is_left_out_for_all(make_broadcast: Maker)
 
 def test_sets_without_ms_ssim_have_none(make_broadcast: Maker) -> None:
     run = make_broadcast(
-        sets={"natural-128": 128, "natural-32": 32}, pairs=1, repeats=1, shares=(0.5,), pictures=False
+        sets={"natural-128": 128, "natural-32": 32}, pairs=1, repeats=1, shares=(0.5,), schemes=SCHEMES[:2]
     )
     regions = regions_of(facts_of(load_run(run)))
     assert {(r.measure.title, r.panel.set) for r in regions} == {
@@ -150,14 +150,24 @@ def cube(values: np.ndarray, name: str = "scheme") -> Cube:
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
+    # Fades are as different as images are, and drawn anew for each pair and repeat, as those of a campaign.
     random = np.random.default_rng(5)
-    held = 0
+    held, widths = 0, []
     for _ in range(300):
-        values = random.normal(0, 2, (1, 1, 1, 1, 8)) + random.normal(0, 0.3, (1, 1, 1, 3, 1))
-        one = cube(values + random.normal(0, 0.1, (1, 1, 1, 3, 8)))
+        images, fades = random.normal(0, 2, (1, 1, 1, 1, 8)), random.normal(0, 2, (1, 1, 1, 2, 8))
+        one = cube(images + fades)
         interval = intervals_of(one, resampled(one))[0][0]
         held += interval.low <= 0 <= interval.high
-    assert 0.9 <= held / 300 <= 1.0
+        widths.append(interval.half_width)
+    assert 0.92 <= held / 300 <= 0.98
+    # Student's interval of eight pairs, whose means spread by sqrt(2**2 + 2**2 / 2).
+    assert np.mean(widths) == pytest.approx(2.36 * math.sqrt(6 / 8), rel=0.1)
+
+
+def test_of_one_pair_the_repeats_are_the_units() -> None:
+    fades = np.array([20.0, 22.0, 24.0]).reshape(1, 1, 1, 3, 1)
+    interval = intervals_of(cube(fades), resampled(cube(fades)))[0][0]
+    assert interval.low < 20 < 24 < interval.high
 
 
 def test_what_schemes_share_drops_out_of_comparisons_only() -> None:
@@ -187,7 +197,9 @@ def test_trainings_of_two_schemes_are_not_paired() -> None:
 
 def test_panels_are_in_the_order_of_the_campaign(make_broadcast: Maker) -> None:
     facts = facts_of(
-        load_run(make_broadcast(ratios=(1 / 12, 1 / 6), repeats=1, pairs=1, shares=(0.5,), pictures=False))
+        load_run(
+            make_broadcast(ratios=(1 / 12, 1 / 6), repeats=1, pairs=1, shares=(0.5,), schemes=SCHEMES[:1])
+        )
     )
     assert facts.panels[0] == Panel("10-1", "natural-128", 1 / 6)
     assert [panel.scenario for panel in facts.panels] == ["10-1", "10-1", "10-10", "10-10"]
