@@ -5,11 +5,8 @@
 
 from __future__ import annotations
 
-import fcntl
-import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,7 +30,8 @@ from testbed.errors import InputError, RefusedError, TestbedError
 from testbed.hosts.authority import lab_authority
 from testbed.hosts.fleet import Fleet
 from testbed.records import RecordWriter, find_run, read_manifest, write_manifest
-from testbed.records.manifest import LOCK_NAME, MANIFEST_NAME
+from testbed.records.lock import locked
+from testbed.records.manifest import MANIFEST_NAME
 from testbed.simulate.assumed import calibrated
 
 __all__ = [
@@ -191,7 +189,7 @@ def execute(target: Target, make_runner: Callable[..., Runner] = Runner) -> Fini
         TestbedError: Something other than a trial failed; what was recorded is kept and can be resumed.
         KeyboardInterrupt: The user stopped the run; likewise.
     """
-    with _locked(target.folder):
+    with locked(target.folder):
         if not target.resumed and (target.folder / MANIFEST_NAME).exists():
             raise RefusedError(
                 f"{target.run} was started by another testbed just now", hint="give the same command again"
@@ -292,22 +290,3 @@ def _checked(campaign: AnyCampaign, lab: Inventory, limit: Sequence[str]) -> Inv
     if campaign.latency.calibration is not None:
         calibrated(campaign.latency.calibration, [device.name for device in inventory.devices])
     return inventory
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold a run's folder against a second controller; a run that could not even begin leaves no folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK_NAME).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RefusedError(
-                f"{folder.name} is being run by another testbed",
-                hint="wait until it ends, or stop it with Ctrl-C",
-            ) from None
-        try:
-            yield
-        finally:
-            if not (folder / MANIFEST_NAME).exists():
-                shutil.rmtree(folder)

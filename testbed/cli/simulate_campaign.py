@@ -16,6 +16,7 @@ from testbed.cli.common import (
     JsonOption,
     OtherLabOption,
     ResultsOption,
+    print_error,
     print_json,
     print_table,
     say,
@@ -23,7 +24,6 @@ from testbed.cli.common import (
 from testbed.errors import InputError
 
 if TYPE_CHECKING:
-    from testbed.semcast.target import BroadcastTarget
     from testbed.simulate.session import Target
 
 __all__ = ["simulate"]
@@ -37,22 +37,29 @@ def simulate(
     run: Annotated[
         str | None,
         typer.Option(
-            "--run", metavar="RUN", help="A run of the campaign, to be predicted and compared with."
+            "--run",
+            metavar="RUN",
+            help="A run of the campaign: it is predicted and compared with; of a broadcast, image by image.",
         ),
     ] = None,
     calibration: Annotated[
         Path | None,
         typer.Option(
-            "--calibration", help="What `testbed calibrate` made, in place of the campaign's.", dir_okay=False
+            "--calibration",
+            help="What `testbed calibrate` made, in place of the campaign's (split experts).",
+            dir_okay=False,
         ),
     ] = None,
     repeats: Annotated[
-        int | None, typer.Option("--repeats", min=1, help="Other repeats, each with links of its own.")
+        int | None,
+        typer.Option("--repeats", min=1, help="Other repeats, each with links or noise of its own."),
     ] = None,
     batch_tokens: Annotated[
         int | None,
         typer.Option(
-            "--batch-tokens", min=1, help="How many tokens the prompts of a model without weights have."
+            "--batch-tokens",
+            min=1,
+            help="How many tokens the prompts of a model without weights have (split experts).",
         ),
     ] = None,
     jobs: Annotated[
@@ -66,16 +73,20 @@ def simulate(
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Simulate a campaign: the same trials, policies, links and tables as a run, and no hosts.
+    """Simulate a campaign: the same trials and tables as a run, and no hosts.
 
-    Of split experts, the routing is recorded from the model, which runs here on the campaign's prompts; for a model
-    without weights it is drawn. A broadcast is played as the rack would, image by image.
+    Split experts: the policies decide on a virtual clock, by the latency model. The routing is recorded from the model,
+    which runs here on the campaign's prompts; for a model without weights it is drawn.
+
+    A broadcast: every image is really encoded, sent through the channel and decoded here, by every scheme. What was cut
+    off goes on with --resume.
     """
     if (campaign is None) == (resume is None):
         raise InputError(
             "name a campaign file, or a simulated broadcast with --resume",
             hint="testbed simulate campaigns/wdmoe.yaml",
         )
+    from testbed.semcast.target import BroadcastTarget
     from testbed.simulate.session import dry_run as planned
     from testbed.simulate.session import execute, resumed_target, target
 
@@ -103,7 +114,12 @@ def simulate(
             print_table([(f"{key}:", _said(value)) for key, value in plan.items()])
         return
     tell = say if sys.stderr.isatty() else _quiet
-    done = execute(wanted, jobs=jobs or len(os.sched_getaffinity(0)), say=tell)
+    try:
+        done = execute(wanted, jobs=jobs or len(os.sched_getaffinity(0)), say=tell)
+    except KeyboardInterrupt:
+        if isinstance(wanted, BroadcastTarget) and wanted.folder.is_dir():
+            print_error("interrupted", f"what is done is kept: testbed simulate --resume {wanted.folder}")
+        raise
     if as_json:
         print_json(done.as_json())
     else:

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from testbed.config.broadcast_scheme import Kind, Scheme, SchemeName
+from payloads.semcast.spec import MAX_SLOTS, SpecError, check_name
+from testbed.config.broadcast_scheme import Kind, Scheme, SchemeName, SnrDb
 from testbed.config.campaign_base import CampaignBase, doubled
 from testbed.config.inventory import Inventory, no_device
 from testbed.config.known_models import read_config
@@ -23,7 +24,6 @@ __all__ = ["BroadcastCampaign", "BroadcastScenario", "ImageSet", "Kind", "Scheme
 VALUES_OF_PATCH = 192
 """An 8 x 8 patch of three colours."""
 
-Number = Annotated[float, Field(strict=True)]
 SHIPPED_SETS = ("natural-128", "natural-32")
 
 
@@ -31,7 +31,7 @@ def _ratio(value: Any) -> Any:
     """Return a bandwidth ratio such as ``1/6`` as a fraction; anything else is pydantic's to refuse."""
     if isinstance(value, str):
         over, slash, under = value.partition("/")
-        if slash and over.strip().isdigit() and under.strip().isdigit() and int(under):
+        if slash and over.strip().isdecimal() and under.strip().isdecimal() and int(under):
             return Fraction(int(over), int(under))
     if isinstance(value, float | int) and not isinstance(value, bool) and 0 < value < 10:
         return Fraction(value).limit_denominator(10_000)
@@ -45,6 +45,9 @@ def _whole_symbols(ratio: Any) -> Fraction:
     if symbols.denominator != 1 or symbols < 1:
         text = f"whole complex symbols for each of an image's 8 x 8 patches were expected (n/{VALUES_OF_PATCH}, as 1/6)"
         raise ValueError(f"{text}, not {ratio}")
+    most = Fraction(MAX_SLOTS, 2 * VALUES_OF_PATCH)
+    if ratio > most:
+        raise ValueError(f"a ratio of at most {most} was expected, not {ratio}")
     return ratio
 
 
@@ -101,11 +104,11 @@ class ImageSet(Model):
 class BroadcastScenario(LinkScenario):
     """What the broadcast channel is like, and what the links do that its frames cross."""
 
-    snr_db: Annotated[tuple[Number, ...], Field(min_length=2)]
+    snr_db: Annotated[tuple[SnrDb, ...], Field(min_length=2)]
     """The users' mean signal-to-noise ratios in dB, user 1's first; no user is stronger than the one before."""
     fading: Literal["none", "rayleigh"] = "none"
     """How the channel's gain varies from frame to frame."""
-    csi_error: Annotated[float, Field(strict=True, ge=0)] = 0.0
+    csi_error: Annotated[float, Field(strict=True, ge=0, le=10)] = 0.0
     """The variance of the error with which each gain is known, whose mean power is 1."""
 
 
@@ -176,6 +179,8 @@ class BroadcastCampaign(CampaignBase):
                 yield Problem(place, f"parts that sum to 1 were expected, not to {sum(share):g}")
             if self.shares.index(share) < number:
                 yield Problem(place, "it stands twice")
+            elif self.parts(share)[:1] in (self.parts(one)[:1] for one in self.shares[:number]):
+                yield Problem(place, "user 1 has as much already, by which the records tell shares apart")
 
     def _scheme_problems(self) -> Iterator[Problem]:
         names, users = [scheme.name for scheme in self.schemes], len(self.users)
@@ -194,6 +199,12 @@ class BroadcastCampaign(CampaignBase):
                 plays.add(config.get("scheme"))
                 for text in _misfits(config, users, most):
                     yield Problem((*place, "models", nth), f"{model.name}: {text}")
+                if model in scheme.models[:nth]:  # it would count as one more training
+                    yield Problem((*place, "models", nth), f"{model.name} stands twice")
+                try:
+                    check_name(model.name)
+                except SpecError as error:
+                    yield Problem((*place, "models", nth), f"the folder's name: {error}")
             if len(plays) > 1:
                 text = f"models of one kind were expected, not of {', '.join(sorted(map(str, plays)))}"
                 yield Problem((*place, "models"), text)

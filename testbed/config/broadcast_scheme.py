@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, ValidationInfo
 from testbed.config.known_models import find_model
 from testbed.config.model import Model
 
-__all__ = ["Kind", "Scheme", "SchemeName"]
+__all__ = ["Kind", "Scheme", "SchemeName", "SnrDb"]
 
 Kind = Literal["learned", "digital", "practical"]
 
@@ -22,7 +22,8 @@ SchemeName = Annotated[
         json_schema_extra={"expected": "a short name of letters, digits, spaces and `.,_+()-`"},
     ),
 ]
-Number = Annotated[float, Field(strict=True)]
+SnrDb = Annotated[float, Field(strict=True, ge=-20, le=60)]
+"""A mean signal-to-noise ratio in dB: from where next to nothing gets through to where next to nothing is lost."""
 
 #: The settings that belong to some kinds only; codec and sharing have to be there in both.
 _DIGITAL = ("codec", "sharing", "downscale", "outage", "rate_for_snr_db")
@@ -57,7 +58,7 @@ class Scheme(Model):
     outage: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.05
     """With a `csi_error`, how likely a gain may be worse than the rate is chosen for (kinds `digital` and
     `practical`)."""
-    rate_for_snr_db: tuple[Number, ...] | None = None
+    rate_for_snr_db: tuple[SnrDb, ...] | None = None
     """Mean SNRs, one a user, that the rate is chosen for whatever the channel is; that of each frame where it is left
     out (kinds `digital` and `practical`)."""
     block_errors: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.01

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from testbed.errors import InputError
 from testbed.records.manifest import LOCK_NAME, MANIFEST_NAME, read_manifest
-from testbed.records.outline import outline_of, was_served
+from testbed.records.outline import outline_of, planned_trials
 
 __all__ = ["RunSummary", "find_run", "list_runs"]
 
@@ -91,7 +91,7 @@ def _summary(folder: Path) -> RunSummary:
         state=_state(folder, str(manifest["state"])),
         started_unix=float(manifest["started_unix"]),
         completed=completed,
-        planned=1 if was_served(manifest) else outline_of(manifest).trials,
+        planned=planned_trials(manifest, outline_of(manifest)),
         emulated=bool(manifest.get("emulated", False)),
         simulated=bool(manifest.get("simulated", False)),
     )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from testbed.config.yaml import parse_yaml
 from testbed.errors import InputError
 
-__all__ = ["Outline", "campaign_of", "outline_of", "was_served"]
+__all__ = ["Outline", "campaign_of", "goes_on_with", "outline_of", "planned_trials", "was_served"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,29 @@ def was_served(manifest: Mapping[str, Any]) -> bool:
     """Return whether a run did nothing but serve: then it has one trial, whatever its campaign file asks for."""
     files = manifest.get("files")
     return isinstance(files, dict) and bool(files.get("serving"))
+
+
+def goes_on_with(manifest: Mapping[str, Any]) -> str:
+    """Return the verb that goes on with a run that was cut off; nothing where it has to be made again."""
+    if was_served(manifest):
+        return ""
+    if not manifest.get("simulated"):
+        return "testbed run"
+    return "testbed simulate" if manifest.get("workload") == "broadcast" else ""
+
+
+def planned_trials(manifest: Mapping[str, Any], outline: Outline) -> int | None:
+    """Return how many trials a run was to have; a simulation may have been asked for other repeats.
+
+    Args:
+        manifest: The run's manifest.
+        outline: The plan behind it.
+    """
+    if was_served(manifest):
+        return 1
+    simulation = manifest.get("simulation")
+    repeats = simulation.get("repeats") if isinstance(simulation, dict) else None
+    return replace(outline, repeats=repeats).trials if isinstance(repeats, int) else outline.trials
 
 
 def campaign_of(manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -46,14 +46,27 @@ class Link(NamedTuple):
         Raises:
             ValueError: The outage is not at least 0 and below 1.
         """
-        if not 0 <= outage < 1:
-            raise ValueError(f"an outage of at least 0 and below 1 was expected, not {outage!r}")
+        _check(outage)
         if self.variance <= 0:
             return self.snr_db + _power_db(abs(self.expected) ** 2)
         from scipy.stats import ncx2
 
         scale = self.variance / 2
         return self.snr_db + _power_db(scale * float(ncx2.ppf(outage, 2, abs(self.expected) ** 2 / scale)))
+
+    def reliable_equalised_snr_db(self, outage: float) -> float:
+        """Return the SNR that a receiver who divides by the expected gain has with a probability of 1 - ``outage``.
+
+        What is left of the gain's error disturbs such a receiver as noise does. Its power is exponentially distributed.
+
+        Raises:
+            ValueError: The outage is not at least 0 and below 1.
+        """
+        _check(outage)
+        noise = 10 ** (-self.snr_db / 10)
+        if self.variance > 0:
+            noise += -self.variance * math.log(outage) if outage > 0 else math.inf
+        return _power_db(abs(self.expected) ** 2 / noise)
 
 
 def link_of(snr_db: float, true: complex, believed: complex, csi_error: float, *, fading: bool) -> Link:
@@ -73,6 +86,11 @@ def link_of(snr_db: float, true: complex, believed: complex, csi_error: float, *
         raise ValueError(f"a variance of at least 0 was expected, not {csi_error!r}")
     shrink = 1 + csi_error if fading else 1.0
     return Link(snr_db, true, believed / shrink, csi_error / shrink)
+
+
+def _check(outage: float) -> None:
+    if not 0 <= outage < 1:
+        raise ValueError(f"an outage of at least 0 and below 1 was expected, not {outage!r}")
 
 
 def _power_db(power: float) -> float:

@@ -7,12 +7,13 @@ import importlib.util
 from testbed.config.broadcast import BroadcastCampaign
 from testbed.errors import InputError
 from testbed.semcast.models import models_of
+from testbed.semcast.pairs import pairs_of
 
 __all__ = ["check_playable"]
 
 
 def check_playable(campaign: BroadcastCampaign) -> None:
-    """Check that models have weights, and that what computes the schemes is installed.
+    """Check that models have weights and sets their images, and that what computes the schemes is installed.
 
     Args:
         campaign: The campaign.
@@ -21,6 +22,13 @@ def check_playable(campaign: BroadcastCampaign) -> None:
         InputError: Something is missing.
     """
     models_of(campaign)
+    for number, images in enumerate(campaign.images):
+        try:
+            pairs_of(images, len(campaign.users))
+        except InputError as error:
+            mistake = campaign.mistake((("images", number), error.message))
+            mistake.hint = error.hint
+            raise mistake from None
     needing = [scheme.name for scheme in campaign.schemes if scheme.kind == "practical"]
     if needing and importlib.util.find_spec("sionna") is None:
         raise InputError(

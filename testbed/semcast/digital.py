@@ -55,13 +55,19 @@ def play_digital(
     Raises:
         ValueError: There is no such sharing, or the shares are none.
     """
-    sent_rates = rates(sharing, counted_on_db, shares)
+    # A product that should be whole may come out a little less.
+    offers = [math.floor(symbols * rate + 1e-9) for rate in rates(sharing, counted_on_db, shares)]
+    files = [curve.best(offered) for curve, offered in zip(curves, offers, strict=True)]
+    # A file is coded into all the symbols that it has: one that is smaller than it might be is all the safer, and what
+    # is not sent is in nobody's way.
+    sent_rates = [file.bits / symbols if file else 0.0 for file in files]
+    sent_shares = [share if file else 0.0 for share, file in zip(shares, files, strict=True)]
     order = strongest_first(counted_on_db)
-    found = []
-    for user, (curve, link) in enumerate(zip(curves, links, strict=True)):
-        # A product that should be whole may come out a little less.
-        offered = math.floor(symbols * sent_rates[user] + 1e-9)
-        file = curve.best(offered)
-        heard = file is not None and decodes(sharing, sent_rates, shares, order, user, link.true_snr_db)
-        found.append(Delivery(offered, file, file.data if heard and file is not None else None))
-    return tuple(found)
+    heard = (
+        decodes(sharing, sent_rates, sent_shares, order, user, link.true_snr_db)
+        for user, link in enumerate(links)
+    )
+    return tuple(
+        Delivery(offered, file, file.data if file and whole else None)
+        for offered, file, whole in zip(offers, files, heard, strict=True)
+    )

@@ -54,8 +54,7 @@ def pairs_of(images: ImageSet, users: int) -> Pairs:
     count = len(found.names)
     if count < max(images.pairs, users):
         raise InputError(
-            f"images: {images.called}: {images.pairs} pairs for {users} users were asked for, "
-            f"and the set has {count} images",
+            f"{images.called}: {images.pairs} pairs for {users} users were asked for, and the set has {count} images",
             hint=f"ask for {count} pairs at most" if count >= users else "",
         )
     chosen = [[image_of(pair, user, users, count) for user in range(users)] for pair in range(images.pairs)]

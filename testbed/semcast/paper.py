@@ -178,4 +178,6 @@ def _counted_on(scheme: PaperScheme, links: Sequence[Link]) -> list[float]:
         if len(scheme.rate_for_snr_db) != len(links):
             raise ValueError(f"one SNR a user was expected: {len(links)}, not {len(scheme.rate_for_snr_db)}")
         return list(scheme.rate_for_snr_db)
+    if scheme.kind == "practical":
+        return [link.reliable_equalised_snr_db(scheme.outage) for link in links]
     return [link.reliable_snr_db(scheme.outage) for link in links]

@@ -109,7 +109,7 @@ def play_trial(stage: Stage, trial: Trial) -> PlayedTrial:
             played.frames.append({**place, **block_columns(block, stage.sets), "model": model, **columns})
             for user, decoded in enumerate(users, 1):
                 measured = image_columns(stage.spec, stage.sets, block, trial.scenario, user, decoded.pixels)
-                seed = noise_seed(stage.spec.seed, trial.repeat, frame.number_of_block, user)
+                seed = noise_seed(stage.spec.seed, trial.repeat, block.pair, user)
                 played.images.append({**place, **measured, **decoded.columns, "noise_seed": seed})
                 first_model = frame.number == frame.number_of_block
                 if trial.repeat == 0 and first_model and frame.number_of_block in stage.shown:
@@ -128,7 +128,7 @@ def _frames(stage: Stage, trial: Trial) -> Iterator[tuple[Frame, dict[str, Any],
             yield (frame, *_learned(stage, trial, frame))
         return
     for number, block in enumerate(stage.spec.blocks):
-        yield (Frame(number, number, block, ""), *_on_paper(stage, trial, scheme, number, block))
+        yield (Frame(number, number, block, ""), *_on_paper(stage, trial, scheme, block))
 
 
 def _learned(stage: Stage, trial: Trial, frame: Frame) -> tuple[dict[str, Any], list[_Decoded]]:
@@ -146,7 +146,7 @@ def _learned(stage: Stage, trial: Trial, frame: Frame) -> tuple[dict[str, Any], 
         fading=scenario.fading,
         csi_error=scenario.csi_error,
         seed=stage.spec.seed,
-        labels=channel_labels(trial.repeat, frame.number_of_block),
+        labels=channel_labels(trial.repeat, block.pair),
     )
     users = [
         _Decoded(
@@ -165,7 +165,7 @@ def _learned(stage: Stage, trial: Trial, frame: Frame) -> tuple[dict[str, Any], 
 
 
 def _on_paper(
-    stage: Stage, trial: Trial, scheme: Scheme, number: int, block: Block
+    stage: Stage, trial: Trial, scheme: Scheme, block: Block
 ) -> tuple[dict[str, Any], list[_Decoded]]:
     from payloads.semcast.play import gains_of
     from payloads.semcast.seeds import generator
@@ -173,7 +173,7 @@ def _on_paper(
     from testbed.semcast.paper import Gain, play_on_paper
 
     spec, scenario = stage.spec, stage.spec.scenarios[trial.scenario]
-    labels = channel_labels(trial.repeat, number)
+    labels = channel_labels(trial.repeat, block.pair)
     images = stage.sets[block.set].pixels[block.pair]
     high, wide = images.shape[1:3]
     drawn = gains_of(spec.seed, labels, len(images), scenario.fading, scenario.csi_error)

@@ -99,6 +99,10 @@ def received_tables(
     if sorted((row["frame"], row["user"]) for row in heard) != wanted:
         text = f"one row for each of {len(frames)} frames and {len(spec.users)} users was expected"
         raise InputError(f"{fetched / 'received.jsonl'}: {text}")
+    if strange := [row["device"] for row in heard if row["device"] != spec.users[row["user"] - 1]]:
+        raise InputError(
+            f"{fetched / 'received.jsonl'}: {strange[0]} is not the device of the user that it stands by"
+        )
     tables["frames"] = [
         {**row, **block_columns(frames[row["frame"]].block, sets), "model": frames[row["frame"]].model}
         for row in sent

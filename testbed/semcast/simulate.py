@@ -18,7 +18,7 @@ from testbed.semcast.play import PlayedTrial, Stage, play_trial, stage_of
 from testbed.semcast.rows import scheme_rows
 from testbed.semcast.target import BroadcastTarget
 from testbed.semcast.written import PICTURES, described, write_sources, write_trial
-from testbed.simulate.recorded import free_name, manifest_of, recorded
+from testbed.simulate.recorded import manifest_of, recorded
 
 __all__ = ["PlayedCampaign", "Same", "play_campaign", "same_images"]
 
@@ -33,15 +33,22 @@ class Same:
         run: The run.
         equal: How many are the same, byte for byte.
         compared: How many both have: the same trial, frame and user, and the same noise.
+        differs: What of the campaign file was otherwise in that run.
     """
 
     run: str
     equal: int
     compared: int
+    differs: Sequence[str] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Return it as plain data."""
-        return {"run": self.run, "equal": self.equal, "compared": self.compared}
+        return {
+            "run": self.run,
+            "equal": self.equal,
+            "compared": self.compared,
+            "differs": list(self.differs),
+        }
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,10 @@ class PlayedCampaign:
                 f"{self.same.equal:,} of {self.same.compared:,} images that the devices of {self.same.run} decoded "
                 "are the same, byte for byte"
             )
+            if self.same.differs:
+                lines.append(
+                    f"the campaign is not as in {self.same.run}: {', '.join(self.same.differs)} differ"
+                )
         lines.append(f"report: {self.report}")
         return "\n".join(lines)
 
@@ -104,14 +115,17 @@ def play_campaign(wanted: BroadcastTarget, *, jobs: int, say: Callable[[str], No
     from testbed.report import write_report
 
     campaign = wanted.campaign
-    folder = wanted.goes_on or wanted.results / free_name(wanted.results, campaign)
-    name, all_trials = folder.name, trials_of(campaign)
+    folder, all_trials = wanted.folder, trials_of(campaign)
+    name = folder.name
     sets, models = sets_of(campaign.images, len(campaign.users)), models_of(campaign)
     stage = stage_of(campaign, name, sets, models)
     manifest = {
         **manifest_of(name, campaign, wanted.inventory, wanted.command, wanted.predicts),
         **described(models, sets),
-        "simulation": {"repeats": campaign.repeats},
+        "simulation": {
+            "repeats": campaign.repeats,
+            **({"differs": list(wanted.differs)} if wanted.differs else {}),
+        },
     }
     manifest["files"] = {**manifest["files"], **wanted.files}
     whole = _whole(wanted, manifest)
@@ -124,10 +138,17 @@ def play_campaign(wanted: BroadcastTarget, *, jobs: int, say: Callable[[str], No
             write_trial(trial, played, records, 0.0, 0.0)  # no clock runs: nothing was on air
             yield
 
-    run, seconds = recorded(
-        folder, manifest, write_trials, lambda done: say(f"{len(whole) + done} of {len(all_trials)} trials")
-    )
-    same = same_images(run, wanted.predicts) if wanted.predicts is not None else None
+    try:
+        run, seconds = recorded(
+            folder,
+            manifest,
+            write_trials,
+            lambda done: say(f"{len(whole) + done} of {len(all_trials)} trials"),
+        )
+    except InputError as error:
+        error.hint = error.hint or f"mend the cause, then: testbed simulate --resume {folder}"
+        raise
+    same = same_images(run, wanted.predicts, wanted.differs) if wanted.predicts is not None else None
     report = write_report(run, folder / "report.html")
     return PlayedCampaign(name, folder, report, len(all_trials), len(run.frames), seconds, same)
 
@@ -138,9 +159,9 @@ def _whole(wanted: BroadcastTarget, manifest: Mapping[str, Any]) -> set[str]:
     Raises:
         InputError: Models or images are not as they were.
     """
-    if wanted.goes_on is None:
+    if not wanted.goes_on:
         return set()
-    run = load_run(wanted.goes_on)
+    run = load_run(wanted.folder)
     for key in ("models", "images"):
         if run.manifest[key] != manifest[key]:
             raise InputError(
@@ -149,12 +170,13 @@ def _whole(wanted: BroadcastTarget, manifest: Mapping[str, Any]) -> set[str]:
     return {str(name) for name in run.completed["trial"]}
 
 
-def same_images(ours: Run, theirs: Run) -> Same:
+def same_images(ours: Run, theirs: Run, differs: Sequence[str] = ()) -> Same:
     """Return how many images of two runs are the same.
 
     Args:
         ours: What was played here.
         theirs: A run of the rack.
+        differs: What of the campaign file was otherwise in that run.
     """
     key = ["policy", "scenario", "repeat", "frame", "user", "noise_seed"]
     sides = []
@@ -163,7 +185,7 @@ def same_images(ours: Run, theirs: Run) -> Same:
         trials = run.completed[["trial", "policy", "scenario", "repeat"]]
         sides.append(decoded.merge(trials, on="trial")[[*key, "digest"]])
     both = sides[0].merge(sides[1], on=key, suffixes=("", "_theirs"))
-    return Same(theirs.name, int((both["digest"] == both["digest_theirs"]).sum()), len(both))
+    return Same(theirs.name, int((both["digest"] == both["digest_theirs"]).sum()), len(both), differs)
 
 
 def _played(stage: Stage, trials: Sequence[Trial], jobs: int) -> Iterator[PlayedTrial]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from testbed.config.workloads import load_any_campaign
 from testbed.errors import InputError
 from testbed.records import Run, find_run, load_run, read_manifest
 from testbed.semcast.check import check_playable
+from testbed.simulate.compare import BLOCK_KEYS, differences
+from testbed.simulate.recorded import free_name
 
 __all__ = ["BroadcastTarget", "broadcast_target", "resumed_target"]
 
@@ -26,20 +28,22 @@ class BroadcastTarget:
     Attributes:
         campaign: The campaign, with the repeats that were asked for.
         inventory: The lab, whose users' devices are named in the manifest; nothing runs there.
-        results: The folder of the runs.
+        folder: The simulation's folder.
         command: The command that makes such a simulation again.
         predicts: The run whose images are compared.
+        differs: What of the campaign file was otherwise in that run.
         files: Which files it is made from, as the manifest has them.
-        goes_on: The folder of a simulation that was cut off and goes on; None for a new one.
+        goes_on: Whether it was cut off and goes on.
     """
 
     campaign: BroadcastCampaign
     inventory: Inventory
-    results: Path
+    folder: Path
     command: str
     predicts: Run | None = None
+    differs: Sequence[str] = ()
     files: Mapping[str, Any] = field(default_factory=dict)
-    goes_on: Path | None = None
+    goes_on: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """Return the plan as plain data."""
@@ -91,6 +95,12 @@ def broadcast_target(
     if predicts is not None and (predicts.manifest.get("simulated") or predicts.schemes.empty):
         text = "is simulated itself" if predicts.manifest.get("simulated") else "is no run of a broadcast"
         raise InputError(f"{predicts.name} {text}", hint="name a run of the campaign that was measured")
+    other = differences(campaign.text, str(predicts.manifest.get("campaign"))) if predicts is not None else []
+    if predicts is not None and (blocks := [key for key in other if key in ("seed", *BLOCK_KEYS)]):
+        raise InputError(
+            f"{predicts.name} sent other frames: its campaign file differs in {', '.join(blocks)}",
+            hint="name a run of this campaign file",
+        )
     if repeats is not None:
         campaign = campaign.model_copy(update={"repeats": repeats})
     inventory_file = inventory_file or campaign.inventory
@@ -103,7 +113,8 @@ def broadcast_target(
         "repeats": repeats,
         "predicts": str(predicts.path.resolve()) if predicts is not None else None,
     }
-    return BroadcastTarget(campaign, campaign.taking_part(lab, ()), results, command, predicts, files)
+    folder = results / free_name(results, campaign)
+    return BroadcastTarget(campaign, campaign.taking_part(lab, ()), folder, command, predicts, other, files)
 
 
 def resumed_target(results: Path, run: str) -> BroadcastTarget:
@@ -141,4 +152,4 @@ def resumed_target(results: Path, run: str) -> BroadcastTarget:
         repeats=files["repeats"],
         command=str(manifest["command"]),
     )
-    return replace(target, goes_on=folder)
+    return replace(target, folder=folder, goes_on=True)

@@ -11,10 +11,13 @@ from testbed.config.yaml import parse_yaml
 from testbed.errors import InputError
 from testbed.records import Run
 
-__all__ = ["Comparison", "Row", "compare", "differences"]
+__all__ = ["BLOCK_KEYS", "Comparison", "Row", "compare", "differences"]
 
 MEASURES = ("ttft", "itl")
 """Time to the first token, and between tokens: the means of a trial's measured requests."""
+
+BLOCK_KEYS = ("users", "images", "bandwidth_ratios", "shares")
+"""The keys of a broadcast campaign that say what a frame of some number is, beside its seed."""
 
 
 class Row(NamedTuple):
@@ -138,7 +141,8 @@ def compare(simulated: Run, measured: Run) -> Comparison:
 def differences(campaign: str, other: str) -> list[str]:
     """Return what of a campaign file is not as in another, of all that its trials follow from.
 
-    Policies and scenarios count where both files have one of that name: those of one file alone are not compared.
+    Policies, schemes and scenarios count where both files have one of that name: those of one file alone are not
+    compared.
 
     Args:
         campaign: The text of the campaign file.
@@ -150,9 +154,9 @@ def differences(campaign: str, other: str) -> list[str]:
         return ["the campaign file"]
     if not isinstance(ours, dict) or not isinstance(theirs, dict):
         return ["the campaign file"]
-    keys = ("model", "dtype", "experts", "seed", "placement", "prompts")
+    keys = ("model", "dtype", "experts", "seed", "placement", "prompts", *BLOCK_KEYS)
     found = [key for key in keys if ours.get(key) != theirs.get(key)]
-    for listed, one in (("policies", "the policy"), ("scenarios", "the scenario")):
+    for listed, one in (("policies", "the policy"), ("schemes", "the scheme"), ("scenarios", "the scenario")):
         own, others = _named(ours.get(listed)), _named(theirs.get(listed))
         found += [f"{one} {name}" for name in own if name in others and own[name] != others[name]]
     return found

@@ -15,6 +15,7 @@ from testbed.campaigns.files import file_digests
 from testbed.config.inventory import Inventory
 from testbed.config.workloads import AnyCampaign
 from testbed.records import RecordWriter, Run, load_run, write_manifest
+from testbed.records.lock import locked
 
 __all__ = ["free_name", "manifest_of", "recorded"]
 
@@ -80,18 +81,22 @@ def recorded(
         manifest: Its manifest; ``simulation`` gets the seconds.
         write_trials: Writes one trial whenever it is asked for the next.
         done: Told how many trials are done.
+
+    Raises:
+        RefusedError: Another testbed is at work on it.
     """
     begun_s = time.monotonic()
-    write_manifest(folder, manifest)
-    try:
-        for number, _ in enumerate(write_trials(RecordWriter(folder)), 1):
-            if done is not None:
-                done(number)
-    except BaseException as error:
-        state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        write_manifest(folder, {**manifest, "state": state})
-        raise
-    seconds = time.monotonic() - begun_s
-    simulation = {**manifest.get("simulation", {}), "seconds": round(seconds, 3)}
-    write_manifest(folder, {**manifest, "simulation": simulation, "state": "completed"})
+    with locked(folder):
+        write_manifest(folder, manifest)
+        try:
+            for number, _ in enumerate(write_trials(RecordWriter(folder)), 1):
+                if done is not None:
+                    done(number)
+        except BaseException as error:
+            state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            write_manifest(folder, {**manifest, "state": state})
+            raise
+        seconds = time.monotonic() - begun_s
+        simulation = {**manifest.get("simulation", {}), "seconds": round(seconds, 3)}
+        write_manifest(folder, {**manifest, "simulation": simulation, "state": "completed"})
     return load_run(folder), seconds

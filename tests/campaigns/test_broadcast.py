@@ -138,7 +138,7 @@ def left(target: Target) -> tuple[Broadcasting, Path]:
         sizes = {"symbols": 512, "side_bits": 16, "bytes": 4200, "copies": 2}
         frames.append({"trial": "t001", "frame": frame.number, **sizes, **times})
         for user, device in enumerate(spec.users, 1):
-            seed = noise_seed(spec.seed, trial.repeat, frame.number_of_block, user)
+            seed = noise_seed(spec.seed, trial.repeat, frame.block.pair, user)
             row = {"trial": "t001", "frame": frame.number, "user": user, "device": device, "received": True}
             channel = {"gain_db": 0.0, "believed_db": 0.0, "measured_snr_db": 9.0}
             spent = {"air_ms": 2.0, "decode_ms": 3.0, "noise_seed": seed, "digest": digest(grey)}
@@ -201,6 +201,12 @@ def test_what_hosts_leave_of_a_trial_becomes_tables_and_pictures(
         (lambda f: (f / "frames.jsonl").write_text(""), "8 frames in order were expected"),
         (lambda f: (f / "received.jsonl").write_text(""), "one row for each of 8 frames and 2 users"),
         (lambda f: (f / "received.jsonl").unlink(), "received.jsonl: cannot be read"),
+        (
+            lambda f: (f / "received.jsonl").write_text(
+                (f / "received.jsonl").read_text().replace('"weak"', '"other"')
+            ),
+            "other is not the device of the user that it stands by",
+        ),
     ],
 )
 def test_a_trial_of_which_something_is_missing_is_refused(left, damage, problem) -> None:  # type: ignore[no-untyped-def]

@@ -80,6 +80,30 @@ MISTAKES = {
         ("1/12]", "1/7]"),
         "run.yaml:9: bandwidth_ratios[1]: whole complex symbols",
     ),
+    "a ratio of digits that are no number": (
+        ("1/12]", "²/12]"),
+        "run.yaml:9: bandwidth_ratios[1]: a ratio such as 1/6 was expected",
+    ),
+    "a ratio that no message has": (
+        ("1/12]", "3]"),
+        "run.yaml:9: bandwidth_ratios[1]: a ratio of at most 8/3 was expected, not 3",
+    ),
+    "an SNR beyond all bounds": (
+        ("snr_db: [10, 1]", "snr_db: [10, -400]"),
+        "run.yaml:16: scenarios[0].snr_db[1]: a number from -20 to 60 was expected",
+    ),
+    "a rate for such an SNR": (
+        ("sharing: superposition}", "sharing: superposition, rate_for_snr_db: [4000, 1]}"),
+        "run.yaml:12: schemes[0].rate_for_snr_db[0]: a number from -20 to 60 was expected",
+    ),
+    "a model twice, as if it were two trainings": (
+        ("[model]", "[model, model]"),
+        "run.yaml:13: schemes[1].models[1]: model stands twice",
+    ),
+    "a model whose name cannot travel": (
+        ("[model]", "[my model]"),
+        "run.yaml:13: schemes[1].models[0]: the folder's name: expected a name of letters, digits, dots and dashes",
+    ),
     "a ratio that no model has": (
         ("1/12]", "1/3]"),
         "run.yaml:13: schemes[1].models[0]: model: its bandwidth ratio is at most 1/6, and 1/3 was asked for",
@@ -91,6 +115,11 @@ MISTAKES = {
     "shares that are too many": (
         ("[0.2, 0.5]", "[[0.2, 0.3, 0.5]]"),
         "run.yaml:10: shares[0]: 2 parts were expected (one a user), not 3",
+    ),
+    "shares of nobody": (("[0.2, 0.5]", "[[], [0.2, 0.8]]"), "run.yaml:10: shares[0]: 2 parts were expected"),
+    "shares that the records cannot tell apart": (
+        ("[0.2, 0.5]", "[0.2, [0.2, 0.8]]"),
+        "run.yaml:10: shares[1]: user 1 has as much already",
     ),
     "a codec that learned": (
         ("kind: learned, models: [model]}", "kind: learned, codec: webp, models: [model]}"),
@@ -130,7 +159,9 @@ Write = Callable[[str], Path]
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
     monkeypatch.chdir(tmp_path)
     Path("model").mkdir()
-    Path("model/config.json").write_text(json.dumps(CONFIG))
+    Path("my model").mkdir()
+    for model in ("model", "my model"):
+        Path(model, "config.json").write_text(json.dumps(CONFIG))
     Path("lab.yaml").write_text(LAB)
 
     def write(text: str) -> Path:

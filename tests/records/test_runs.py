@@ -37,6 +37,8 @@ def test_runs_are_listed_newest_first_with_their_trials(tmp_path: Path, rows: di
     assert [entry.run for entry in runs] == ["new", "old"]
     assert (runs[0].completed, runs[0].planned, runs[0].campaign, runs[0].emulated) == (2, 12, "quick", True)
     assert runs[1].planned is None
+    make(tmp_path, "sim", 30.0, campaign=CAMPAIGN, simulated=True, simulation={"repeats": 1})
+    assert [entry.planned for entry in list_runs(tmp_path)] == [4, 12, None]
 
 
 @pytest.mark.parametrize("wrong", [{"started_unix": "noon"}, {"started_unix": True}, {"inventory": ["bs"]}])
