@@ -10,8 +10,8 @@ from payloads.wire.header import (
     HEADER_BYTES,
     MAX_ERROR_BYTES,
     PACE,
+    PING,
     PONG,
-    STAMP,
     FrameError,
     Kind,
     pack_header,
@@ -33,19 +33,19 @@ __all__ = [
 ]
 
 MAX_PACE_MBIT = 1e6
-PING_BYTES, PONG_BYTES = HEADER_BYTES + STAMP.size, HEADER_BYTES + PONG.size
+PING_BYTES, PONG_BYTES = HEADER_BYTES + PING.size, HEADER_BYTES + PONG.size
 
 
 def pack_ping(sent_ns: int, sequence: int) -> bytes:
     """Return a ping that carries the sender's stamp."""
-    return pack_header(Kind.PING, STAMP.size, sequence) + STAMP.pack(sent_ns)
+    return pack_header(Kind.PING, PING.size, sequence) + PING.pack(sent_ns)
 
 
 def unpack_ping(payload: memoryview) -> int:
     """Return the stamp of a ping."""
-    if len(payload) != STAMP.size:
+    if len(payload) != PING.size:
         raise FrameError("a ping of the wrong size")
-    return int(STAMP.unpack(payload)[0])
+    return int(PING.unpack(payload)[0])
 
 
 def pack_pong(

@@ -3,7 +3,8 @@
     header (12 bytes)   magic, version, kind, payload length, sequence number
     DISPATCH            head (20 bytes), rows of tokens, expert numbers, row counts, row numbers
     RESULT              head (52 bytes), one row for each (token, expert) pair, in the order asked for
-    PING / PONG         one stamp / three stamps in nanoseconds and the bytes that the answering end's TCP sent again
+    PING / PONG         one stamp / three stamps in nanoseconds and the bytes that the answering end's TCP sent again;
+                        both are equally long
     DESCRIBE            nothing;  DESCRIPTION: one JSON object
     ERROR               one line of text
     PACE                the frame rate at which the receiver shall send from now on; it is not answered

@@ -12,9 +12,9 @@ __all__ = [
     "MAX_ERROR_BYTES",
     "MAX_FRAME_BYTES",
     "PACE",
+    "PING",
     "PONG",
     "PROTOCOL_VERSION",
-    "STAMP",
     "Buffer",
     "FrameError",
     "Header",
@@ -23,14 +23,15 @@ __all__ = [
     "unpack_header",
 ]
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 MAGIC = 0x4254  # "TB"
 MAX_FRAME_BYTES = 1 << 28
 MAX_ERROR_BYTES = 1024
 MAX_DESCRIPTION_BYTES = 1 << 22
 
 HEADER = struct.Struct("<HBBII")
-STAMP = struct.Struct("<Q")
+#: A ping is as long as its answer: where a link is alike both ways, both take equally long.
+PING = struct.Struct("<Q24x")
 PONG = struct.Struct("<3Qq")
 PACE = struct.Struct("<d")
 HEADER_BYTES = HEADER.size
@@ -58,7 +59,7 @@ class Kind:
 _MAX_LENGTH = {
     Kind.DESCRIBE: 0,
     Kind.DESCRIPTION: MAX_DESCRIPTION_BYTES,
-    Kind.PING: STAMP.size,
+    Kind.PING: PING.size,
     Kind.PONG: PONG.size,
     Kind.DISPATCH: MAX_FRAME_BYTES,
     Kind.RESULT: MAX_FRAME_BYTES,

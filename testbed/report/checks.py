@@ -123,6 +123,7 @@ def quality_only(run: Run) -> bool:
 def clock_errors(run: Run) -> list[ClockError]:
     """Return the clock error of each device, in the devices' order."""
     errors = []
+    tls = run.manifest.get("security") == "tls"
     for device in run.devices:
         own = run.clocks[run.clocks["device"] == device]
         if own.empty:
@@ -130,7 +131,7 @@ def clock_errors(run: Run) -> list[ClockError]:
         span_s = float(own["t_s"].iloc[-1] - own["t_s"].iloc[0])
         moved_s = float(own["offset_s"].iloc[-1] - own["offset_s"].iloc[0])
         drift = moved_s / span_s * 1e6 if span_s > 0 else math.nan
-        bounds_ms = own["rtt_ms"] / 2 - least_one_way_ms(run.links, device, own["t_s"])
+        bounds_ms = own["rtt_ms"] / 2 - least_one_way_ms(run.links, device, own["t_s"], tls=tls)
         errors.append(ClockError(device, max(0.0, float(bounds_ms.max())), drift, len(own)))
     return errors
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from payloads.linkd.model import expected_ms, takes_first_frame
+from payloads.wire.connection import record_bytes
 from payloads.wire.frames import PING_BYTES, PONG_BYTES
 from testbed.records.run import Run
 from testbed.report.rates import DIRECTIONS
@@ -88,7 +89,7 @@ def trial_links(run: Run) -> dict[str, TrialLinks]:
     return found
 
 
-def least_one_way_ms(links: pd.DataFrame, device: str, t_s: pd.Series) -> np.ndarray:
+def least_one_way_ms(links: pd.DataFrame, device: str, t_s: pd.Series, *, tls: bool) -> np.ndarray:
     """Return what a clock's ping takes on a device's link at least: the quicker of its two directions.
 
     A round trip bounds the error of an offset by half; what both ways are known to take is no error.
@@ -97,6 +98,7 @@ def least_one_way_ms(links: pd.DataFrame, device: str, t_s: pd.Series) -> np.nda
         links: The table ``links``.
         device: The device.
         t_s: When the pings were sent.
+        tls: Whether they travelled in records of TLS.
 
     Returns:
         (N,) ms; 0 where a direction was not shaped, or lets the first frame pass at once.
@@ -106,7 +108,7 @@ def least_one_way_ms(links: pd.DataFrame, device: str, t_s: pd.Series) -> np.nda
         rows = links[(links["device"] == device) & (links["direction"] == direction) & links["cause"].notna()]
         rows = rows[rows["asked_mbit"].notna()].sort_values("t_s", kind="stable")
         takes_ms = [
-            expected_ms(size, row["asked_mbit"], first_frame=True)
+            expected_ms(record_bytes(size) if tls else size, row["asked_mbit"], first_frame=True)
             if takes_first_frame(row["backend"])
             else 0.0
             for row in rows.to_dict("records")

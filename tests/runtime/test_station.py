@@ -20,7 +20,7 @@ from payloads.wdmoe.bs.spec import SpecError, read_spec
 from payloads.wdmoe.bs.station import StationError
 from payloads.wdmoe.pace import ExpertShape
 from payloads.wire.client import DeviceError, DeviceLostError, DeviceRefusedError
-from payloads.wire.frames import HEADER_BYTES
+from payloads.wire.frames import HEADER_BYTES, PING_BYTES
 
 COLUMNS = {
     "requests": "trial request warmup prompt_tokens output_tokens t_start_s queued_ms ttft_ms e2el_ms finish text",
@@ -143,7 +143,7 @@ def test_bytes_are_those_of_whole_frames(lab, station):
     again = station.trial(read_spec(path), "t002", nothing, nothing)
     for trial, handshake_bytes in ((result, 42 + 32), (again, 0)):
         for control in trial["control_bytes"].values():
-            pings, rest = divmod(control["out"] - handshake_bytes - HEADER_BYTES, HEADER_BYTES + 8)
+            pings, rest = divmod(control["out"] - handshake_bytes - HEADER_BYTES, PING_BYTES)
             assert rest == 0
             assert pings >= 2 * 12
 

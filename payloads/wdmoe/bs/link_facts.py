@@ -14,6 +14,7 @@ from payloads.station.link_feed import LinkControlError, Rates
 from payloads.wdmoe.bs.links import ask_links
 from payloads.wdmoe.latency import LatencyModel
 from payloads.wire.clock import Offset
+from payloads.wire.connection import record_bytes
 from payloads.wire.frames import PING_BYTES, PONG_BYTES
 
 if TYPE_CHECKING:
@@ -91,6 +92,8 @@ def refined(
             takes_ms = 2 * facts.delay_ms.get(name, 0.0)
             for size, rate_mbit in zip((PING_BYTES, PONG_BYTES), rates.get(name, (None, None))):
                 if rate_mbit is not None:
-                    takes_ms += expected_ms(size, rate_mbit, framing, first_frame=model.first_frame)
+                    # What TLS adds counts wherever headers do.
+                    wire_bytes = record_bytes(size) if model.tls and framing is not None else size
+                    takes_ms += expected_ms(wire_bytes, rate_mbit, framing, first_frame=model.first_frame)
             fixed_ms[name] = max(0.0, offsets[name].rtt_ns / 1e6 - takes_ms)
     return model.with_fixed_ms(fixed_ms)
