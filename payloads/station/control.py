@@ -88,9 +88,7 @@ class Job:
         try:
             send_line(self._connection, answer)
         except OSError as error:
-            print(
-                f"base_station: {self.title}: the answer was not taken: {error}", file=sys.stderr, flush=True
-            )
+            print(f"control: {self.title}: the answer was not taken: {error}", file=sys.stderr, flush=True)
         finally:
             self._connection.close()
 
@@ -133,7 +131,7 @@ class Control:
                 connection.settimeout(ASK_TIMEOUT_S)
                 self._hear(connection)
             except Exception as error:
-                print(f"base_station: control: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                print(f"control: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
                 if connection is None:
                     time.sleep(ACCEPT_PAUSE_S)  # such as no descriptors left: no reason to spin
                 else:
