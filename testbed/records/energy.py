@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "IDLE_MARGIN_S",
     "TotalPower",
+    "energy_columns",
     "idle_power_mw",
     "run_energy",
     "total_power",
@@ -33,22 +34,23 @@ __all__ = [
 IDLE_MARGIN_S = 1.0
 IDLE_LEAST_S = 2.0
 
-_COLUMNS = {
-    "trial": "str",
-    "policy": "str",
-    "scenario": "str",
-    "repeat": "int64",
-    "device": "str",
-    "t_start_s": "float64",
-    "t_end_s": "float64",
-    "joules": "float64",
-    "coverage": "float64",
-    "error": "str",
-    "output_tokens": "int64",
-    "joules_per_token": "float64",
-    "idle_mw": "float64",
-    "idle_joules": "float64",
-}
+
+def energy_columns(counted: str, joules_each: str) -> dict[str, str]:
+    """Return the types of the columns of an energy table, in order.
+
+    Args:
+        counted: The column of what was done for the energy, such as ``output_tokens``.
+        joules_each: The column of the joules for each of these.
+    """
+    return {
+        **dict.fromkeys(("trial", "policy", "scenario"), "str"),
+        "repeat": "int64",
+        "device": "str",
+        **dict.fromkeys(("t_start_s", "t_end_s", "joules", "coverage"), "float64"),
+        "error": "str",
+        counted: "int64",
+        **dict.fromkeys((joules_each, "idle_mw", "idle_joules"), "float64"),
+    }
 
 
 class TotalPower:
@@ -183,7 +185,8 @@ def run_energy(run: Run) -> pd.DataFrame:
     for row in window_joules(run, trial_windows(run)):
         tokens, joules = int(row["output_tokens"]), row["joules"]
         rows.append(row | {"joules_per_token": joules / tokens if tokens else float("nan")})
-    return pd.DataFrame(rows, columns=list(_COLUMNS)).astype(_COLUMNS)
+    columns = energy_columns("output_tokens", "joules_per_token")
+    return pd.DataFrame(rows, columns=list(columns)).astype(columns)
 
 
 def window_joules(run: Run, windows: pd.DataFrame) -> Iterator[dict[str, Any]]:

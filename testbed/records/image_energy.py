@@ -12,29 +12,12 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from testbed.records.energy import window_joules
+from testbed.records.energy import energy_columns, window_joules
 
 if TYPE_CHECKING:
     from testbed.records.run import Run
 
 __all__ = ["image_energy"]
-
-_COLUMNS = {
-    "trial": "str",
-    "policy": "str",
-    "scenario": "str",
-    "repeat": "int64",
-    "device": "str",
-    "t_start_s": "float64",
-    "t_end_s": "float64",
-    "joules": "float64",
-    "coverage": "float64",
-    "error": "str",
-    "images": "int64",
-    "joules_per_image": "float64",
-    "idle_mw": "float64",
-    "idle_joules": "float64",
-}
 
 
 def image_energy(run: Run) -> pd.DataFrame:
@@ -56,7 +39,8 @@ def image_energy(run: Run) -> pd.DataFrame:
         rows.append(
             row | {"images": images, "joules_per_image": row["joules"] / images if images else float("nan")}
         )
-    return pd.DataFrame(rows, columns=list(_COLUMNS)).astype(_COLUMNS)
+    columns = energy_columns("images", "joules_per_image")
+    return pd.DataFrame(rows, columns=list(columns)).astype(columns)
 
 
 def _windows(run: Run) -> pd.DataFrame:
