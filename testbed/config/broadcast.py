@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from payloads.semcast.spec import MAX_SLOTS, SpecError, check_name
+from payloads.semcast.spec import MAX_SLOTS
+from payloads.station.specs import SpecError, check_name
 from testbed.config.broadcast_scheme import Kind, Scheme, SchemeName, SnrDb
 from testbed.config.campaign_base import CampaignBase, doubled
 from testbed.config.inventory import Inventory, no_device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -63,14 +64,14 @@ class CampaignBase(Model):
     """What runs on the lab."""
 
     @property
+    @abstractmethod
     def compared_are(self) -> str:
         """What is compared, in the plural."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def compared(self) -> tuple[tuple[str, ...], ...]:
         """The names of what is compared. Those of one group run interleaved, and the groups follow each other."""
-        raise NotImplementedError
 
     def lab_problems(self, inventory: Inventory) -> Iterator[Problem]:
         """Yield what the campaign asks for and a lab has not or cannot give.
