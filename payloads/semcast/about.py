@@ -6,7 +6,8 @@ import math
 from typing import Any, Mapping, NamedTuple, Optional, Tuple
 
 from payloads.semcast.multicast import KEY_BYTES, Group, parse_group
-from payloads.semcast.spec import FADINGS, Scenario, SpecError, check_name
+from payloads.semcast.spec import FADINGS, Scenario
+from payloads.station.specs import SpecError, check_name
 from payloads.wire.frames import FrameError
 
 __all__ = ["About", "Air", "about_json", "about_of"]

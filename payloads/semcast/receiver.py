@@ -62,8 +62,7 @@ class Receiver:
         device: Optional[torch.device] = None,
     ) -> None:
         self._listener = Listener(shelf, folder, pace, busy, device or torch.device("cpu"))
-        paced = {"ops_per_s": pace.ops_per_s, "bytes_per_s": pace.bytes_per_s}
-        self.description = json.dumps({"models": shelf.identities(), "pace": paced}).encode()
+        self.description = json.dumps({"models": shelf.identities(), "pace": pace._asdict()}).encode()
 
     def handle(self, header: Header, payload: memoryview, received_ns: int) -> Sequence[Buffer]:
         """Answer one frame.

@@ -28,7 +28,8 @@ from payloads.semcast.play import conditions_of, gains_of, transmit
 from payloads.semcast.receivers import FrameTraffic, Receivers
 from payloads.semcast.reports import FrameReport
 from payloads.semcast.shelf import Shelf
-from payloads.semcast.spec import Frame, ImageSet, Spec, SpecError, TrialSpec, channel_labels, frames_of
+from payloads.semcast.spec import Frame, ImageSet, Spec, TrialSpec, channel_labels, frames_of
+from payloads.station.specs import SpecError
 from payloads.wire.client import Answer, DeviceError
 from payloads.wire.frames import Buffer, FrameError
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+
+from payloads.station.specs import SpecError, name_of
 
 __all__ = [
     "FADINGS",
@@ -20,10 +21,8 @@ __all__ = [
     "ImageSet",
     "Scenario",
     "Spec",
-    "SpecError",
     "TrialSpec",
     "channel_labels",
-    "check_name",
     "frames_of",
     "noise_seed",
     "read_spec",
@@ -41,11 +40,6 @@ MAX_SLOTS = 1024
 MAX_USERS = 16
 DEADLINE_S = 60.0
 _SUM_TOLERANCE = 1e-6
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
-
-
-class SpecError(Exception):
-    """The specification cannot be read or is wrong."""
 
 
 class ImageSet(NamedTuple):
@@ -225,17 +219,17 @@ def spec_of(value: Any, folder: Path) -> Spec:
         SpecError: It is wrong.
     """
     try:
-        users = tuple(_name(name) for name in _list(value, "users"))
+        users = tuple(name_of(name) for name in _list(value, "users"))
         spec = Spec(
             folder,
-            _name(value["run"]),
+            name_of(value["run"]),
             _whole(value, "seed", None),
             users,
-            {_name(name): _image_set(one) for name, one in value["sets"].items()},
+            {name_of(name): _image_set(one) for name, one in value["sets"].items()},
             tuple(_block(one, len(users)) for one in _list(value, "blocks")),
-            {str(name): tuple(map(_name, models)) for name, models in value["schemes"].items()},
+            {str(name): tuple(map(name_of, models)) for name, models in value["schemes"].items()},
             {str(name): _scenario(one, len(users)) for name, one in value["scenarios"].items()},
-            {_name(one["trial"]): _trial(one) for one in value.get("trials", [])},
+            {name_of(one["trial"]): _trial(one) for one in value.get("trials", [])},
             _number(value, "deadline_s", DEADLINE_S),
             _whole(value, "warmup", 0) if "warmup" in value else 1,
         )
@@ -266,18 +260,6 @@ def _problems(spec: Spec) -> Iterator[str]:
             yield f"trial {name}: there is no scheme {trial.scheme!r} with a model"
         if trial.scenario not in spec.scenarios:
             yield f"trial {name}: there is no scenario {trial.scenario!r}"
-
-
-def check_name(name: Any) -> str:
-    """Return a name that can be a folder's.
-
-    Raises:
-        SpecError: It cannot.
-    """
-    try:
-        return _name(name)
-    except ValueError as error:
-        raise SpecError(str(error)) from None
 
 
 def _image_set(value: Mapping[str, Any]) -> ImageSet:
@@ -338,10 +320,3 @@ def _finite(number: Any, key: str) -> float:
     if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
         raise ValueError(f"{key}: a number was expected, not {number!r}")
     return float(number)
-
-
-def _name(text: Any) -> str:
-    # Runs and trials give folders their names.
-    if not isinstance(text, str) or not _NAME.fullmatch(text):
-        raise ValueError(f"expected a name of letters, digits, dots and dashes, got {text!r}")
-    return text

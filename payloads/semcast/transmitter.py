@@ -26,7 +26,7 @@ from payloads.semcast.receivers import FrameTraffic, Receivers, devices_by_name
 from payloads.semcast.reports import Reports
 from payloads.semcast.sending import Airing
 from payloads.semcast.shelf import Shelf, ShelfError
-from payloads.semcast.spec import Spec, SpecError, read_spec
+from payloads.semcast.spec import Spec, read_spec
 from payloads.services.ready import announce_ready
 from payloads.station.control import Control, ControlError, Job
 from payloads.station.devices import DevicesError
@@ -34,6 +34,7 @@ from payloads.station.jobs import do_jobs
 from payloads.station.link_feed import LinkControlError, LinkFeed
 from payloads.station.pacing import LinkPacing
 from payloads.station.records import failed_folder
+from payloads.station.specs import SpecError
 from payloads.wire.auth import AuthError
 from payloads.wire.client import DeviceError, Exchange
 from payloads.wire.clock import BSClock

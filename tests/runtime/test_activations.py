@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from payloads.wdmoe.bs.spec import SpecError, read_spec
+from payloads.station.specs import SpecError
+from payloads.wdmoe.bs.spec import read_spec
 from payloads.wdmoe.wire_rows import decode_rows, encode_rows, wire_dtype
 from payloads.wire.frames import DTYPE_BYTES, HEADER_BYTES, RESULT_HEAD_BYTES, row_bytes
 

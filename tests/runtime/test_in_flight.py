@@ -7,8 +7,9 @@ import json
 import pytest
 
 from payloads.board.pace import Pace
+from payloads.station.specs import SpecError
 from payloads.wdmoe.bs.recording import RequestFailedError
-from payloads.wdmoe.bs.spec import SpecError, read_spec
+from payloads.wdmoe.bs.spec import read_spec
 from payloads.wdmoe.pace import ExpertShape
 
 TEXT = "It is a truth universally acknowledged, that a single man in possession of a good fortune"

@@ -7,8 +7,9 @@ import json
 import pytest
 
 from payloads.linkd.model import Framing
+from payloads.station.specs import SpecError
 from payloads.wdmoe.bs.links import LinkControl, LinkControlError
-from payloads.wdmoe.bs.spec import SpecError, read_spec
+from payloads.wdmoe.bs.spec import read_spec
 from payloads.wdmoe.latency import DeviceSpeed, LatencyModel, message_bytes
 from payloads.wdmoe.pace import ExpertShape
 from testbed.campaigns.spec import run_spec

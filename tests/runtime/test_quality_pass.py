@@ -9,7 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from payloads.linkd.channel import linear_channel
-from payloads.wdmoe.bs.spec import SpecError, read_spec
+from payloads.station.specs import SpecError
+from payloads.wdmoe.bs.spec import read_spec
 from payloads.wdmoe.bs.station import StationError
 
 ITEMS = [

@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM
 from payloads.board.pace import Pace
 from payloads.station.control import AbandonedError
 from payloads.station.devices import DevicesError
+from payloads.station.specs import SpecError
 from payloads.wdmoe.bs.recording import RequestFailedError
-from payloads.wdmoe.bs.spec import SpecError, read_spec
+from payloads.wdmoe.bs.spec import read_spec
 from payloads.wdmoe.bs.station import StationError
 from payloads.wdmoe.pace import ExpertShape
 from payloads.wire.client import DeviceError, DeviceLostError, DeviceRefusedError

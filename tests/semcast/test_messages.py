@@ -21,7 +21,8 @@ from payloads.semcast.about import About, Air, about_json, about_of
 from payloads.semcast.kept import Keeper, KeepError
 from payloads.semcast.messages import PIECE_BYTES, FrameHead, Report
 from payloads.semcast.multicast import Collector, Group, MulticastError, Piece, Sender
-from payloads.semcast.spec import FADINGS, Scenario, SpecError, frames_of, read_spec, spec_of
+from payloads.semcast.spec import FADINGS, Scenario, frames_of, read_spec, spec_of
+from payloads.station.specs import SpecError
 from payloads.wire.frames import FrameError
 from tests.semcast.semcast_rack import FullKeeper
 

@@ -22,7 +22,8 @@ from payloads.semcast.messages import (
 from payloads.semcast.multicast import Group
 from payloads.semcast.receiver import Receiver
 from payloads.semcast.shelf import Shelf, ShelfError
-from payloads.semcast.spec import SpecError, read_spec
+from payloads.semcast.spec import read_spec
+from payloads.station.specs import SpecError
 from payloads.wire.client import DeviceError, DeviceLateError, DeviceLostError, DeviceRefusedError
 from payloads.wire.frames import FrameError, Header, Kind, pack_header
 from tests.semcast.semcast_rack import (

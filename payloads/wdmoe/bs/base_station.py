@@ -29,9 +29,10 @@ from payloads.services.ready import announce_ready
 from payloads.station.control import AbandonedError, Control, ControlError, Job
 from payloads.station.devices import DevicesError
 from payloads.station.jobs import do_jobs
+from payloads.station.specs import SpecError, check_name
 from payloads.wdmoe.bs.links import LinkControlError
 from payloads.wdmoe.bs.recording import RequestFailedError
-from payloads.wdmoe.bs.spec import Spec, SpecError, check_name, read_spec
+from payloads.wdmoe.bs.spec import Spec, read_spec
 from payloads.wdmoe.bs.station import Station, StationError, lay_out_model
 from payloads.wdmoe.serve.access import MOST_AT_ONCE, AccessError, parse_address, read_token
 from payloads.wdmoe.serve.api import Api

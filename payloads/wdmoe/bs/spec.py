@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple
 
+from payloads.station.specs import SpecError, name_of
 from payloads.wdmoe.allocation.bandwidth import LEAVE_ALONE, check_bandwidth
 from payloads.wdmoe.bs.heldout import WAYS
 from payloads.wdmoe.bs.loss import LossPolicy, check_loss
@@ -21,21 +21,13 @@ __all__ = [
     "ScenarioSpec",
     "ServingSpec",
     "Spec",
-    "SpecError",
     "TrialSpec",
-    "check_name",
     "quality_name",
     "read_spec",
 ]
 
 #: How a trial's prompts reach the engine: submitted to it, or posted by a client to the API.
 WAYS_IN = ("engine", "api")
-
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
-
-
-class SpecError(Exception):
-    """The specification cannot be read or is wrong."""
 
 
 class Prompt(NamedTuple):
@@ -196,14 +188,16 @@ def read_spec(path: Path) -> Spec:
             max_new_tokens=_count(value, "max_new_tokens", 1),
             warmup_prompts=_count(value, "warmup_prompts", 0),
             prompts=tuple(Prompt(str(p["id"]), str(p["text"])) for p in value["prompts"]),
-            policies={_name(name): dict(settings) for name, settings in value["policies"].items()},
+            policies={name_of(name): dict(settings) for name, settings in value["policies"].items()},
             quality=_quality(value.get("quality")),
-            trials={_name(trial["trial"]): _trial(trial) for trial in value.get("trials", [])},
-            bandwidth={_name(name): dict(settings) for name, settings in value.get("bandwidth", {}).items()},
+            trials={name_of(trial["trial"]): _trial(trial) for trial in value.get("trials", [])},
+            bandwidth={
+                name_of(name): dict(settings) for name, settings in value.get("bandwidth", {}).items()
+            },
             latency=LatencyModel.from_json(value["latency"]),
-            scenarios={_name(name): _scenario(one) for name, one in value.get("scenarios", {}).items()},
+            scenarios={name_of(name): _scenario(one) for name, one in value.get("scenarios", {}).items()},
             serving=_serving(value.get("serving", {})),
-            loss={_name(name): dict(settings) for name, settings in value.get("loss", {}).items()},
+            loss={name_of(name): dict(settings) for name, settings in value.get("loss", {}).items()},
             activations=_activations(value.get("activations", {})),
         )
     except OSError as error:
@@ -237,19 +231,7 @@ def _activations(value: Any) -> Dict[str, str]:
             raise ValueError(
                 f"activations of {name}: one of {', '.join(DTYPE_CODES)} was expected, not {dtype!r}"
             )
-    return {_name(name): dtype for name, dtype in value.items()}
-
-
-def check_name(name: Any) -> str:
-    """Return a name that can be a folder's.
-
-    Raises:
-        SpecError: It cannot.
-    """
-    try:
-        return _name(name)
-    except ValueError as error:
-        raise SpecError(str(error)) from None
+    return {name_of(name): dtype for name, dtype in value.items()}
 
 
 def _quality(value: Any) -> Optional[QualitySpec]:
@@ -299,10 +281,3 @@ def _count(value: Mapping[str, Any], key: str, least: int) -> int:
     if not isinstance(number, int) or isinstance(number, bool) or number < least:
         raise ValueError(f"{key}: expected a whole number of at least {least}, got {number!r}")
     return number
-
-
-def _name(text: Any) -> str:
-    # Trials and policies give folders their names.
-    if not isinstance(text, str) or not _NAME.fullmatch(text):
-        raise ValueError(f"expected a name of letters, digits, dots and dashes, got {text!r}")
-    return text

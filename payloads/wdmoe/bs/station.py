@@ -9,6 +9,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Type
 
 from payloads.linkd.channel import ChannelError, read_channel
 from payloads.station.devices import Devices
+from payloads.station.specs import SpecError
 from payloads.wdmoe.bs.asks import Ask
 from payloads.wdmoe.bs.at_work import AtWork, Undertaking
 from payloads.wdmoe.bs.engine import Engine
@@ -24,7 +25,7 @@ from payloads.wdmoe.bs.recording import ClosedLoop, Judging
 from payloads.wdmoe.bs.remote import Dispatcher
 from payloads.wdmoe.bs.remote_model import load_model
 from payloads.wdmoe.bs.serving import explained, serve, through_api
-from payloads.wdmoe.bs.spec import Prompt, ScenarioSpec, Spec, SpecError, quality_name
+from payloads.wdmoe.bs.spec import Prompt, ScenarioSpec, Spec, quality_name
 from payloads.wdmoe.bs.station_links import StationLinks
 from payloads.wdmoe.decision import Decider, decider_of
 from payloads.wdmoe.families import FAMILIES

@@ -73,8 +73,7 @@ class Worker:
         self._pace = pace
         self._busy = busy
         self._metrics: Optional[WorkerMetrics] = None
-        paced = {"ops_per_s": pace.ops_per_s, "bytes_per_s": pace.bytes_per_s}
-        self.description = json.dumps({**describe(wanted, experts), "pace": paced}).encode()
+        self.description = json.dumps({**describe(wanted, experts), "pace": pace._asdict()}).encode()
 
     def count_in(self, metrics: WorkerMetrics) -> None:
         """Count dispatches in metrics from now on."""
