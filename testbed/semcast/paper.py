@@ -20,9 +20,7 @@ from testbed.semcast.practical import play_practical
 if TYPE_CHECKING:
     import torch
 
-    from payloads.semcast.channels import Gains
-
-__all__ = ["Gain", "OnPaper", "PaperScheme", "gains_of", "play_on_paper"]
+__all__ = ["Gain", "OnPaper", "PaperScheme", "play_on_paper"]
 
 Pixels = NDArray[np.uint8]
 
@@ -85,22 +83,16 @@ class OnPaper(NamedTuple):
     offered_bits: int
 
 
-def gains_of(gains: Gains) -> tuple[Gain, ...]:
-    """Return gains (U, 2) of real and imaginary parts as one pair of complex numbers each."""
-    pairs = zip(gains.true.tolist(), gains.believed.tolist(), strict=True)
-    return tuple(Gain(complex(*true), complex(*believed)) for true, believed in pairs)
-
-
 def play_on_paper(
     scheme: PaperScheme,
     images: Pixels,
     snr_db: Sequence[float],
     shares: Sequence[float],
     symbols: int,
-    gains: Sequence[Gain] | Gains,
+    gains: Sequence[Gain],
     generator: torch.Generator,
     *,
-    fading: bool | str = False,
+    fading: str = "none",
     csi_error: float = 0.0,
 ) -> tuple[OnPaper, ...]:
     """Return what each user has of a frame.
@@ -111,9 +103,9 @@ def play_on_paper(
         snr_db: The users' mean SNRs.
         shares: The users' shares of the symbols or of the power; they sum to 1.
         symbols: The complex symbols of the frame.
-        gains: One a user, or the tensors (U, 2) that :mod:`payloads.semcast.channels` draws.
+        gains: One a user.
         generator: Where noise comes from.
-        fading: Whether gains are drawn from a complex Gaussian distribution; or a fading's name (``none`` for none).
+        fading: How gains are drawn: one of :data:`payloads.semcast.channels.FADINGS`.
         csi_error: The variance of the error of the gains' estimates.
 
     Raises:
@@ -122,11 +114,9 @@ def play_on_paper(
     """
     if scheme.codec is None or scheme.sharing is None:
         raise ValueError(f"a {scheme.kind} scheme has a codec and a sharing")
-    pairs = _pairs(gains)
-    fades = fading not in (False, "none")
     links = [
-        link_of(snr, gain.true, gain.believed, csi_error, fading=fades)
-        for snr, gain in zip(snr_db, pairs, strict=True)
+        link_of(snr, gain.true, gain.believed, csi_error, fading=fading != "none")
+        for snr, gain in zip(snr_db, gains, strict=True)
     ]
     counted_on_db = _counted_on(scheme, links)
     curves = [curve_of(scheme.codec, pixels, downscale=scheme.downscale) for pixels in images]
@@ -165,12 +155,6 @@ def _image(data: bytes | None, height: int, width: int) -> Pixels | None:
         return None if data is None else decoded(data, height, width)
     except OSError:
         return None
-
-
-def _pairs(gains: Sequence[Gain] | Gains) -> tuple[Gain, ...]:
-    from payloads.semcast.channels import Gains as Tensors
-
-    return gains_of(gains) if isinstance(gains, Tensors) else tuple(gains)
 
 
 def _counted_on(scheme: PaperScheme, links: Sequence[Link]) -> list[float]:

@@ -13,7 +13,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from payloads.semcast.spec import Block, Frame, Spec, channel_labels, frames_of, noise_seed, spec_of
+from payloads.semcast.spec import (
+    Block,
+    Frame,
+    Spec,
+    TrialSpec,
+    channel_labels,
+    frames_of,
+    noise_seed,
+    spec_of,
+)
 from testbed.campaigns.trials import Trial
 from testbed.config.broadcast import BroadcastCampaign, Scheme
 from testbed.errors import InputError
@@ -119,8 +128,6 @@ def play_trial(stage: Stage, trial: Trial) -> PlayedTrial:
 
 def _frames(stage: Stage, trial: Trial) -> Iterator[tuple[Frame, dict[str, Any], list[_Decoded]]]:
     """Yield a trial's frames, what is recorded of each, and what every user has of it."""
-    from payloads.semcast.spec import TrialSpec
-
     scheme = stage.schemes[trial.policy]
     if scheme.kind == "learned":
         asked = TrialSpec(trial.policy, trial.scenario, trial.repeat)

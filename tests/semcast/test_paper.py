@@ -13,7 +13,7 @@ import torch
 from testbed.semcast.capacity import rates
 from testbed.semcast.codecs import curve_of
 from testbed.semcast.measures import psnr_db
-from testbed.semcast.paper import Gain, OnPaper, gains_of, play_on_paper
+from testbed.semcast.paper import Gain, OnPaper, play_on_paper
 from tests.semcast.pictures import picture
 
 SIDE, SYMBOLS = 64, 2048
@@ -204,16 +204,6 @@ def test_three_users_share_a_frame() -> None:
             torch.Generator().manual_seed(0),
         )
         assert all(one.pixels is not None for one in found)
-
-
-def test_tensors_of_gains_are_taken_as_they_are() -> None:
-    from payloads.semcast.channels import Gains
-
-    tensors = Gains(torch.tensor([[1.0, 0.0], [0.0, 0.5]]), torch.tensor([[1.0, 0.5], [0.0, 0.5]]))
-    assert gains_of(tensors) == (Gain(1, 1 + 0.5j), Gain(0.5j, 0.5j))
-    pairs = play(Scheme(), gains=gains_of(tensors), csi_error=0.1)
-    whole = play(Scheme(), gains=tensors, csi_error=0.1)  # type: ignore[arg-type]
-    assert [one.bits for one in pairs] == [one.bits for one in whole]
 
 
 @pytest.mark.parametrize(
