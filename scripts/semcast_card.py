@@ -38,6 +38,7 @@ TRAINED_SLOTS = (64, 32)
 KINDS = {"log": "log square", "square": "square"}
 PLAYS = {
     "fusion": "learned fusion of all users' features",
+    "joint_division": "the rival: power and slots shared out as for the fusion, each user alone in its slots",
     "time_division": "the rival: time division, each user alone in its part of the slots",
     "superposition": "the rival: superposition, a share of the power each, the weaker users' pictures cancelled",
 }

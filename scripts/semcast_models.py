@@ -31,7 +31,10 @@ SHIPPED: dict[str, tuple[str, ...]] = {
     "semcast-fusion-no-csi": ("--no-csi",),
 }
 BUILT: dict[str, tuple[str, ...]] = {
+    "semcast-joint-division": ("--scheme", "joint_division"),
     "semcast-fusion-s2": ("--seed", "2"),
+    "semcast-joint-division-s2": ("--scheme", "joint_division", "--seed", "2"),
+    "semcast-joint-division-s3": ("--scheme", "joint_division", "--seed", "3"),
     "semcast-time-division-s2": ("--scheme", "time_division", "--seed", "2"),
     "semcast-superposition-s2": ("--scheme", "superposition", "--seed", "2"),
     "semcast-fusion-s3": ("--seed", "3"),

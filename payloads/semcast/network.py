@@ -8,6 +8,8 @@ semantic features. They are sent in the *slots* of a frame (:mod:`payloads.semca
   division, else it is better. What is learned moves away from there: gains of all users in every slot, weights of all
   users' features at each patch that follow from their similarity, and a residual over all users' features. Time
   division is a point of what the fusion can do.
+- ``joint_division``: power and slots are shared out as the fusion's are at first, and each user stays alone in its
+  slots: the fusion without its network, or a time division that may give users unequal powers.
 - ``time_division``: each user alone in its part of the slots, at unit power; no user sees the others' slots.
 - ``superposition``: each user's code has all slots, and alpha is the share of the power. A user takes the stronger
   users' codes for noise; it decodes the weaker users' images first, encodes them again and subtracts them (the analogue
@@ -210,7 +212,7 @@ class Broadcast(nn.Module):
         own = gains.sent * scale[:, user : user + 1]
         noise = noise_variance(self._seen_db(conditions)[:, receiver]).view(-1, 1) / 2
         received = to_components(received, user, owned)
-        if self.settings.scheme == "time_division":
+        if self.settings.divides:
             received = received * self._room(owned[:, user], slots)[:, :, None, None]
         else:
             # Other users' components in the same slots are noise to a linear estimate.
@@ -244,7 +246,7 @@ class Broadcast(nn.Module):
 
     def _owned(self, conditions: Conditions) -> torch.Tensor:
         """Return how many of the slots (B, U) each user's leading components have at the start."""
-        if self.settings.scheme == "fusion":
+        if self.settings.shares_jointly:
             seen_db = self._seen_db(conditions)
             return joint_slots(conditions.shares, seen_db, conditions.slots, self.deviation)
         return owned_slots(conditions.shares, conditions.slots)

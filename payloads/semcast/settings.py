@@ -9,7 +9,7 @@ import torch
 __all__ = ["BACKBONES", "SCHEMES", "Conditions", "Frame", "NetworkSettings", "from_config"]
 
 BACKBONES = ("convolution", "window")
-SCHEMES = ("fusion", "time_division", "superposition")
+SCHEMES = ("fusion", "joint_division", "time_division", "superposition")
 
 
 class NetworkSettings(NamedTuple):
@@ -21,7 +21,7 @@ class NetworkSettings(NamedTuple):
         width: Channels of the hidden features.
         blocks: Residual blocks of the decoder; the encoder has one less, the fusion half as many.
         backbone: ``convolution``, or ``window`` for attention in windows of 4 x 4 patches, every second one shifted.
-        scheme: ``fusion``; or a rival with the same backbone: ``time_division``, ``superposition``.
+        scheme: ``fusion``; or a rival with the same backbone: ``joint_division``, ``time_division``, ``superposition``.
         sees_csi: Whether the SNRs enter encoder, fusion and decoder; without, only ratio and slots do.
         by_similarity: Whether the fusion is told how alike the users' features are at each patch.
     """
@@ -34,6 +34,16 @@ class NetworkSettings(NamedTuple):
     scheme: str = "fusion"
     sees_csi: bool = True
     by_similarity: bool = True
+
+    @property
+    def divides(self) -> bool:
+        """Whether each user is alone in its slots."""
+        return self.scheme in ("joint_division", "time_division")
+
+    @property
+    def shares_jointly(self) -> bool:
+        """Whether the shares are of the power, and slots go to whom they help most."""
+        return self.scheme in ("fusion", "joint_division")
 
 
 class Conditions(NamedTuple):

@@ -1,4 +1,4 @@
-"""How a frame's slots are shared out between the users: by time division, or jointly with the power. Pure.
+"""How a frame's slots are shared out between the users: in proportion to their shares, or jointly with the power. Pure.
 
 The joint way is the best *linear* code: user u has the share of the power that the fusion ratio says, and slots are
 given one symbol at a time to whom they help most, by the closed form of what a linear code leaves of an image. For
@@ -62,10 +62,11 @@ def joint_slots(
     # No symbol helps more than the one before it; and everybody has one.
     helped = helped.cummin(dim=2).values.clamp_min(0)
     first = torch.full_like(helped[:, :, :1], float("inf"))
-    helped = torch.cat([first, helped], dim=2).flatten(1)
+    # Symbols that help nobody, or all alike, go to whoever has the fewest: they come in turns.
+    helped = torch.cat([first, helped], dim=2).transpose(1, 2).flatten(1)
     order = helped.argsort(dim=1, descending=True, stable=True)[:, : slots // 2]
     taken = torch.zeros_like(helped).scatter(1, order, 1.0)
-    return (2 * taken.reshape(*shares.shape, slots // 2).sum(dim=2)).to(where, torch.float32)
+    return (2 * taken.unflatten(1, (-1, shares.shape[1])).sum(dim=1)).to(where, torch.float32)
 
 
 def _least_errors(

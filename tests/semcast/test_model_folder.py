@@ -52,7 +52,7 @@ def test_a_model_is_read_as_it_was_written(scheme: str, tmp_path: Path) -> None:
         ({"users": 16, "slots": 30}, "config.json: slots: 16 users need 32 at least, not 30"),
         (
             {"scheme": "tdma"},
-            "config.json: scheme: one of fusion, time_division, superposition was expected, not 'tdma'",
+            "config.json: scheme: one of fusion, joint_division, time_division, superposition was expected, not 'tdma'",
         ),
         ({"backbone": "swin"}, "config.json: backbone: one of convolution, window was expected, not 'swin'"),
         ({"width": 48}, r"model.safetensors: encoder.enter.weight of shape \(48, 192, 1, 1\) was expected"),

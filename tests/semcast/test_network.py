@@ -11,7 +11,7 @@ from payloads.semcast.klt import fit_klt, from_patches, to_patches
 from payloads.semcast.network import Broadcast
 from payloads.semcast.seeds import generator
 from payloads.semcast.settings import SCHEMES, Conditions
-from payloads.semcast.sharing import owned_slots
+from payloads.semcast.sharing import joint_slots, owned_slots
 from payloads.semcast.slots import as_slots, as_symbols, to_components, to_slots
 from testbed.semcast.images import held_out
 from tests.semcast.networks import conditions, network, scenes, stirred
@@ -88,6 +88,37 @@ def test_fusion_starts_nowhere_inside_the_region_of_time_division(
         part = (first - region[after - 1, 0]) / (region[after, 0] - region[after - 1, 0])
         edge = torch.lerp(region[after - 1, 1], region[after, 1], part)
         assert second > float(edge) + gain_db
+
+
+@pytest.mark.parametrize("snr_db", [(10.0, 10.0), (15.0, 5.0), (-4.0, -4.0)])
+def test_fusion_starts_as_joint_division(snr_db: tuple[float, float]) -> None:
+    images = scenes(4, 2, 32)
+    fusion, apart = network(), network(scheme="joint_division")
+    under = conditions(4, snr_db, (0.35, 0.65))
+    with torch.no_grad():
+        sent = [one.encode(images, under).symbols for one in (fusion, apart)]
+    assert torch.allclose(*sent, atol=1e-6)
+    for mine, other in zip(decoded(fusion, images, under), decoded(apart, images, under), strict=True):
+        assert torch.allclose(mine, other, atol=1e-5)
+
+
+def test_joint_division_gives_each_user_its_share_of_the_power_in_slots_of_its_own() -> None:
+    one = stirred(scheme="joint_division")
+    under = conditions(2, (15.0, 5.0), (0.35, 0.65))
+    images = scenes(2, 2, 32)
+    others = images.clone()
+    others[:, 1] = scenes(2, 1, 32, "others")[:, 0]
+    with torch.no_grad():
+        first, second = (
+            as_slots(one.encode(one_of, under).symbols, 64, (4, 4)) for one_of in (images, others)
+        )
+    owned = int(joint_slots(under.shares, under.snr_db, 64, one.deviation)[0, 0])
+    assert owned > 0.35 * 64
+    assert torch.allclose(first[:, :owned], second[:, :owned], atol=1e-5)
+    assert not torch.allclose(first[:, owned:], second[:, owned:], atol=1e-2)
+    for part, share in ((first[:, :owned], 0.35), (first[:, owned:], 0.65)):
+        power = 2 * part.square().sum(dim=1).mean(dim=(1, 2)) / 64
+        assert torch.allclose(power, torch.full((2,), share), atol=1e-5)
 
 
 def test_time_division_keeps_the_users_apart() -> None:
