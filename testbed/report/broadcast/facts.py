@@ -50,7 +50,7 @@ class Scheme:
     Attributes:
         name: Its name.
         kind: learned, digital or practical.
-        plays: fusion, time_division or superposition: how the users share the channel.
+        plays: fusion, joint_division, time_division or superposition: how the users share the channel.
         codec: The codec of a digital or practical one.
         ablates: The scheme that it is an ablation of, or an empty string.
         models: The models of a learned one: several are trainings that differ in their seed.

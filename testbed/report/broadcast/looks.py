@@ -15,10 +15,20 @@ DIGITS = 4
 """Decimals of what is drawn: more would only make the page larger."""
 USER_COLOURS = ("var(--s2)", "var(--s3)", "var(--s1)", "var(--s4)")
 
-_PLAYS = {"fusion": "var(--k1)", "time_division": "var(--k2)", "superposition": "var(--k3)"}
+_PLAYS = {
+    "fusion": "var(--k1)",
+    "time_division": "var(--k2)",
+    "superposition": "var(--k3)",
+    "joint_division": "var(--k8)",
+}
 _CODECS = {"webp": "var(--k4)", "jpeg2000": "var(--k5)", "avif": "var(--k6)"}
-_SPARE = ("var(--k7)", "var(--k8)", "var(--k6)", "var(--k5)", "var(--k4)")
-_SYMBOLS = {"fusion": "circle", "time_division": "square", "superposition": "diamond"}
+_SPARE = ("var(--k7)", "var(--k6)", "var(--k5)", "var(--k4)", "var(--k8)")
+_SYMBOLS = {
+    "fusion": "circle",
+    "time_division": "square",
+    "superposition": "diamond",
+    "joint_division": "cross",
+}
 _LEARNED_SPARE = ("triangle-up", "triangle-down", "pentagon", "star", "hexagon")
 
 
