@@ -11,7 +11,7 @@ import torch
 from payloads.semcast.klt import Klt
 from payloads.semcast.network import Broadcast
 from payloads.semcast.settings import from_config
-from payloads.wdmoe.tensors import TensorFile, TensorFileError
+from payloads.tensors import TensorFile, TensorFileError
 
 __all__ = ["ModelError", "load_network", "network_of"]
 

@@ -13,7 +13,7 @@ from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 import numpy as np
 
 from payloads.linkd.rule import Rule
-from payloads.wdmoe.link_state import LinkState
+from payloads.station.link_state import LinkState
 
 __all__ = ["LinkControlError", "LinkFeed", "Rates"]
 

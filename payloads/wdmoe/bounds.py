@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from numpy import int64
     from numpy.typing import NDArray
 
+    from payloads.station.link_state import LinkState
     from payloads.wdmoe.decision import Decider
-    from payloads.wdmoe.link_state import LinkState
 
 __all__ = ["WaitBounds", "bounds_of"]
 

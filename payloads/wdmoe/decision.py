@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from numpy import float64, floating, int64
     from numpy.typing import NDArray
 
+    from payloads.station.link_state import LinkState
     from payloads.wdmoe.gating import Selector
     from payloads.wdmoe.latency import Costs, Demand, LatencyModel
-    from payloads.wdmoe.link_state import LinkState
 
     Floats = NDArray[floating[Any]]
     Shares = NDArray[float64]

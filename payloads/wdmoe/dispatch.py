@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from numpy import float64, floating, int64
     from numpy.typing import NDArray
 
-    from payloads.wdmoe.link_state import LinkState
+    from payloads.station.link_state import LinkState
     from payloads.wire.client import Answer
     from payloads.wire.frames import Result
 

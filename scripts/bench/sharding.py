@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from payloads.wdmoe.tensors import encode_header
+from payloads.tensors import encode_header
 
 MOST_RATIO = 1.5
 MOST_RESIDENT_BYTES = 1_000_000_000

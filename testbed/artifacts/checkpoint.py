@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from payloads.tensors import TensorFileError, read_header
 from payloads.wdmoe.families import FAMILIES, ConfigError, ExpertKey, Family, ModelShape, family_of
-from payloads.wdmoe.tensors import TensorFileError, read_header
 from testbed.errors import InputError
 
 __all__ = ["SINGLE_FILE", "Checkpoint", "Span", "Tensor", "open_checkpoint", "stamp_of"]

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
+from payloads.tensors import encode_header
 from payloads.wdmoe.families import ExpertKey, ModelShape
-from payloads.wdmoe.tensors import encode_header
 from testbed.artifacts.checkpoint import SINGLE_FILE, Checkpoint, Span, Tensor
 from testbed.artifacts.quantise import NotFiniteError, as_float32, quantise_rows
 from testbed.errors import InputError

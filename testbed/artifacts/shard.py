@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from payloads.tensors import TORCH_NAMES
 from payloads.wdmoe.families import ExpertKey
-from payloads.wdmoe.tensors import TORCH_NAMES
 from testbed.artifacts.checkpoint import Checkpoint, open_checkpoint, stamp_of
 from testbed.artifacts.making import Maker, check_room, still_there, workers_here
 from testbed.artifacts.manifest import WEIGHTS, BaseFile, ExpertObject, Manifest

@@ -50,7 +50,8 @@ def pairs_of(images: ImageSet, users: int) -> Pairs:
     Raises:
         InputError: The set cannot be read, or has too few images.
     """
-    found = held_out(images.set, images.folder, most=images.pairs * users)
+    # Shipped sets are small, and whole they are in an order in which no pair has one picture twice.
+    found = held_out(images.set, images.folder, most=images.pairs * users if images.folder else None)
     count = len(found.names)
     if count < max(images.pairs, users):
         raise InputError(

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from payloads.linkd.channel import Channel
 from payloads.linkd.model import DEFAULT_SLACK_US, Framing
+from payloads.station.link_state import LinkState
+from payloads.station.rates import channel_states, rates_mbit
 from payloads.wdmoe.latency import LatencyModel
-from payloads.wdmoe.link_state import LinkState
-from payloads.wdmoe.rates import channel_states, rates_mbit
 from payloads.wdmoe.routing import Loads
 
 __all__ = ["Carried", "Carrier"]

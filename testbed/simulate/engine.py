@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from payloads.station.link_state import LinkState, VirtualLinks
 from payloads.wdmoe.bounds import bounds_of
 from payloads.wdmoe.buckets import Buckets
 from payloads.wdmoe.decision import decider_of
 from payloads.wdmoe.latency import message_bytes
-from payloads.wdmoe.link_state import LinkState, VirtualLinks
 from payloads.wdmoe.routing import Loads, Routing, Selection
 from payloads.wdmoe.tally import Tally
 from testbed.simulate.carry import Carried, Carrier

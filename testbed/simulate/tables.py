@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from payloads.linkd.channel import DIRECTIONS, Channel
-from payloads.wdmoe.rates import channel_states, rates_mbit, start_shares
+from payloads.station.rates import channel_states, rates_mbit, start_shares
 from testbed.links.history import history_tables
 from testbed.simulate.engine import TrialRecord
 from testbed.simulate.world import World

@@ -8,11 +8,11 @@ import torch
 
 from payloads.linkd.channel import Channel, linear_channel
 from payloads.linkd.rule import Rule
+from payloads.station.link_state import VirtualLinks
 from payloads.wdmoe.bs.heldout import Item, Window
 from payloads.wdmoe.bs.quality import QualityError, QualityPass, References, distance, measure
 from payloads.wdmoe.decision import Decider, decider_of
 from payloads.wdmoe.gating import finish, mass_of, selector_of
-from payloads.wdmoe.link_state import VirtualLinks
 
 from . import conftest as lab
 

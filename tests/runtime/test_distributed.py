@@ -163,7 +163,7 @@ def test_no_expert_parameter_is_at_the_base_station(make_lab, checkpoints):
     assert held == {"big": 3 * 4 * expert, "middle": 3 * 3 * expert, "small": 3 * 1 * expert}
     assert base + sum(held.values()) == everything
     # Not even on disk: what the base station loads holds no expert.
-    from payloads.wdmoe.tensors import TensorFile
+    from payloads.tensors import TensorFile
 
     with TensorFile(station.folder.path / "model.safetensors") as file:
         assert not [name for name in file.tensors if ".experts." in name]

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from payloads.board.pace import Pace
+from payloads.tensors import encode_header
 from payloads.wdmoe.pace import ExpertShape
-from payloads.wdmoe.tensors import encode_header
 from payloads.wdmoe.worker import products
 from payloads.wdmoe.worker.products import Matrix, Products
 from payloads.wdmoe.worker.shards import ShardError, describe, load_experts, read_wanted

@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from payloads.tensors import TensorFile
 from payloads.wdmoe.bs.model_folder import ModelFolder, lay_out_model
 from payloads.wdmoe.bs.station import Station
 from payloads.wdmoe.decision import decider_of
 from payloads.wdmoe.families import FAMILIES, Family, family_of
 from payloads.wdmoe.latency import DeviceSpeed, LatencyModel
 from payloads.wdmoe.pace import ExpertShape
-from payloads.wdmoe.tensors import TensorFile
 from testbed.artifacts.manifest import Manifest, load_manifest
 from testbed.artifacts.shard import shard_model
 from testbed.simulate.recorder import Asked, _Recorder

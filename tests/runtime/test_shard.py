@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from payloads.wdmoe.tensors import TensorFile, TensorFileError
+from payloads.tensors import TensorFile, TensorFileError
 from testbed.artifacts.manifest import load_manifest
 from testbed.artifacts.shard import shard_model
 from testbed.errors import InputError

@@ -30,13 +30,14 @@ def test_the_images_of_a_pair_differ_and_no_two_pairs_are_alike(
     assert all(0 <= number < images for row in chosen for number in row)
 
 
-def test_pairs_of_a_shipped_set_are_of_different_pictures() -> None:
-    pairs = pairs_of(ImageSet(set="natural-128", pairs=12), 2)
-    assert pairs.pixels.shape == (12, 2, 128, 128, 3)
+@pytest.mark.parametrize("count", [1, 5, 7, 8, 11, 12, 24])
+def test_pairs_of_a_shipped_set_are_of_different_pictures(count: int) -> None:
+    pairs = pairs_of(ImageSet(set="natural-128", pairs=count), 2)
+    assert pairs.pixels.shape == (count, 2, 128, 128, 3)
     for first, second in pairs.names:
         assert first.partition("-")[2] != second.partition("-")[2]
     assert pairs.name(0) == " + ".join(pairs.names[0])
-    again = pairs_of(ImageSet(set="natural-128", pairs=12), 2)
+    again = pairs_of(ImageSet(set="natural-128", pairs=count), 2)
     assert again.digest == pairs.digest
 
 

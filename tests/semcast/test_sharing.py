@@ -60,12 +60,6 @@ def test_the_stronger_link_gets_slots_that_the_weaker_has_no_power_for() -> None
     assert first[2] > 50
 
 
-def test_slots_that_help_nobody_are_shared_out_evenly() -> None:
-    shares = torch.tensor([[0.5, 0.5], [0.5, 0.5]])
-    joint = joint_slots(shares, torch.tensor([[-10.0, -10.0], [-10.0, -12.0]]), 64, DEVIATION)
-    assert joint.tolist() == [[32, 32], [32, 32]]
-
-
 @settings(max_examples=60)
 @given(
     weights=st.lists(st.floats(0.01, 1), min_size=2, max_size=5),

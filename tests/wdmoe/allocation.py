@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from scipy import optimize
 
 from payloads.linkd.channel import Rule
+from payloads.station.link_state import LinkState
 from payloads.wdmoe.latency import Demand
-from payloads.wdmoe.link_state import LinkState
 
 #: Limits that nothing in these problems meets, and limits that much does.
 WIDE = {"min_mbit": 0.01, "max_mbit": 10_000.0}

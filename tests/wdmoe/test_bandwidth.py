@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from payloads.linkd.channel import Rule
+from payloads.station.link_state import LinkState
 from payloads.wdmoe.allocation.bandwidth import (
     Allocator,
     allocate,
@@ -21,7 +22,6 @@ from payloads.wdmoe.allocation.bandwidth import (
     rounds_of,
 )
 from payloads.wdmoe.latency import Demand
-from payloads.wdmoe.link_state import LinkState
 
 BITS = st.lists(st.integers(0, 10**9), min_size=1, max_size=16).map(lambda bits: np.array(bits, float))
 

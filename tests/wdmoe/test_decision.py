@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from payloads.linkd.channel import Rule
+from payloads.station.link_state import LinkState
 from payloads.wdmoe.decision import decider_of
 from payloads.wdmoe.latency import DeviceSpeed, LatencyModel
-from payloads.wdmoe.link_state import LinkState
 from payloads.wdmoe.pace import ExpertShape
 from payloads.wdmoe.routing import Routing, loads_of
 from payloads.wdmoe.tally import Tally, weigh

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from payloads.linkd.channel import Channel, ChannelError, Rule, linear_channel
-from payloads.wdmoe.link_state import LinkState, VirtualLinks
+from payloads.station.link_state import LinkState, VirtualLinks
 
 CHANNEL = Channel(
     rule=Rule("shannon", bandwidth_mhz=10),

@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from payloads.linkd.channel import Rule
+from payloads.station.link_state import LinkState
+from payloads.station.rates import rates_mbit
 from payloads.wdmoe.allocation import minmax as module
 from payloads.wdmoe.allocation import minmax_prices as prices
 from payloads.wdmoe.allocation.bandwidth import kept_share
 from payloads.wdmoe.allocation.minmax import minmax, minmax_batch
 from payloads.wdmoe.latency import Demand
-from payloads.wdmoe.link_state import LinkState
-from payloads.wdmoe.rates import rates_mbit
 from tests.wdmoe.allocation import (
     CAPPED,
     TIGHT,

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from payloads.linkd.channel import Rule
+from payloads.station.link_state import LinkState, VirtualLinks
 from payloads.wdmoe.bounds import bounds_of
 from payloads.wdmoe.buckets import Buckets
 from payloads.wdmoe.decision import decider_of
 from payloads.wdmoe.latency import DeviceSpeed, LatencyModel
-from payloads.wdmoe.link_state import LinkState, VirtualLinks
 from payloads.wdmoe.pace import ExpertShape
 from payloads.wdmoe.routing import Routing, Selection, loads_of
 from payloads.wdmoe.tally import weigh

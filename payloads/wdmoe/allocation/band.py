@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from numpy import float64, floating
     from numpy.typing import NDArray
 
+    from payloads.station.link_state import LinkState
     from payloads.wdmoe.allocation.bandwidth import Allocator
     from payloads.wdmoe.costs import Costs
-    from payloads.wdmoe.link_state import LinkState
     from payloads.wdmoe.routing import Loads
 
     Floats = NDArray[floating[Any]]

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from payloads.station.link_state import LinkState
     from payloads.wdmoe.latency import Demand
-    from payloads.wdmoe.link_state import LinkState
 
     Array = NDArray[np.float64]
 

@@ -20,20 +20,20 @@ from typing import TYPE_CHECKING, Callable, List, NamedTuple, Optional, Sequence
 
 import numpy as np
 
+from payloads.station.rates import offered_mbit, rates_mbit
 from payloads.wdmoe.allocation.bandwidth import DEFAULT_FLOOR, kept_share
 from payloads.wdmoe.allocation.interior import GAP, Epigraph, solve
 from payloads.wdmoe.allocation.inverse import Inverse, Sent, inverse_of, share_of_rate
 from payloads.wdmoe.allocation.minmax import minmax
 from payloads.wdmoe.allocation.minmax_many import least_time
-from payloads.wdmoe.rates import offered_mbit, rates_mbit
 
 if TYPE_CHECKING:
     from numpy import bool_
     from numpy.typing import NDArray
 
     from payloads.linkd.rule import Rule
+    from payloads.station.link_state import LinkState
     from payloads.wdmoe.latency import Demand
-    from payloads.wdmoe.link_state import LinkState
 
     Array = NDArray[np.float64]
     Mask = NDArray[bool_]

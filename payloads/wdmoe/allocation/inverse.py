@@ -44,7 +44,7 @@ class Sent(NamedTuple):
 
     def seconds(self, rule: Rule, shares: Array) -> Array:
         """Return the time (N, D) that it takes with fractions (N, D) or (2, N, D) of the bands."""
-        from payloads.wdmoe.rates import rates_mbit
+        from payloads.station.rates import rates_mbit
 
         rates = rates_mbit(rule, self.states, shares * self.bands[:, None, None])
         seconds: Array = (self.mbit / rates).sum(axis=0)

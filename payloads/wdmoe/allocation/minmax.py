@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from payloads.linkd.rule import Rule
+    from payloads.station.link_state import LinkState
     from payloads.wdmoe.latency import Demand
-    from payloads.wdmoe.link_state import LinkState
 
     Array = NDArray[np.float64]
 

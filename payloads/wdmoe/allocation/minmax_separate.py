@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, NamedTuple, Sequence, Tuple
 import numpy as np
 
 from payloads.linkd.rule import Rule
+from payloads.station.rates import offered_mbit, rates_mbit
 from payloads.wdmoe.allocation.inverse import Inverse, Sent, inverse_of, share_of_rate
 from payloads.wdmoe.allocation.minmax_many import least_time, many_same
-from payloads.wdmoe.rates import offered_mbit, rates_mbit
 
 if TYPE_CHECKING:
     from numpy import bool_

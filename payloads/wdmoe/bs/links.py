@@ -18,7 +18,7 @@ import numpy as np
 from payloads.linkd.client import Client
 from payloads.linkd.errors import LinkdError
 from payloads.station.link_feed import LinkControlError, LinkFeed
-from payloads.wdmoe.link_state import LinkState
+from payloads.station.link_state import LinkState
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

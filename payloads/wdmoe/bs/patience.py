@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional, Sequence
 
 import numpy as np
 
+from payloads.station.link_state import LinkState
 from payloads.wdmoe.bs.asked import Asked, loads_of_parcels
 from payloads.wdmoe.bs.loss import LossPolicy
 from payloads.wdmoe.bs.packing import Parcel
 from payloads.wdmoe.dispatch import Decided
-from payloads.wdmoe.link_state import LinkState
 from payloads.wdmoe.routing import Loads
 from payloads.wire.client import Patience
 

@@ -18,11 +18,11 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Opt
 
 import torch
 
+from payloads.station.link_state import VirtualLinks
 from payloads.wdmoe.bs.heldout import Item, QualityError, Window, read_items, read_windows
 from payloads.wdmoe.bs.remote import Dispatcher
 from payloads.wdmoe.bs.virtual import VirtualDecider
 from payloads.wdmoe.decision import Decider
-from payloads.wdmoe.link_state import VirtualLinks
 
 __all__ = [
     "Distance",

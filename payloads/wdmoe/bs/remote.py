@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from payloads.station.link_feed import LinkFeed
+from payloads.station.link_state import LinkState
 from payloads.station.pacing import LinkPacing
 from payloads.wdmoe.bs.asked import Asked, Pairs, dropped_of, loads_of_parcels, pairs_of
 from payloads.wdmoe.bs.beside import Beside, keep_result, served_by, served_of
@@ -25,7 +26,6 @@ from payloads.wdmoe.bs.outcome import Outcome, OutcomeCount
 from payloads.wdmoe.bs.packing import Gathered, Outgoing, Parcel, outgoing, split
 from payloads.wdmoe.bs.patience import Expects, Waiting, patience_of
 from payloads.wdmoe.dispatch import Decided, Decides, DispatchRow, row_of
-from payloads.wdmoe.link_state import LinkState
 from payloads.wdmoe.routing import Routing
 from payloads.wire.client import (
     Answer,

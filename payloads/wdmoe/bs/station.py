@@ -9,6 +9,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Type
 
 from payloads.linkd.channel import ChannelError, read_channel
 from payloads.station.devices import Devices
+from payloads.station.link_state import VirtualLinks
 from payloads.station.specs import SpecError
 from payloads.wdmoe.bs.asks import Ask
 from payloads.wdmoe.bs.at_work import AtWork, Undertaking
@@ -31,7 +32,6 @@ from payloads.wdmoe.decision import Decider, decider_of
 from payloads.wdmoe.families import FAMILIES
 from payloads.wdmoe.judge import Judge
 from payloads.wdmoe.latency import LatencyError
-from payloads.wdmoe.link_state import VirtualLinks
 from payloads.wdmoe.serve.api import Api
 from payloads.wdmoe.serve.language import Language
 from payloads.wdmoe.user_policy import is_user_kind

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy import floating, int64
     from numpy.typing import NDArray
 
-    from payloads.wdmoe.link_state import LinkState, VirtualLinks
+    from payloads.station.link_state import LinkState, VirtualLinks
 
 __all__ = ["VirtualDecider"]
 

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
+from payloads.station.rates import offered_mbit
 from payloads.wdmoe.allocation.band import Band
 from payloads.wdmoe.costs import Demand
-from payloads.wdmoe.rates import offered_mbit
 from payloads.wdmoe.routing import LayerView
 from payloads.wdmoe.selectors.batch import dropped_at_prices
 from payloads.wdmoe.selectors.bound import lower_bound_s, priced

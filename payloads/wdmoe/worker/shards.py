@@ -8,8 +8,8 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 
+from payloads.tensors import TensorFile, TensorFileError
 from payloads.wdmoe.pace import WEIGHT_BYTES, ExpertShape
-from payloads.wdmoe.tensors import TensorFile, TensorFileError
 from payloads.wdmoe.worker.products import Matrix
 from payloads.wire.frames import DTYPE_BYTES
 

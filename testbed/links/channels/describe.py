@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from payloads.linkd.channel import DIRECTIONS, Channel
-from payloads.wdmoe.rates import channel_states, offered_mbit, start_shares
+from payloads.station.rates import channel_states, offered_mbit, start_shares
 from testbed.links.channels.pathloss import Array
 
 __all__ = ["QUANTILES", "describe", "weighted_quantiles"]

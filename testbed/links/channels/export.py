@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from payloads.linkd.channel import Channel
-from payloads.wdmoe.rates import channel_states, rates_mbit, start_shares
+from payloads.station.rates import channel_states, rates_mbit, start_shares
 from testbed.links.channels.traces import Trace, write_csv, write_mahimahi
 
 __all__ = ["channel_traces", "write_traces"]

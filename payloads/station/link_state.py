@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Sequence
 import numpy as np
 
 from payloads.linkd.channel import Channel, ChannelError, Rule
-from payloads.wdmoe.rates import channel_states, rates_mbit
+from payloads.station.rates import channel_states, rates_mbit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
