@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import special
 
 from payloads.linkd.channel import Channel, Rule, parse_channel
-from payloads.wdmoe.rates import channel_states, offered_mbit, start_shares
+from payloads.station.rates import channel_states, offered_mbit, start_shares
 from testbed.config.scenario import ChannelSettings, Scenario
 from testbed.errors import InputError
 from testbed.links.channels import budgets_of, channel_of, describe, rates_mbit
