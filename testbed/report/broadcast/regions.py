@@ -103,6 +103,7 @@ class Region:
         measure: Of what.
         points: The swept points of each scheme, ablations too.
         standings: Where the subject stands against each baseline.
+        without: Where the whole scheme stands against each of its ablations.
         cubes: The values behind them.
         left_out: Schemes of the campaign that have nothing to be compared: no repeat that is whole, or none in common.
     """
@@ -112,6 +113,7 @@ class Region:
     points: Mapping[str, Sequence[Point]]
     standings: Sequence[Standing]
     cubes: Mapping[str, Cube]
+    without: Sequence[Standing] = ()
     left_out: Sequence[str] = ()
 
     @property
@@ -187,8 +189,13 @@ def _region(facts: Facts, panel: Panel, measure: Measure, cubes: Mapping[str, Cu
             if baseline.name in cubes:
                 pair = cubes[subject.name], cubes[baseline.name]
                 standings += _standings(*pair, samples[subject.name], samples[baseline.name])
+    without = []
+    for scheme in facts.schemes.values():
+        whole = scheme.ablates
+        if whole in cubes and scheme.name in cubes and len(facts.users) >= 2:
+            without += _standings(cubes[whole], cubes[scheme.name], samples[whole], samples[scheme.name])
     left_out = [name for name in facts.schemes if name not in cubes]
-    return Region(panel, measure, points, standings, cubes, left_out)
+    return Region(panel, measure, points, standings, cubes, without, left_out)
 
 
 def _points(cube: Cube, samples: Samples, compared: Samples) -> list[Point]:

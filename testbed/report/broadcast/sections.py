@@ -20,6 +20,7 @@ from testbed.report.broadcast.looks import Look
 from testbed.report.broadcast.regions import Region
 from testbed.report.broadcast.sentence import Tally, tallies_of
 from testbed.report.broadcast.tables import (
+    ablated_table,
     ablations_table,
     broadcast_trials_table,
     errors_table,
@@ -278,7 +279,8 @@ def _ablations(found: BroadcastFound) -> list[Block]:
     if drawn is None:
         return [Missing("This campaign has no ablation that was played beside the scheme that it is one of.")]
     table = ablations_table(losses)
-    return [drawn, Sheet(table, folded=len(table.rows) > UNFOLDED)]
+    margins = ablated_table(found.facts, found.regions)
+    return [drawn, Sheet(margins), Sheet(table, folded=len(table.rows) > UNFOLDED)]
 
 
 def _examples(run: Run, found: BroadcastFound) -> list[Block]:

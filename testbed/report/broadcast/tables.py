@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 
@@ -20,6 +20,7 @@ from testbed.report.numbers import NO_VALUE, number, with_interval
 from testbed.report.tables import Cell, DataTable, Header, count_cell, interval_cell, links_cell, ms_cell
 
 __all__ = [
+    "ablated_table",
     "ablations_table",
     "broadcast_trials_table",
     "errors_table",
@@ -75,26 +76,44 @@ def tally_table(tallies: Sequence[Tally], looks: Mapping[str, Look], subject: st
 
 def panels_table(facts: Facts, regions: Sequence[Region]) -> DataTable:
     """Return where the subject stands by set, ratio, baseline (rows) and scenario (columns), by PSNR."""
+    caption = "By images, bandwidth ratio and scenario (PSNR): points outside, and the margins in dB"
+    names = [baseline.name for baseline in facts.baselines]
+    return _by_panel("panels", caption, "against", names, regions, lambda region: region.standings)
+
+
+def ablated_table(facts: Facts, regions: Sequence[Region]) -> DataTable:
+    """Return where whole schemes stand against the regions of their ablations; else as :func:`panels_table`."""
+    caption = "The whole scheme against the ablation's region (PSNR): points outside, and the margins in dB"
+    names = [scheme.name for scheme in facts.schemes.values() if scheme.ablates]
+    return _by_panel("ablated", caption, "ablation", names, regions, lambda region: region.without)
+
+
+def _by_panel(
+    key: str,
+    caption: str,
+    against: str,
+    names: Sequence[str],
+    regions: Sequence[Region],
+    standings_of: Callable[[Region], Sequence[Standing]],
+) -> DataTable:
     own = {r.panel: r for r in regions if r.measure.column == "psnr_db"}
     scenarios = list(dict.fromkeys(panel.scenario for panel in own))
-    places = list(dict.fromkeys((panel.set, panel.ratio) for panel in own))
-    headers = [Header("images"), Header("k/n"), Header("against")]
+    headers = [Header("images"), Header("k/n"), Header(against)]
     headers += [
-        Header(scenario, True, "points outside of those judged, and the least margin in dB")
+        Header(scenario, True, "points outside of those judged, and the least and greatest margin in dB")
         for scenario in scenarios
     ]
     body = []
-    for name, ratio in places:
-        for baseline in facts.baselines:
+    for place, ratio in dict.fromkeys((panel.set, panel.ratio) for panel in own):
+        for name in names:
             cells = []
             for scenario in scenarios:
-                region = own.get(Panel(scenario, name, ratio))
-                standings = region.standings if region is not None else []
-                cells.append(_panel_cell([s for s in standings if s.baseline == baseline.name]))
+                region = own.get(Panel(scenario, place, ratio))
+                standings = standings_of(region) if region is not None else []
+                cells.append(_panel_cell([s for s in standings if s.baseline == name]))
             if any(cell.raw is not None for cell in cells):
-                body.append([Cell(name), Cell(ratio_name(ratio), ratio), Cell(baseline.name), *cells])
-    caption = "By images, bandwidth ratio and scenario (PSNR): points outside, and the least margin in dB"
-    return DataTable("panels", caption, headers, body, grouped=True)
+                body.append([Cell(place), Cell(ratio_name(ratio), ratio), Cell(name), *cells])
+    return DataTable(key, caption, headers, body, grouped=True)
 
 
 def not_outside_table(facts: Facts, regions: Sequence[Region]) -> DataTable:
@@ -338,14 +357,14 @@ def _panel_cell(standings: Sequence[Standing]) -> Cell:
         return Cell(NO_VALUE, style="weak")
     outside = sum(standing.verdict == "outside" for standing in judged)
     inside = sum(standing.verdict == "inside" for standing in judged)
-    least = min(standing.margin.value for standing in judged)
+    margins = [standing.margin.value for standing in judged]
+    least, greatest = min(margins), max(margins)
     style = "strong" if outside == len(judged) else "bad" if inside == len(judged) else ""
     past = len(standings) - len(judged)
     title = f"{outside} outside, {len(judged) - outside - inside} without a difference, {inside} inside, {past} past"
-    text = f"{outside}/{len(judged)} · {margin_text(least, least)}"
-    return Cell(
-        text, least, style, title=title, csv=f"{outside} of {len(judged)}; least margin {least:.4g} dB"
-    )
+    text = f"{outside}/{len(judged)} · {margin_text(least, greatest)}"
+    ends = f"{outside} of {len(judged)}; margins {least:.4g} to {greatest:.4g} dB"
+    return Cell(text, least, style, title=title, csv=ends)
 
 
 def _standing_row(region: Region, standing: Standing) -> list[Cell]:

@@ -19,6 +19,7 @@ from testbed.report.broadcast.ablations import losses_of
 from testbed.report.broadcast.cubes import Cube, can_vary, intervals_of, resampled, without_common
 from testbed.report.broadcast.facts import Facts, Panel, facts_of
 from testbed.report.broadcast.regions import Region, margins, regions_of
+from testbed.report.broadcast.tables import ablated_table
 from tests.report.broadcast.conftest import SCHEMES
 
 Maker = Callable[..., Path]
@@ -113,6 +114,19 @@ def test_an_ablation_loses_what_it_was_made_to_lose(usual: tuple[Facts, list[Reg
     assert len(losses) == 2
     for change in (change for loss in losses for change in loss.changes):
         assert change.low < -0.4 < change.high
+
+
+def test_the_whole_scheme_lies_outside_the_region_of_what_it_was_made_better_than(
+    usual: tuple[Facts, list[Region]],
+) -> None:
+    facts, regions = usual
+    for region in (region for region in regions if region.measure.column == "psnr_db"):
+        assert [standing.share for standing in region.without] == list(region.cubes["fusion"].shares)
+        assert {standing.baseline for standing in region.without} == {"no CSI"}
+        assert all(standing.margin.value > 0.2 for standing in region.without)
+    table = ablated_table(facts, regions)
+    assert [row[2].text for row in table.rows] == ["no CSI"]
+    assert all("margins" in (cell.csv or "") for cell in table.rows[0][3:])
 
 
 def test_a_repeat_that_a_scheme_lacks_is_left_out_for_all(make_broadcast: Maker) -> None:
