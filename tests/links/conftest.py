@@ -266,12 +266,17 @@ def link_pair(tmp_path: Path) -> Iterator[LinkPair]:
 
 
 @pytest.fixture(scope="module")
-def shaped_pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LinkPair]:
-    """A pair for the whole module, with the daemon and the probe responder running."""
-    for pair in _pair(tmp_path_factory.mktemp("links")):
-        pair.start("d", "respond", "--listen", f"{pair.address}:7071")
-        pair.start("b", "serve", "--leaf", "tbf")
-        yield pair
+def free_pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LinkPair]:
+    """A pair for the whole module."""
+    yield from _pair(tmp_path_factory.mktemp("links"))
+
+
+@pytest.fixture(scope="module")
+def shaped_pair(free_pair: LinkPair) -> LinkPair:
+    """That pair, with the daemon and the probe responder running."""
+    free_pair.start("d", "respond", "--listen", f"{free_pair.address}:7071")
+    free_pair.start("b", "serve", "--leaf", "tbf")
+    return free_pair
 
 
 @pytest.fixture

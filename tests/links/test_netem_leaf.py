@@ -27,12 +27,20 @@ def _with_netem() -> None:
         pytest.skip(f"the leaf netem needs what this host does not have ({lacks})")
 
 
-@pytest.fixture
-def netem_pair(link_pair) -> Iterator[Any]:
+@pytest.fixture(scope="module")
+def served_pair(free_pair) -> Any:
     """A pair with the daemon and the probe responder running, and the leaf left to the daemon's choice."""
-    link_pair.start("d", "respond", "--listen", f"{link_pair.address}:7071")
-    link_pair.start("b", "serve")
-    return link_pair
+    free_pair.start("d", "respond", "--listen", f"{free_pair.address}:7071")
+    free_pair.start("b", "serve")
+    return free_pair
+
+
+@pytest.fixture
+def netem_pair(served_pair) -> Iterator[Any]:
+    """That pair, its links put back after each test: under a stock kernel, starting processes takes long."""
+    yield served_pair
+    with Client(served_pair.socket) as client:
+        client.clear()
 
 
 def _set(pair: Any, down: float, up: float, **impairments: float) -> dict[str, Any]:
