@@ -1,4 +1,4 @@
-"""The code of devices under the Pythons of JetPack 5 and 6, where those interpreters exist."""
+"""The code of devices under the Pythons of JetPack 5, 6 and 7, where those interpreters exist."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ from pathlib import Path
 from unittest.mock import MagicMock
 
 for path in sorted(Path("payloads").glob("**/*.py")):
-    if path.parts[1] in ("board", "boardlog", "station", "wdmoe", "wire"):
-        compile(path.read_text(), str(path), "exec")
+    compile(path.read_text(), str(path), "exec")
 
 from payloads.services import ready
 from payloads.wire import auth, client, clock, credentials, frames, server
 from payloads.board import busy, pace
-from payloads.wdmoe import families, gating, tensors
+from payloads import metrics, tensors
+from payloads.wdmoe import families, gating
+from payloads.semcast import about, messages, multicast, reports
+from payloads.semcast import spec as broadcast_spec
 from payloads.wdmoe import pace as wdmoe_pace
 from payloads.wdmoe.allocation import bandwidth
 from payloads.station import bsctl
@@ -107,7 +109,7 @@ except SystemExit as end:
 """
 
 
-@pytest.mark.parametrize("version", ["3.8", "3.10"])
+@pytest.mark.parametrize("version", ["3.8", "3.10", "3.12"])
 def test_device_code_runs(version, old_python, tmp_path):
     python = old_python(version)
     now = datetime.now(UTC)
