@@ -124,6 +124,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         credentials = credentials_of(options)
         receiver = Receiver(shelf, options.folder, *board)
         server = Server(listen(*options.listen), credentials, receiver.handle, NAME)
+        kept = shelf.kept()
     except (AuthError, OSError, ShelfError) as error:
         print(f"{NAME}: {error}", file=sys.stderr)
         return 1
@@ -136,6 +137,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         announce_ready()
         server.serve()
     finally:
+        kept.close()
         server.close()
         receiver.close()
     return 0

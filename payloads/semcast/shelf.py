@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Mapping, NamedTuple
 
+from payloads.artifacts.marks import Mark
+
 if TYPE_CHECKING:
     from payloads.semcast.network import Broadcast
 
@@ -55,6 +57,10 @@ class Shelf:
             raise ShelfError(f"{path}: {error.args[0]} is missing") from error
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise ShelfError(f"{path} is damaged: {error}") from error
+
+    def kept(self) -> Mark:
+        """Keep the weights from being removed until the answer is closed: networks are made when first asked for."""
+        return Mark("semcast", [listed.weights for listed in self._listed.values()], self._objects)
 
     def identities(self) -> Dict[str, str]:
         """Return a sha256 of each model by its name: two hosts with the same one hold the same model."""

@@ -234,7 +234,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         given = options.links, options.pacing, options.multicast
         transmitter = Transmitter(shelf, options.devices, credentials, *given)
         control = Control(options.control, transmitter.describe)
-    except (AuthError, ControlError, ShelfError) as error:
+        kept = shelf.kept()
+    except (AuthError, ControlError, OSError, ShelfError) as error:
         _say(str(error))
         return 1
     try:
@@ -246,6 +247,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         announce_ready()
         serve(transmitter, control)
     finally:
+        kept.close()
         control.close()
         transmitter.close()
     return 0
