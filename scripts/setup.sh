@@ -73,6 +73,8 @@ need_environment() {
   echo "$wanted" >"$stamp"
 }
 
+# What labs with ordinary users, systemd and clocks that are off need besides.
+RACK_PACKAGES=(sudo=sudo faketime=faketime openssl=openssl systemctl=systemd dbus-daemon=dbus)
 LAB_PACKAGES=(sshd=openssh-server ssh=openssh-client ip=iproute2 nc=netcat-openbsd nsenter=util-linux ps=procps)
 
 # Debian has Chromium and its driver as packages. Ubuntu has not; its CI runners come with Chrome and the driver.

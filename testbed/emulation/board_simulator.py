@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from testbed.boards.model import Board
 from testbed.emulation import tree
-from testbed.emulation.boards import Board
 from testbed.emulation.cgroups import Group, memory_of, usage_ns
 from testbed.emulation.power import Backlog, LoadStep, run_script, steps_between
 from testbed.emulation.procfiles import meminfo, stat_file
@@ -212,7 +212,7 @@ class BoardSimulator:
             power_mw = rail.power.at(self.level)
             if self._noise:
                 power_mw *= max(0.0, 1 + self._random.gauss(0, self._noise))
-            file.write(b"%d\n" % round(power_mw * 1000 / rail.millivolts))
+            file.write(tree.current_text(rail, power_mw).encode())
         self._gpu.write(b"%d\n" % round(1000 * self.level))
         self._emc.write(b"%d\n" % (round(60 * self.level) * (self.board.emc_hz // 1000)))
 

@@ -32,6 +32,8 @@ class Layout:
         usage: The parent folder for CPU accounting, or None.
         memory: The parent folder for memory limits, or None.
         unified: Whether they are of version 2, and then all one folder.
+        others: The parent folders in every other hierarchy, with its mount options (``cgroup2`` is version 2 beside
+            version 1): only a host whose process 1 manages groups itself needs groups there.
         problems: What cannot be had, and why.
     """
 
@@ -39,12 +41,24 @@ class Layout:
     usage: Path | None
     memory: Path | None
     unified: bool
+    others: tuple[tuple[str, Path], ...] = ()
     problems: tuple[str, ...] = ()
 
     @property
     def parents(self) -> tuple[Path, ...]:
         """The different parent folders."""
         return tuple(dict.fromkeys(path for path in (self.cpu, self.usage, self.memory) if path is not None))
+
+    @property
+    def hierarchies(self) -> tuple[str, ...]:
+        """All hierarchies of version 1, and of version 2 beside them, as mount options; none for version 2 alone."""
+        if self.unified:
+            return ()
+        together: dict[Path, list[str]] = {}
+        for name, path in (("cpu", self.cpu), ("cpuacct", self.usage), ("memory", self.memory)):
+            if path is not None:
+                together.setdefault(path, []).append(name)
+        return (*(",".join(names) for names in together.values()), *(name for name, _ in self.others))
 
 
 def find_layout(root: Path = Path("/")) -> Layout:
@@ -56,6 +70,7 @@ def find_layout(root: Path = Path("/")) -> Layout:
     mounts = (root / "proc/self/mountinfo").read_text().splitlines()
     own = dict(_own_groups((root / "proc/self/cgroup").read_text()))
     version1: dict[str, Path] = {}
+    others: list[tuple[str, Path]] = []
     unified: Path | None = None
     for line in mounts:
         left, _, right = line.partition(" - ")
@@ -63,11 +78,15 @@ def find_layout(root: Path = Path("/")) -> Layout:
         inside, place = fields[3], root / fields[4].lstrip("/")
         if kind == "cgroup2":
             unified = place
+            others.append(("cgroup2", place / os.path.relpath(own.get("", "/"), inside)))
         elif kind == "cgroup":
-            for controller in ("cpu", "cpuacct", "memory"):
-                if controller in options:
-                    # The groups go below this process's own, so that a limit on it holds for the lab too.
-                    version1[controller] = place / os.path.relpath(own.get(controller, "/"), inside)
+            used = [name for name in ("cpu", "cpuacct", "memory") if name in options]
+            for controller in used:
+                # The groups go below this process's own, so that a limit on it holds for the lab too.
+                version1[controller] = place / os.path.relpath(own.get(controller, "/"), inside)
+            names = [name for name in options if name in own]
+            if names and not used:
+                others.append((",".join(names), place / os.path.relpath(own[names[0]], inside)))
     if version1:
         missing = [name for name in ("cpu", "memory") if name not in version1]
         return Layout(
@@ -75,6 +94,7 @@ def find_layout(root: Path = Path("/")) -> Layout:
             version1.get("cpuacct"),
             version1.get("memory"),
             unified=False,
+            others=tuple(others),
             problems=tuple(f"no {name} controller is mounted" for name in missing),
         )
     if unified is None:
@@ -115,7 +135,8 @@ def _unified_layout(top: Path) -> Layout:
 
 def lab_folders(layout: Layout, lab: str) -> tuple[Path, ...]:
     """Return the folders that hold a lab's groups."""
-    return tuple(parent / f"testbed-{lab}" for parent in layout.parents)
+    every = dict.fromkeys((*layout.parents, *(path for _, path in layout.others)))
+    return tuple(parent / f"testbed-{lab}" for parent in every)
 
 
 class Group:
@@ -125,11 +146,18 @@ class Group:
         layout: Where groups can be made.
         lab: The lab's name.
         host: The host's name.
+        whole: Whether the host has a group in every hierarchy, also where nothing is limited.
     """
 
-    def __init__(self, layout: Layout, lab: str, host: str) -> None:
+    def __init__(self, layout: Layout, lab: str, host: str, *, whole: bool = False) -> None:
         self._layout = layout
+        self._others = tuple(path for _, path in layout.others) if whole else ()
         self.name = f"testbed-{lab}/{host}"
+
+    @property
+    def hierarchies(self) -> tuple[str, ...]:
+        """The hierarchies of version 1 that the group is in, as mount options; none for version 2."""
+        return self._layout.hierarchies
 
     def _folder(self, parent: Path | None) -> Path | None:
         return None if parent is None else parent / self.name
@@ -137,7 +165,7 @@ class Group:
     @property
     def folders(self) -> tuple[Path, ...]:
         """Every folder of this group."""
-        return tuple(parent / self.name for parent in self._layout.parents)
+        return tuple(parent / self.name for parent in (*self._layout.parents, *self._others))
 
     @property
     def usage_file(self) -> Path | None:
@@ -164,6 +192,7 @@ class Group:
         """
         for folder in self.folders:
             folder.mkdir(parents=True, exist_ok=True)
+            _hand_down_cpuset(folder)
         if self._layout.unified:
             # Children of the lab's own group get a controller only where that group hands it down.
             hand_down = Path(self.name).parent
@@ -185,6 +214,15 @@ class Group:
         """Move a process into the group; its children will follow it."""
         for folder in self.folders:
             (folder / "cgroup.procs").write_text(str(pid))
+
+
+def _hand_down_cpuset(folder: Path) -> None:
+    """Give a group of the hierarchy ``cpuset`` its parents' processors and memory: without any it takes no process."""
+    for name in ("cpuset.cpus", "cpuset.mems"):
+        top = folder.parent.parent / name
+        if top.exists() and (folder / name).exists():
+            for group in (folder.parent, folder):
+                (group / name).write_text(top.read_text())
 
 
 def usage_ns(text: bytes, *, unified: bool) -> int:

@@ -5,15 +5,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import stat
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed.emulation import jetpack, rootfs
+from testbed.emulation import jetpack, rootfs, system, systemd
+from testbed.emulation.accounts import make_accounts
+from testbed.emulation.clock import clock_environment, clock_files, find_library
 from testbed.emulation.namespaces import (
     CLONE_NEWCGROUP,
     CLONE_NEWIPC,
@@ -33,9 +37,8 @@ __all__ = ["HostKeys", "Pipes", "become_host", "hosts_file", "services"]
 
 _HOME = "/opt/testbed"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-# Loading modules, raw input and output, rebooting, the clock, device nodes, the kernel's log, wake-
-# ups, audit.
-_DROPPED = (16, 17, 22, 25, 27, 29, 30, 32, 33, 34, 35, 36, 37)
+# Loading modules, raw input and output, the clock, device nodes, setting up audit, the kernel's log, wake-ups.
+_DROPPED = (16, 17, 25, 27, 30, 32, 33, 34, 35, 36, 37)
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,12 @@ class HostKeys:
     Attributes:
         private: Its private key, in OpenSSH's format.
         authorized: The public key of the lab's client.
+        password_hash: The password of users whose sudo asks for one, as in ``/etc/shadow``.
     """
 
     private: str
     authorized: str
+    password_hash: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,10 +71,29 @@ class Pipes:
     console: int
 
 
-def become_host(spec: LabSpec, host: HostSpec, folders: HostFolders, keys: HostKeys, pipes: Pipes) -> None:
-    """Turn this process into process 1 of a host; never returns."""
+def become_host(
+    spec: LabSpec,
+    host: HostSpec,
+    folders: HostFolders,
+    keys: HostKeys,
+    pipes: Pipes,
+    *,
+    hierarchies: Sequence[str],
+) -> None:
+    """Turn this process into process 1 of a host; never returns.
+
+    A host that has been up before, with the same folders, keeps what is on its disk.
+
+    Args:
+        spec: The lab.
+        host: The host.
+        folders: Its parts.
+        keys: Its keys.
+        pipes: How to take turns with the keeper.
+        hierarchies: The control groups of version 1 that a systemd there gets; none for version 2.
+    """
     try:
-        _become_host(spec, host, folders, keys, pipes)
+        _become_host(spec, host, folders, keys, pipes, hierarchies)
     except BaseException as error:
         traceback.print_exc()
         os.write(pipes.said, f"e{error}".encode())
@@ -77,7 +101,14 @@ def become_host(spec: LabSpec, host: HostSpec, folders: HostFolders, keys: HostK
         os._exit(1)
 
 
-def _become_host(spec: LabSpec, host: HostSpec, folders: HostFolders, keys: HostKeys, pipes: Pipes) -> None:
+def _become_host(
+    spec: LabSpec,
+    host: HostSpec,
+    folders: HostFolders,
+    keys: HostKeys,
+    pipes: Pipes,
+    hierarchies: Sequence[str],
+) -> None:
     die_with_parent(signal.SIGKILL)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
@@ -87,14 +118,28 @@ def _become_host(spec: LabSpec, host: HostSpec, folders: HostFolders, keys: Host
     os.write(pipes.said, b"n")
     _wait(pipes)
     run_lines(host_lines(spec, host))
-    rootfs.enter(folders, needed=spec.needed, disk_mib=host.disk_mib, synthetic_sys=host.kind is not None)
+    first = folders.is_new
+    interpreter = host.python
+    rootfs.enter(
+        folders,
+        needed=spec.needed,
+        placed={interpreter.on_board: interpreter.prefix} if interpreter else {},
+        disk_mib=host.disk_mib,
+        synthetic_sys=host.kind is not None,
+    )
     set_hostname(host.name)
-    _configure(spec, host, keys)
+    if first:
+        _configure(spec, host, keys)
+    if host.systemd:
+        systemd.mount_groups(hierarchies)
     drop_capabilities(_DROPPED)
     null = os.open("/dev/null", os.O_RDONLY)
     os.dup2(null, 0)
     os.dup2(pipes.console, 1)
     os.dup2(pipes.console, 2)
+    if host.systemd:
+        environment = _environment() | systemd.ENVIRONMENT
+        os.execve(systemd.PROGRAM, [systemd.PROGRAM, "--system", "--show-status=no"], environment)
     program = spec.interpreter
     os.execve(program, [program, "-I", "-S", f"{_HOME}/init.py", f"{_HOME}/services.json"], _environment())
 
@@ -108,6 +153,10 @@ def _environment() -> dict[str, str]:
     return {"PATH": _PATH, "HOME": "/root", "USER": "root", "LANG": "C.UTF-8", "SHELL": "/bin/sh"}
 
 
+def _clock(host: HostSpec) -> dict[str, str]:
+    return clock_environment(host.clock_offset_s, find_library())
+
+
 def services(spec: LabSpec, host: HostSpec) -> list[dict[str, object]]:
     """Return what process 1 of a host supervises, as the content of its services file."""
     entries: list[dict[str, object]] = [
@@ -117,13 +166,15 @@ def services(spec: LabSpec, host: HostSpec) -> list[dict[str, object]]:
             "environment": _environment(),
         }
     ]
-    if host.kind is not None and spec.jtop:
+    if host.jtop:
         entries.append(
             {
                 "name": "jtop",
                 "argv": [f"{_HOME}/python", "-m", "jtop", "--force"],
                 # The service asks Python which machine this is; its folder answers as a board's would.
-                "environment": _environment() | {"JTOP_SERVICE": "True", "PYTHONPATH": f"{_HOME}/jtop"},
+                "environment": _environment()
+                | _clock(host)
+                | {"JTOP_SERVICE": "True", "PYTHONPATH": f"{_HOME}/jtop"},
             }
         )
     return entries
@@ -145,25 +196,73 @@ def _configure(spec: LabSpec, host: HostSpec, keys: HostKeys) -> None:
         f"{_HOME}/services.json": (json.dumps(services(spec, host)), 0o644),
         f"{_HOME}/sshd_config": (_sshd_config(host), 0o600),
         f"{_HOME}/host_key": (keys.private, 0o600),
-        f"{_HOME}/authorized_keys": (keys.authorized, 0o600),
+        # sshd reads it as the user who logs in.
+        f"{_HOME}/authorized_keys": (keys.authorized, 0o644),
         "/etc/hostname": (f"{host.name}\n", 0o644),
         "/etc/hosts": (hosts_file(spec, host), 0o644),
     }
     if host.kind is not None:
         board = host.kind
         files |= {
-            "/etc/nv_tegra_release": (jetpack.tegra_release(board), 0o644),
-            "/etc/nvpmodel.conf": (jetpack.nvpmodel_conf(board), 0o644),
+            "/etc/nv_tegra_release": (system.tegra_release(board), 0o644),
+            system.nvpmodel_file(board): (jetpack.nvpmodel_conf(board), 0o644),
             "/var/lib/nvpmodel/status": (jetpack.nvpmodel_status(board), 0o644),
             "/usr/sbin/nvpmodel": (jetpack.NVPMODEL, 0o755),
             "/usr/bin/jetson_clocks": (jetpack.JETSON_CLOCKS, 0o755),
             "/usr/local/bin/jtop": (f'#!/bin/sh\nexec {_HOME}/python -m jtop "$@"\n', 0o755),
             f"{_HOME}/jtop/sitecustomize.py": (_JTOP_SITE, 0o644),
         }
-        _add_group("jtop")
         Path("/etc/fstab").touch()
+    if host.systemd:
+        units = systemd.unit_files(services(spec, host))
+        files |= {path: (text, 0o644) for path, text in units.items()}
+        files["/etc/machine-id"] = (systemd.machine_id(spec.lab, host.name) + "\n", 0o444)
+    else:
+        files |= {f"/usr/sbin/{name}": (jetpack.REBOOT, 0o755) for name in ("reboot", "shutdown", "poweroff")}
+    files |= clock_files(_clock(host))
+    if host.release is not None:
+        files["/etc/os-release"] = (system.os_release(host.release), 0o644)
     _write(files)
-    _open_root_account()
+    if host.kind is not None:
+        _link("/etc/nvpmodel.conf", system.nvpmodel_file(host.kind))
+    if host.systemd:
+        for name in ("reboot", "shutdown", "poweroff"):
+            # This machine may have systemd without the programs that other systems have for the same.
+            if not Path(f"/usr/sbin/{name}").exists():
+                _link(f"/usr/sbin/{name}", "/bin/systemctl")
+        systemd.clear_units([Path(path).name for path in files if path.endswith(".service")])
+    _place_python(host)
+    make_accounts(host.user, host.sudo, keys.password_hash, board=host.kind is not None)
+    if host.user != "root":
+        _open_ways(spec.needed)
+
+
+def _place_python(host: HostSpec) -> None:
+    """Let ``python3`` be the interpreter that the board's JetPack comes with."""
+    if host.python is None:
+        return
+    program = f"{host.python.on_board}/{host.python.program}"
+    for name in {"python3", Path(program).name}:
+        if f"/usr/bin/{name}" != program:
+            _link(f"/usr/bin/{name}", program)
+    for library in Path(host.python.on_board, "lib").glob("libpython3.*.so*"):
+        # A program that has its library beside it looks for it by the path that it was built for.
+        with contextlib.suppress(FileExistsError):
+            Path("/usr/lib", library.name).symlink_to(library)
+
+
+def _link(path: str, target: str) -> None:
+    Path(path).unlink(missing_ok=True)
+    Path(path).symlink_to(target)
+
+
+def _open_ways(needed: Sequence[str]) -> None:
+    """Let an ordinary user come to the folders that every host needs, of which some may lie in root's home."""
+    for folder in needed:
+        for path in [*Path(folder).parents, Path(folder)]:
+            mode = stat.S_IMODE(path.stat().st_mode)
+            if not mode & 0o001:
+                path.chmod(mode | 0o011)
 
 
 _JTOP_SITE = '''"""Seen by the jtop service alone: it reads a board's files only on a board's processor."""
@@ -197,6 +296,8 @@ def _sshd_config(host: HostSpec) -> str:
             "PidFile none",
             "LogLevel ERROR",
             "AcceptEnv LANG LC_*",
+            # As on a Jetson: programs for root are on everybody's path.
+            "SetEnv " + " ".join(f"{key}={value}" for key, value in {"PATH": _PATH, **_clock(host)}.items()),
             "Subsystem sftp internal-sftp",
             "",
         ]
@@ -212,27 +313,3 @@ def _write(files: Mapping[str, tuple[str, int]]) -> None:
         path.touch(mode=0o600)
         path.write_text(text)
         path.chmod(mode)
-
-
-def _add_group(name: str) -> None:
-    path = Path("/etc/group")
-    lines = path.read_text().splitlines()
-    taken = {int(line.split(":")[2]) for line in lines if line.count(":") >= 3}
-    if any(line.startswith(f"{name}:") for line in lines):
-        return
-    number = next(candidate for candidate in range(900, 0, -1) if candidate not in taken)
-    path.write_text("\n".join([*lines, f"{name}:x:{number}:root", ""]))
-
-
-def _open_root_account() -> None:
-    """Let root in by key: an account that is locked (``!``) is refused without PAM."""
-    path = Path("/etc/shadow")
-    if not path.is_file():
-        return
-    lines = path.read_text().splitlines()
-    fixed = []
-    for line in lines:
-        name, password, rest = [*line.split(":", 2), "", ""][:3]
-        fixed.append(f"root:*:{rest}" if name == "root" and password.startswith("!") else line)
-    if fixed != lines:
-        path.write_text("\n".join([*fixed, ""]))

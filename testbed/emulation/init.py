@@ -2,8 +2,8 @@
 
 Run by path as a program of its own (``python -I -S init.py SERVICES.json``), with the standard library only.
 
-SIGTERM ends the host. SIGINT restarts it, as Ctrl-Alt-Del does: every process but this one is killed and the
-services start afresh, while what was written to the host's disk stays.
+SIGTERM ends the host. SIGINT reboots it, as Ctrl-Alt-Del does: every process is ended, this one last, with the
+status by which the lab's keeper knows that the host is to start again with what is on its disk.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ import time
 
 _SIGNALS = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT}
 _LONGEST_WAIT_S = 10.0
+_GRACE_S = 2.0
+REBOOT_STATUS = 75
+"""What process 1 ends with when the host is to start again."""
 
 
 class Service:
@@ -78,20 +81,21 @@ def bury(services: list[Service]) -> None:
                 service.ended(status)
 
 
-def restart(services: list[Service]) -> None:
-    """Kill every process of the host and make all services due."""
-    say("restarting")
-    for service in services:
-        service.pid, service.due = 0, 0.0
-    try:
-        os.kill(-1, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-    while True:
+def end_all() -> None:
+    """End every process of the host but this one: with SIGTERM, and those that stay with SIGKILL."""
+    deadline = time.monotonic() + _GRACE_S
+    for number in (signal.SIGTERM, signal.SIGKILL):
         try:
-            os.waitpid(-1, 0)
-        except ChildProcessError:
+            os.kill(-1, number)
+        except ProcessLookupError:
             return
+        while number == signal.SIGKILL or time.monotonic() < deadline:
+            try:
+                pid, _ = os.waitpid(-1, 0 if number == signal.SIGKILL else os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                time.sleep(0.01)
 
 
 def main() -> int:
@@ -109,7 +113,9 @@ def main() -> int:
         if info is not None and info.si_signo == signal.SIGTERM:
             return 0
         if info is not None and info.si_signo == signal.SIGINT:
-            restart(services)
+            say("rebooting")
+            end_all()
+            return REBOOT_STATUS
         bury(services)
 
 

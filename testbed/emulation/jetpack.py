@@ -1,4 +1,4 @@
-"""What JetPack puts on a board beside the kernel: the release file, power modes, and the two programs that set them.
+"""What JetPack puts on a board to set its power: the power modes, and the two programs that set them.
 
 ``nvpmodel`` and ``jetson_clocks`` are small shell scripts written here from their documented command
 lines. They are shell and not Python because the jtop service runs ``nvpmodel -q`` for every sample. They
@@ -8,25 +8,16 @@ board computes or what it draws.
 
 from __future__ import annotations
 
-from testbed.emulation.boards import Board
+from testbed.boards.model import Board
 
-__all__ = ["JETSON_CLOCKS", "NVPMODEL", "nvpmodel_conf", "nvpmodel_status", "tegra_release"]
-
-
-def tegra_release(board: Board) -> str:
-    """Return ``/etc/nv_tegra_release``."""
-    release, _, revision = board.l4t.partition(".")
-    return (
-        f"# R{release} (release), REVISION: {revision}, GCID: 0, BOARD: generic, EABI: aarch64, "
-        "DATE: Thu Jan  1 00:00:00 UTC 1970\n"
-    )
+__all__ = ["JETSON_CLOCKS", "NVPMODEL", "REBOOT", "nvpmodel_conf", "nvpmodel_status"]
 
 
 def nvpmodel_conf(board: Board) -> str:
     """Return ``/etc/nvpmodel.conf``."""
     lines = ["# Power modes of an emulated board.", ""]
-    for number, mode in enumerate(board.modes):
-        lines.append(f"< POWER_MODEL ID={number} NAME={mode.name} >")
+    for mode in board.modes:
+        lines.append(f"< POWER_MODEL ID={mode.id} NAME={mode.name} >")
         lines += [f"CPU_ONLINE CORE_{core} {int(core < mode.cpus)}" for core in range(board.cpus)]
         lines += [
             f"TPC_POWER_GATING TPC_PG_MASK {mode.tpc_pg_mask}",
@@ -40,7 +31,7 @@ def nvpmodel_conf(board: Board) -> str:
 
 def nvpmodel_status(board: Board) -> str:
     """Return ``/var/lib/nvpmodel/status`` of a board that has just started."""
-    return f"pmode:{board.start_mode:04d} {board.start_mode} {board.modes[board.start_mode].name}\n"
+    return f"pmode:{board.start_mode:04d} {board.start_mode} {board.mode(board.start_mode).name}\n"
 
 
 NVPMODEL = r"""#!/bin/sh
@@ -128,8 +119,7 @@ set_mode() {
     for file in /sys/class/devfreq/*/max_freq; do echo "$gpu" >"$file"; done
     for file in /sys/class/devfreq/*/device/tpc_pg_mask; do echo "$mask" >"$file"; done
     say "Power mode set to $name"
-    # Process 1 of an emulated board takes SIGINT for a reboot, as a kernel's Ctrl-Alt-Del does.
-    [ -z "$reboot" ] || kill -INT 1
+    [ -z "$reboot" ] || reboot
 }
 
 verbose= action= mode=
@@ -231,4 +221,13 @@ case "${1:-}" in
     -h | --help) usage ;;
     *) usage >&2; echo "Error: unknown option $1" >&2; exit 1 ;;
 esac
+"""
+
+REBOOT = r"""#!/bin/sh
+# reboot, shutdown and poweroff where process 1 is no systemd but the lab's supervisor: that takes SIGINT for a
+# reboot, as a kernel's Ctrl-Alt-Del does, and SIGTERM for the end.
+number=TERM
+case "${0##*/} $*" in reboot* | shutdown*" -r"*) number=INT ;; esac
+[ "$(id -u)" = 0 ] || { echo "${0##*/}: must be root" >&2; exit 1; }
+kill -s $number 1
 """

@@ -40,7 +40,7 @@ from testbed.emulation.namespaces import (
 )
 from testbed.emulation.network import bridge_lines, run_lines
 from testbed.emulation.power import parse_script
-from testbed.emulation.running_host import RunningHost, start_host
+from testbed.emulation.running_host import RunningHost, restart_host, start_host
 from testbed.emulation.spec import LabSpec
 
 __all__ = ["Keeper", "main"]
@@ -55,7 +55,8 @@ class Keeper:
 
     Args:
         spec: The lab.
-        keys: The SSH keys: ``client`` (``private``, ``public``) and ``hosts`` (the same, by name).
+        keys: The SSH keys: ``client`` (``private``, ``public``) and ``hosts`` (the same, by name); and ``password``
+            (``plain``, ``hash``), which ordinary users have.
         layout: Where its control groups go.
         reaper: The pipe to the reaper.
         lifeline: Where a byte hands the lab over.
@@ -101,20 +102,25 @@ class Keeper:
             for number, host in enumerate(self.spec.hosts):
                 if self._abandoned():
                     return
-                keys = HostKeys(
-                    self._keys["hosts"][host.name]["private"], self._keys["client"]["public"] + "\n"
-                )
+                keys = self._host_keys(host.name)
                 self._hosts.append(start_host(self.spec, number, keys, self._layout, self._pid_namespace))
                 self.say("started", host=host.name)
             self._write_state("starting")
             self._loop()
         finally:
-            for running in self._hosts:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(running.pid, signal.SIGKILL)
-            for running in self._hosts:
-                if running.ended is None:
-                    os.waitpid(running.pid, 0)
+            # The number of one that has ended may be another process's by now.
+            left = [running.pid for running in self._hosts if running.ended is None]
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
+            for pid in left:
+                os.waitpid(pid, 0)
+
+    def _host_keys(self, host: str) -> HostKeys:
+        return HostKeys(
+            self._keys["hosts"][host]["private"],
+            self._keys["client"]["public"] + "\n",
+            self._keys["password"]["hash"],
+        )
 
     def _end(self, _signal: int, _frame: FrameType | None) -> None:
         self._ending = True
@@ -134,6 +140,8 @@ class Keeper:
         client = self._keys["client"]
         _write_secret(files.key, client["private"])
         _write_secret(files.root / "id_ed25519.pub", client["public"])
+        if self._keys["password"]["plain"]:
+            _write_secret(files.password, self._keys["password"]["plain"] + "\n")
         lines = []
         for host in self.spec.hosts:
             names = [host.address, host.name]
@@ -154,6 +162,7 @@ class Keeper:
 
     def _write_state(self, state: str) -> None:
         files = self.spec.files
+        groups = cgroups.lab_folders(self._layout, self.spec.lab)
         text = json.dumps(
             {
                 "state": state,
@@ -161,7 +170,7 @@ class Keeper:
                 "start_ticks": cleanup.start_ticks(os.getpid()),
                 "started_unix": self._started,
                 "digest": self.spec.digest(),
-                "groups": [str(path) for path in cgroups.lab_folders(self._layout, self.spec.lab)],
+                "groups": [str(path) for path in groups if path.is_dir()],
                 "hosts": {running.host.name: running.pid for running in self._hosts},
                 "limits": list(self._layout.problems),
             }
@@ -191,8 +200,10 @@ class Keeper:
                 due_s = max(due_s + period_s, now_s)
             if now_s >= check_s:
                 check_s = now_s + _CHECK_EVERY_S
-                for running in self._hosts:
+                for number, running in enumerate(self._hosts):
                     running.check()
+                    if running.again_s is not None and now_s >= running.again_s:
+                        self._restart(number, running)
                 if ready_s is not None and self._became_ready(now_s > ready_s):
                     ready_s = None
             for descriptor, _ in poller.poll(max(0.0, due_s - time.monotonic()) * 1000):
@@ -201,6 +212,15 @@ class Keeper:
                     self._handed_over()
                 else:
                     self._answer()
+
+    def _restart(self, number: int, running: RunningHost) -> None:
+        """Start a host again that has rebooted; one that does not start is down, and the others go on."""
+        try:
+            keys = self._host_keys(running.host.name)
+            restart_host(self.spec, number, keys, running, self._pid_namespace)
+        except (OSError, subprocess.SubprocessError) as error:
+            print(f"{running.host.name} did not start again: {error}", flush=True)
+        self._write_state("up")
 
     def _tick(self) -> None:
         now_ns = time.monotonic_ns()
@@ -269,6 +289,7 @@ class Keeper:
                 {
                     "name": running.host.name,
                     "state": running.state,
+                    "boots": running.boots,
                     "pid": running.pid,
                     "memory_mib": cgroups.memory_of(running.group.memory_file) >> 20,
                     "load": round(board.level, 3) if board else None,

@@ -23,7 +23,7 @@ from testbed.emulation.keys import lab_keys
 from testbed.emulation.network import bridge_lines, host_lines, link_lines
 from testbed.emulation.power import LoadStep
 from testbed.emulation.preflight import PROGRAM_PATH, require_programs
-from testbed.emulation.spec import STATE_ROOT, LabFiles, LabSpec
+from testbed.emulation.spec import STATE_ROOT, HostSpec, LabFiles, LabSpec
 from testbed.errors import RefusedError, TestbedError
 
 __all__ = ["Removed", "State", "down", "load", "plan_lines", "shell_command", "state_of", "status", "up"]
@@ -117,7 +117,7 @@ def up(spec: LabSpec, tell: Callable[[dict[str, Any]], None] = lambda event: Non
         RefusedError: It runs already, from an inventory that says something else.
         TestbedError: It did not start; then nothing of it is left.
     """
-    require_programs(spec.jtop)
+    require_programs(spec)
     with _locked(spec.lab):
         state = state_of(spec.lab)
         if state is not None and state.running:
@@ -274,10 +274,28 @@ def _ask(files: LabFiles, request: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
+def _told(host: HostSpec) -> dict[str, Any]:
+    """Return what the inventory says of a host, and the Python that follows from it."""
+    release, python = host.release, host.python
+    return {
+        "name": host.name,
+        "address": host.address,
+        "board": host.board or None,
+        "user": host.user,
+        "sudo": host.sudo if host.user != "root" else None,
+        "l4t": host.kind.l4t if host.kind else None,
+        "jetpack": host.kind.jetpack if host.kind else None,
+        "systemd": host.systemd,
+        "clock_offset_s": host.clock_offset_s,
+        "python": python.version if python else None,
+        "python_missing": release.python if release and python is None else None,
+    }
+
+
 def status(spec: LabSpec) -> dict[str, Any]:
     """Return how a lab is: ``state`` (``up``, ``starting``, ``stale`` or ``down``) and its hosts."""
     state = state_of(spec.lab)
-    hosts = [{"name": host.name, "address": host.address, "board": host.board or None} for host in spec.hosts]
+    hosts = [_told(host) for host in spec.hosts]
     if state is None or not state.running:
         name = "down" if state is None else "stale"
         return {"lab": spec.lab, "state": name, "hosts": [host | {"state": "down"} for host in hosts]}
@@ -314,8 +332,16 @@ def load(spec: LabSpec, host: str, script: Sequence[LoadStep]) -> dict[str, Any]
     return _ask(state.files, {"do": "load", "host": host, "script": steps})
 
 
-def shell_command(spec: LabSpec, host: str, command: Sequence[str] = ()) -> list[str]:
+def shell_command(
+    spec: LabSpec, host: str, command: Sequence[str] = (), *, user: str | None = None
+) -> list[str]:
     """Return the ``ssh`` command line that leads to a host, or runs a command there.
+
+    Args:
+        spec: The lab.
+        host: The host's name.
+        command: The command; a shell if left out.
+        user: Who logs in: the host's user if left out, or root, whom the lab's key lets in everywhere.
 
     Raises:
         TestbedError: The lab has no such host.
@@ -338,7 +364,7 @@ def shell_command(spec: LabSpec, host: str, command: Sequence[str] = ()) -> list
     line = ["ssh", "-F", "/dev/null", "-i", str(files.key), "-p", str(found.port)]
     for key, value in options.items():
         line += ["-o", f"{key}={value}"]
-    line.append(f"root@{found.address}")
+    line.append(f"{user or found.user}@{found.address}")
     return [*line, shlex.join(command)] if command else line
 
 
@@ -348,13 +374,15 @@ def plan_lines(spec: LabSpec) -> list[str]:
     lines += [f"  ip {line}" for line in bridge_lines(spec)]
     for number, host in enumerate(spec.hosts):
         board = host.kind
-        what = f"{board.model}, JetPack {board.jetpack}" if board else "plain machine"
+        what = f"{board.model}, JetPack {board.jetpack} (L4T {board.l4t})" if board else "plain machine"
         lines += [
             f"{host.name}: {what}",
             "  new network, mount, PID, UTS, IPC and cgroup namespaces",
             f"  limits: {host.cpu_cores:g} cores, {host.memory_mib} MiB of memory, {host.disk_mib} MiB written",
             *(f"  ip {line}" for line in link_lines(number, host, 0)[:1]),
             *(f"  inside: ip {line}" for line in host_lines(spec, host)),
-            f"  services: sshd on {host.address}:{host.port}" + (", jtop" if board and spec.jtop else ""),
+            f"  process 1: {'systemd' if host.systemd else 'a supervisor'}; login: {host.user}"
+            + (f", sudo: {host.sudo}" if host.user != "root" else ""),
+            f"  services: sshd on {host.address}:{host.port}" + (", jtop" if host.jtop else ""),
         ]
     return lines

@@ -13,6 +13,8 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from testbed.boards.model import RailPower
+
 __all__ = [
     "Backlog",
     "LoadStep",
@@ -24,23 +26,6 @@ __all__ = [
     "run_script",
     "steps_between",
 ]
-
-
-@dataclass(frozen=True)
-class RailPower:
-    """What one rail draws.
-
-    Attributes:
-        idle_mw: Power at no load.
-        active_mw: What full load adds.
-    """
-
-    idle_mw: float
-    active_mw: float
-
-    def at(self, level: float) -> float:
-        """Return the power in mW at a lagged load."""
-        return self.idle_mw + self.active_mw * level
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
+from testbed.emulation import systemd
 from testbed.emulation.namespaces import effective_capabilities
+from testbed.emulation.spec import LabSpec
 from testbed.errors import RefusedError, TestbedError
 
-__all__ = ["PROGRAM_PATH", "missing_programs", "require_programs", "require_root"]
+__all__ = ["PROGRAM_PATH", "missing_programs", "needed_programs", "require_programs", "require_root"]
 
 _PROGRAMS = {
     "sshd": "openssh-server",
@@ -50,27 +54,47 @@ def require_root(verb: str) -> None:
         )
 
 
-def missing_programs(find: Callable[[str], str | None]) -> dict[str, str]:
+def missing_programs(
+    find: Callable[[str], str | None], programs: Mapping[str, str] = MappingProxyType(_PROGRAMS)
+) -> dict[str, str]:
     """Return the programs that cannot be found, with the Debian package of each."""
-    return {program: package for program, package in _PROGRAMS.items() if find(program) is None}
+    return {program: package for program, package in programs.items() if find(program) is None}
 
 
-def require_programs(jtop: bool) -> None:
+def needed_programs(spec: LabSpec) -> dict[str, str]:
+    """Return the programs that a lab needs, with the Debian package of each."""
+    programs = dict(_PROGRAMS)
+    if any(host.user != "root" and host.sudo != "none" for host in spec.hosts):
+        programs["sudo"] = "sudo"
+    if any(host.sudo == "password" for host in spec.hosts):
+        programs["openssl"] = "openssl"
+    if any(host.clock_offset_s for host in spec.hosts):
+        programs["faketime"] = "faketime"
+    return programs
+
+
+def require_programs(spec: LabSpec) -> None:
     """Refuse to go on where a program is missing.
 
     Args:
-        jtop: Whether boards will run the jtop service.
+        spec: The lab that needs them.
 
     Raises:
         TestbedError: One line with what is missing and the Debian packages that have it.
     """
-    missing = missing_programs(lambda program: shutil.which(program, path=PROGRAM_PATH))
+    find = functools.partial(shutil.which, path=PROGRAM_PATH)
+    missing = missing_programs(find, needed_programs(spec))
     if missing:
         packages = " ".join(dict.fromkeys(missing.values()))
         raise TestbedError(
             f"not installed: {', '.join(missing)}; get them with `apt-get install {packages}` (Debian, Ubuntu)"
         )
-    if jtop and importlib.util.find_spec("jtop") is None:
+    if any(host.systemd for host in spec.hosts) and not Path(systemd.PROGRAM).exists():
+        raise TestbedError(
+            f"{systemd.PROGRAM} is not there, and hosts with `systemd: true` need it: get it with"
+            " `apt-get install systemd dbus` (Debian, Ubuntu), or set `emulation: {systemd: false}`"
+        )
+    if spec.jtop and importlib.util.find_spec("jtop") is None:
         raise TestbedError(
             f"the Python of the boards has no jtop: run `{sys.executable} -m pip install jetson-stats`,"
             " or set `emulation: {jtop: false}` in the inventory"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,16 +67,34 @@ class HostFolders:
         return self.base / "layers"
 
     @property
+    def boot_id(self) -> Path:
+        """What covers the kernel's boot id: a new one each time that the host starts."""
+        return self.base / "boot_id"
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the host has not been up before; then its writable layers are empty."""
+        return not (self.layers / "root").exists()
+
+    @property
     def root(self) -> Path:
         """What becomes the host's root."""
         return self.base / "root"
 
 
-def make_host_folders(base: Path) -> HostFolders:
-    """Make the empty folders of a host."""
+def make_host_folders(base: Path, *, disk_mib: int, shared_mode: int = 0o755) -> HostFolders:
+    """Make the empty folders of a host, with room for its writable layers, which stay when it starts again.
+
+    Args:
+        base: Where they go.
+        disk_mib: What the writable layers may hold.
+        shared_mode: The mode of the folder that the host shares with the keeper.
+    """
     folders = HostFolders(base)
     for path in (folders.sys, folders.shared, folders.proc, folders.layers, folders.root):
         path.mkdir(parents=True)
+    folders.shared.chmod(shared_mode)
+    mount("testbed", folders.layers, "tmpfs", MS_NOSUID, f"size={disk_mib}m,mode=0755")
     return folders
 
 
@@ -136,6 +154,7 @@ def enter(
     folders: HostFolders,
     *,
     needed: Sequence[str],
+    placed: Mapping[str, str],
     disk_mib: int,
     synthetic_sys: bool,
 ) -> None:
@@ -144,14 +163,15 @@ def enter(
     Args:
         folders: The host's folders; ``proc`` may hold files to cover those of ``/proc`` with.
         needed: Folders that must be seen inside.
-        disk_mib: What the writable layers may hold.
+        placed: Folders of this machine that are seen in another place, by that place.
+        disk_mib: What ``/run`` and ``/tmp`` may hold, each.
         synthetic_sys: Whether ``/sys`` is the folder's, else the kernel's own, read-only.
 
     Raises:
         OSError: The kernel refused something; the message names it.
     """
-    mount("testbed", folders.layers, "tmpfs", MS_NOSUID, f"size={disk_mib}m,mode=0755")
-    _cover_homes(folders.layers / "root", needed)
+    if folders.is_new:
+        _cover_homes(folders.layers / "root", needed)
     root = folders.root
     _overlay("/", folders.layers / "root", root)
     _fresh_folders(root, disk_mib)
@@ -160,8 +180,12 @@ def enter(
         target = _below(root, path)
         target.mkdir(parents=True, exist_ok=True)
         _overlay(path, folders.layers / f"extra{number}", target)
+    for number, (place, path) in enumerate(sorted(placed.items())):
+        if place != path:
+            _below(root, place).mkdir(parents=True, exist_ok=True)
+            _overlay(path, folders.layers / f"placed{number}", _below(root, place))
     _bind(folders.shared, root / "run/testbed")
-    _proc(root / "proc", folders.proc)
+    _proc(root / "proc", folders)
     if synthetic_sys:
         _synthetic_sys(root, folders.sys)
     else:
@@ -176,8 +200,9 @@ def _below(root: Path, path: str) -> Path:
 def _overlay(lower: str, layer: Path, target: Path) -> None:
     upper, work = layer / "upper", layer / "work"
     upper.mkdir(parents=True, exist_ok=True)
-    work.mkdir()
-    _like(lower, upper)
+    if not work.exists():
+        work.mkdir()
+        _like(lower, upper)
     # A colon or a comma in a path would end it in the mount options.
     if set(",:\\") & set(f"{lower}{layer}"):
         raise OSError(f"cannot lay an overlay over {lower}: its path holds a comma, a colon or a backslash")
@@ -240,15 +265,16 @@ def _fresh_folders(root: Path, disk_mib: int) -> None:
         (device / name).symlink_to(f"/proc/self/fd/{number}")
 
 
-def _proc(proc: Path, covers: Path) -> None:
+def _proc(proc: Path, folders: HostFolders) -> None:
     proc.mkdir(exist_ok=True)
     mount("proc", proc, "proc", _SAFE)
-    for cover in covers.iterdir():
+    for cover in folders.proc.iterdir():
         _bind(cover, proc / cover.name)
     # Settings of the whole machine can be read and not written; those of the host's own network can.
     _bind(proc / "sys", proc / "sys", read_only=True)
     _bind(proc / "sys/net", proc / "sys/net")
     mount("proc", proc / "sys/net", "", MS_BIND | MS_REMOUNT | _SAFE)
+    _bind(folders.boot_id, proc / "sys/kernel/random/boot_id", read_only=True)
     if (proc / "sysrq-trigger").exists():
         _bind(Path("/dev/null"), proc / "sysrq-trigger")
 

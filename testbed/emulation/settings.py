@@ -5,16 +5,20 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import os
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from testbed.boards.kinds import Kind, kind, kinds
+from testbed.boards.releases import L4tVersion, release_of
 from testbed.config.inventory import Host, Inventory, load_inventory
 from testbed.config.model import Count, Model, Name, validate
 from testbed.config.yaml import Document, read_yaml
-from testbed.emulation.boards import BOARDS
+from testbed.emulation.pythons import find_python
 from testbed.emulation.spec import HostSpec, LabSpec
 from testbed.errors import InputError
 
@@ -34,6 +38,16 @@ class Limits(Model):
     """What the host may write; it is held in memory."""
     noise_percent: Annotated[float, Field(ge=0, le=50)] | None = None
     """The standard deviation of its power readings, in per cent."""
+    l4t: L4tVersion | None = None
+    """The release of its system; the one that the kind of board comes with if left out."""
+    jtop: Annotated[bool, Field(strict=True)] | None = None
+    """Whether it runs the jtop service; what `emulation.jtop` says if left out."""
+    sudo: Literal["nopasswd", "password", "none"] = "nopasswd"
+    """How the user who logs in, if not root, may use sudo."""
+    systemd: Annotated[bool, Field(strict=True)] | None = None
+    """Whether process 1 is systemd; what `emulation.systemd` says if left out."""
+    clock_offset_s: Annotated[float, Field(ge=-86400, le=86400)] = 0.0
+    """How far the host's clock is ahead."""
 
 
 class Emulation(Model):
@@ -47,6 +61,8 @@ class Emulation(Model):
     """How often power, temperature and load are brought up to date."""
     jtop: Annotated[bool, Field(strict=True)] = True
     """Whether boards run the jtop service."""
+    systemd: Annotated[bool, Field(strict=True)] = False
+    """Whether process 1 of each host is systemd instead of a small supervisor."""
     seed: Annotated[int, Field(strict=True)] = 0
     """The seed of all noise."""
     noise_percent: Annotated[float, Field(ge=0, le=50)] = 0.0
@@ -102,9 +118,15 @@ def lab_spec(inventory: Inventory, settings: Emulation, document: Document) -> L
     if network.prefixlen > 28:
         problems.append(document.problem(("emulation", "network"), "a prefix of at most 28 was expected"))
     gateway = network.broadcast_address - 1
-    for name in settings.hosts:
+    for name, own in settings.hosts.items():
+        place = ("emulation", "hosts", name)
         if name not in inventory.hosts:
-            problems.append(document.problem(("emulation", "hosts", name), "no host of that name in `hosts`"))
+            problems.append(document.problem(place, "no host of that name in `hosts`"))
+        elif own.l4t is not None:
+            problems += [
+                document.problem((*place, "l4t"), text)
+                for text in _release_problems(inventory.hosts[name], own.l4t)
+            ]
     hosts = []
     for name, host in inventory.hosts.items():
         found = _host_problems(host, network, gateway)
@@ -122,11 +144,19 @@ def lab_spec(inventory: Inventory, settings: Emulation, document: Document) -> L
         gateway=str(gateway),
         tick_hz=settings.tick_hz,
         seed=settings.seed,
-        jtop=settings.jtop,
         interpreter=sys.executable,
         needed=needed_folders(),
         hosts=tuple(hosts),
     )
+
+
+def _release_problems(host: Host, l4t: str) -> Iterator[str]:
+    known = kind(host.board or "")
+    if not host.is_device:
+        yield "the base station of an emulated lab is a plain machine without such a release"
+    elif isinstance(known, Kind) and not known.runs(l4t):
+        majors = ", ".join(map(str, known.l4t.majors))
+        yield f"a release that runs on the {known.title} was expected (L4T {majors}), not {l4t}"
 
 
 def _host_problems(
@@ -143,11 +173,12 @@ def _host_problems(
         )
     elif address == gateway:
         problems.append(("address", f"{gateway} is the bridge's own address"))
-    if host.user != "root":
-        problems.append(("user", "an emulated host is entered as root"))
-    if host.is_device and host.board not in BOARDS:
-        close = difflib.get_close_matches(host.board or "", BOARDS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(BOARDS)}"
+    if not re.fullmatch(r"[a-z_][a-z0-9_-]{0,30}", host.user):
+        problems.append(("user", "a user name of small letters, digits, dashes and underscores was expected"))
+    known = kind(host.board or "")
+    if host.is_device and known is None:
+        close = difflib.get_close_matches(host.board or "", kinds(), n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(kinds())}"
         problems.append(("board", f"a board that can be emulated was expected; {hint}"))
     if not host.is_device and host.board is not None:
         problems.append(("board", "the base station of an emulated lab is a plain machine without a board"))
@@ -156,8 +187,10 @@ def _host_problems(
 
 def _host_spec(host: Host, settings: Emulation) -> HostSpec:
     own = settings.hosts.get(host.name, Limits())
-    board = BOARDS[host.board] if host.board else None
+    known = kind(host.board or "")
+    board = known.at(own.l4t) if isinstance(known, Kind) else None
     cores = own.cpu_cores or (board.cpus if board else os.cpu_count() or 1)
+    release = release_of(board.l4t) if board else None
     memory_mib = own.memory_mib or (board.memory_mib if board else _PLAIN_MEMORY_MIB)
     return HostSpec(
         name=host.name,
@@ -168,6 +201,14 @@ def _host_spec(host: Host, settings: Emulation) -> HostSpec:
         memory_mib=memory_mib,
         disk_mib=own.disk_mib or settings.disk_mib,
         noise_percent=settings.noise_percent if own.noise_percent is None else own.noise_percent,
+        user=host.user,
+        sudo=own.sudo,
+        jtop=board is not None and (settings.jtop if own.jtop is None else own.jtop),
+        systemd=settings.systemd if own.systemd is None else own.systemd,
+        kind=board,
+        clock_offset_s=own.clock_offset_s,
+        release=release,
+        python=find_python(release.python) if release else None,
     )
 
 

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from testbed.emulation.boards import BOARDS, Board
+from testbed.boards.model import Board, Release, board_from_json
+from testbed.emulation.pythons import Interpreter
 
 __all__ = ["STATE_ROOT", "HostSpec", "LabFiles", "LabSpec"]
 
@@ -31,6 +32,14 @@ class HostSpec:
         memory_mib: How much memory it may use.
         disk_mib: How much its private overlay may hold; it is memory too.
         noise_percent: The standard deviation of its power readings.
+        user: Who logs in.
+        sudo: How an ordinary user may use sudo: ``nopasswd``, ``password`` or ``none``.
+        jtop: Whether it runs the jtop service.
+        systemd: Whether its process 1 is systemd.
+        kind: The board with its release; None for a plain machine.
+        clock_offset_s: How far its clock is ahead of this machine's.
+        release: The release of its system; None on a plain machine.
+        python: The interpreter of this machine that it has as ``python3``; None for this machine's own.
     """
 
     name: str
@@ -41,11 +50,14 @@ class HostSpec:
     memory_mib: int
     disk_mib: int
     noise_percent: float = 0.0
-
-    @property
-    def kind(self) -> Board | None:
-        """The board's entry in the table, or None for a plain machine."""
-        return BOARDS[self.board] if self.board else None
+    user: str = "root"
+    sudo: str = "nopasswd"
+    jtop: bool = False
+    systemd: bool = False
+    clock_offset_s: float = 0.0
+    kind: Board | None = None
+    release: Release | None = None
+    python: Interpreter | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +70,6 @@ class LabSpec:
         gateway: The bridge's own address.
         tick_hz: How often the power model is brought up to date.
         seed: The seed of all noise.
-        jtop: Whether boards run the jtop service.
         interpreter: The Python that ``/opt/testbed/python`` leads to.
         needed: Folders that every host must see, whatever filesystem they are on.
         hosts: Its hosts.
@@ -69,10 +80,14 @@ class LabSpec:
     gateway: str
     tick_hz: int
     seed: int
-    jtop: bool
     interpreter: str
     needed: tuple[str, ...]
     hosts: tuple[HostSpec, ...]
+
+    @property
+    def jtop(self) -> bool:
+        """Whether any board runs the jtop service."""
+        return any(host.jtop for host in self.hosts)
 
     @property
     def files(self) -> LabFiles:
@@ -91,8 +106,20 @@ class LabSpec:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> LabSpec:
         """Return the lab of plain data made by :meth:`to_json`."""
-        hosts = tuple(HostSpec(**host) for host in data["hosts"])
+        hosts = tuple(_host(host) for host in data["hosts"])
         return cls(**{**data, "needed": tuple(data["needed"]), "hosts": hosts})
+
+
+def _host(data: dict[str, Any]) -> HostSpec:
+    release, python, kind = data["release"], data["python"], data["kind"]
+    return HostSpec(
+        **{
+            **data,
+            "kind": kind and board_from_json(kind),
+            "release": release and Release(**{**release, "missing": tuple(release["missing"])}),
+            "python": python and Interpreter(**python),
+        }
+    )
 
 
 @dataclass(frozen=True)
@@ -124,6 +151,11 @@ class LabFiles:
     def key(self) -> Path:
         """The client's private key."""
         return self.root / "id_ed25519"
+
+    @property
+    def password(self) -> Path:
+        """The password of ordinary users whose sudo asks for one."""
+        return self.root / "password"
 
     @property
     def known_hosts(self) -> Path:

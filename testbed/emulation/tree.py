@@ -11,14 +11,16 @@ import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from testbed.emulation.boards import Board, Rail
+from testbed.boards.model import Board, Rail
 
 __all__ = [
     "Tree",
     "current_path",
+    "current_text",
     "emc_activity_path",
     "gpu_load_path",
     "serial_number",
+    "settings_at",
     "sysfs",
     "temperature_path",
     "write_tree",
@@ -60,8 +62,16 @@ def _hwmon_folder(board: Board, chip: str) -> str:
 
 
 def current_path(board: Board, rail: Rail) -> str:
-    """Return the file of a rail's current in mA."""
-    return f"{_hwmon_folder(board, rail.chip)}/curr{rail.channel}_input"
+    """Return the file that shows what a rail draws: its current in mA, or its power in microwatts."""
+    name = "power1_input" if rail.sensor == "ina238" else f"curr{rail.channel}_input"
+    return f"{_hwmon_folder(board, rail.chip)}/{name}"
+
+
+def current_text(rail: Rail, power_mw: float) -> str:
+    """Return what stands in that file at some power."""
+    if rail.sensor == "ina238":
+        return f"{round(power_mw * 1000)}\n"
+    return f"{round(power_mw * 1000 / rail.millivolts)}\n"
 
 
 def gpu_load_path(board: Board) -> str:
@@ -136,7 +146,7 @@ def _gpu(tree: Tree, board: Board) -> None:
         f"{folder}/load": "0\n",
         f"{folder}/railgate_enable": "0\n",
         f"{folder}/enable_3d_scaling": "1\n",
-        f"{folder}/tpc_pg_mask": f"{board.modes[board.start_mode].tpc_pg_mask}\n",
+        f"{folder}/tpc_pg_mask": f"{board.mode(board.start_mode).tpc_pg_mask}\n",
         f"{folder}/of_node/name": f"{name}\0",
         f"{devfreq}/cur_freq": f"{low}\n",
         f"{devfreq}/min_freq": f"{low}\n",
@@ -148,25 +158,52 @@ def _gpu(tree: Tree, board: Board) -> None:
     tree.links[f"class/devfreq/{node}"] = f"../../{devfreq}"
 
 
+def settings_at(board: Board, number: int) -> dict[str, str]:
+    """Return the files that programs may have set, as a board has them that starts in a power mode.
+
+    Args:
+        board: The board.
+        number: The mode.
+    """
+    tree = Tree()
+    _cpus(tree, board)
+    _gpu(tree, board)
+    _memory(tree, board)
+    mode = board.mode(number)
+    live = {gpu_load_path(board), emc_activity_path()}
+    found = {path: text for path, text in tree.files.items() if path not in live}
+    if mode.id != board.start_mode:
+        for core in range(board.cpus):
+            found[f"devices/system/cpu/cpu{core}/cpufreq/scaling_max_freq"] = f"{mode.cpu_mhz * 1000}\n"
+        found[f"{_gpu_folder(board)}/devfreq/{board.gpu[0]}/max_freq"] = f"{mode.gpu_mhz * 1_000_000}\n"
+        found[f"{_gpu_folder(board)}/tpc_pg_mask"] = f"{mode.tpc_pg_mask}\n"
+    return found
+
+
 def _power_monitors(tree: Tree, board: Board) -> None:
-    for chip in dict.fromkeys(rail.chip for rail in board.rails):
+    for chip, sensor in {rail.chip: rail.sensor for rail in board.rails}.items():
         folder = _hwmon_folder(board, chip)
-        tree.files[f"{_chip_folder(chip)}/name"] = "ina3221\n"
-        tree.files[f"{folder}/name"] = "ina3221\n"
+        tree.files[f"{_chip_folder(chip)}/name"] = f"{sensor}\n"
+        tree.files[f"{folder}/name"] = f"{sensor}\n"
         tree.links[f"bus/i2c/devices/{chip}"] = f"../../../{_chip_folder(chip)}"
         tree.links[f"class/hwmon/hwmon{_hwmon_number(board, chip)}"] = f"../../{folder}"
-        # The chip's seventh voltage is the sum of its shunt voltages: a trap for readers that take
-        # it for a rail.
-        tree.files[f"{folder}/in7_label"] = "sum of shunt voltages\n"
-        tree.files[f"{folder}/in7_input"] = "0\n"
+        if sensor == "ina3221":
+            # The chip's seventh voltage is the sum of its shunt voltages: a trap for readers that take
+            # it for a rail.
+            tree.files[f"{folder}/in7_label"] = "sum of shunt voltages\n"
+            tree.files[f"{folder}/in7_input"] = "0\n"
     for rail in board.rails:
         folder, number = _hwmon_folder(board, rail.chip), rail.channel
+        tree.files[current_path(board, rail)] = current_text(rail, rail.power.idle_mw)
+        if rail.sensor == "ina238":
+            tree.files[f"{folder}/label"] = f"{rail.label}\n"
+            tree.files[f"{folder}/in1_input"] = f"{rail.millivolts}\n"
+            continue
         full_ma = round((rail.power.idle_mw + rail.power.active_mw) * 1000 / rail.millivolts)
         tree.files |= {
             f"{folder}/in{number}_label": f"{rail.label}\n",
             f"{folder}/in{number}_enable": "1\n",
             f"{folder}/in{number}_input": f"{rail.millivolts if rail.label != 'NC' else 0}\n",
-            f"{folder}/curr{number}_input": f"{round(rail.power.idle_mw * 1000 / rail.millivolts)}\n",
             f"{folder}/curr{number}_max": f"{full_ma * 2 or 32760}\n",
             f"{folder}/curr{number}_crit": f"{full_ma * 3 or 32760}\n",
             f"{folder}/curr{number}_max_alarm": "0\n",

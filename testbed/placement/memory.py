@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from testbed.config.boards import memory_bandwidth_bytes_per_s
+from testbed.boards.kinds import memory_bandwidth_bytes_per_s
 from testbed.config.inventory import Host, Inventory
 from testbed.hosts.facts import Facts
 from testbed.placement.place import DeviceCapacity

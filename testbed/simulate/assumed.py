@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from payloads.wdmoe.latency import TERMS, DeviceSpeed, LatencyError, LatencyModel
 from payloads.wdmoe.pace import WEIGHT_BYTES, ExpertShape
 from payloads.wire.frames import DTYPE_BYTES
-from testbed.config.boards import dense_ops_per_s, memory_bandwidth_bytes_per_s
+from testbed.boards.kinds import dense_ops_per_s, memory_bandwidth_bytes_per_s
 from testbed.config.campaign import Campaign
 from testbed.config.inventory import Inventory, Pace
 from testbed.errors import InputError

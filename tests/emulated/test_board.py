@@ -86,7 +86,7 @@ def test_a_mode_that_needs_a_reboot_is_set_only_when_that_is_confirmed(lab, wait
     done = lab.run("orin-nx", "nvpmodel", "-m", "1", check=False)
     assert done.returncode != 0
     assert "REBOOT" in done.stdout
-    assert lab.run("orin-nx", "nvpmodel", "-q").stdout.splitlines()[1] == "0"
+    assert lab.run("orin-nx", "nvpmodel", "-q").stdout.splitlines()[1] == "3"
     lab.run("orin-nx", "touch", "/run/before", "/root/kept")
     confirmed = ["sh", "-c", "(echo YES | nvpmodel -m 1) >/root/said 2>&1 </dev/null &"]
     lab.run("orin-nx", *confirmed, check=False)

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
+
+from testbed.emulation import lab as lab_module
+from testbed.emulation.settings import load_lab
+from tests.emulated.conftest import Lab, need_root
 
 pytestmark = pytest.mark.emulated
 
@@ -144,3 +150,89 @@ def test_without_root_one_line_says_what_is_needed(lab, emulate_line):
     assert len(done.stderr.splitlines()) == 1
     assert "needs root" in done.stderr
     assert "sudo" in done.stderr
+
+
+RACK = """
+lab: {name}
+known_hosts: /run/testbed/labs/{name}/known_hosts
+defaults:
+  user: jetson
+  key_file: /run/testbed/labs/{name}/id_ed25519
+  gateway: nsenter --net=/run/testbed/labs/{name}/net nc {{address}} {{port}}
+hosts:
+  bs: {{role: base_station, address: 10.93.0.1, user: root}}
+  orin: {{role: device, address: 10.93.0.2, board: jetson-orin-nano-8gb}}
+  xavier: {{role: device, address: 10.93.0.3, board: jetson-xavier-nx-8gb}}
+emulation:
+  network: 10.93.0.0/24
+  jtop: false
+  hosts:
+    orin: {{sudo: password, systemd: true}}
+    xavier: {{l4t: "35.6.0", clock_offset_s: 5}}
+"""
+BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
+
+
+@pytest.fixture(scope="module")
+def rack(tmp_path_factory, request):
+    """Two boards as a rack has them: ordinary users, two JetPacks, one with systemd, one with a clock that is off."""
+    need_root()
+    name = f"rack-{os.getpid()}"
+    inventory = tmp_path_factory.mktemp("rack") / "rack.yaml"
+    inventory.write_text(RACK.format(name=name))
+    found = Lab(inventory, load_lab(inventory))
+    lab_module.up(found.spec)
+    try:
+        yield found
+    finally:
+        lab_module.down(name)
+
+
+def test_ordinary_users_have_the_sudo_that_the_inventory_says(rack):
+    assert rack.run("xavier", "sh", "-c", "id -un; sudo -n id -un").stdout.split() == ["jetson", "root"]
+    assert rack.run("orin", "sudo", "-n", "true", check=False).returncode != 0
+    password = rack.spec.files.password.read_text()
+    assert rack.run("orin", "sudo", "-S", "-p", "", "id", "-un", text=password).stdout == "root\n"
+    assert rack.run("orin", "sudo", "-S", "-p", "", "id", text="wrong\n", check=False).returncode != 0
+    assert rack.spec.files.password.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_board_has_the_python_and_the_kernel_options_of_its_jetpack(rack):
+    ask = "import sys; print('.'.join(map(str, sys.version_info[:2])))"
+    for host in rack.spec.hosts[1:]:
+        if host.python is not None:
+            assert rack.run(host.name, "python3", "-c", ask).stdout.strip() == host.release.python
+        options = rack.run(host.name, "sh", "-c", "zcat /proc/config.gz 2>/dev/null || true").stdout
+        assert "CONFIG_NET_SCH_NETEM=" not in options
+        if host.name == "orin":
+            assert "CONFIG_NET_SCH_HTB=" not in options
+
+
+def test_a_clock_that_is_off_is_off_by_that_much_for_sudo_too(rack):
+    script = "date +%s; sudo date +%s"
+    before = int(time.time())
+    times = [int(text) for text in rack.run("xavier", "sh", "-c", script).stdout.split()]
+    after = int(time.time())
+    assert [before + 5 <= found <= after + 5 for found in times] == [True, True]
+
+
+def test_a_mode_that_needs_a_reboot_is_there_after_it_and_the_disk_is_as_it_was(rack, wait_for):
+    password = rack.spec.files.password.read_text()
+    before = rack.run("orin", "sh", "-c", f"{BOOT_ID}; nvpmodel -q; echo kept > note").stdout.splitlines()
+    assert before[1:] == ["NV Power Mode: 15W", "0"]
+    script = "(cat; echo YES) | sudo -S -p '' sh -c 'touch /run/gone; nvpmodel -m 3'; sleep 30"
+    assert rack.run("orin", "sh", "-c", script, text=password, check=False).returncode == 255
+    wait_for(lambda: rack.run("orin", "sh", "-c", BOOT_ID, check=False).stdout.strip() not in ("", before[0]))
+    after = rack.run("orin", "sh", "-c", "nvpmodel -q; cat note; ls /run/gone || true").stdout.splitlines()
+    assert after == ["NV Power Mode: 7W", "3", "kept"]
+
+
+def test_services_of_a_systemd_keep_to_their_limits(rack):
+    password = rack.spec.files.password.read_text()
+    unit = "systemd-run --quiet --pipe --wait -p MemoryMax=64M -p NoNewPrivileges=yes -p ProtectSystem=strict"
+    for mebibytes, ended in ((16, 0), (300, 137)):
+        code = f"x = bytearray({mebibytes} << 20)"
+        done = rack.run(
+            "orin", "sh", "-c", f"sudo -S -p '' {unit} python3 -c '{code}'; echo ended with $?", text=password
+        )
+        assert done.stdout.endswith("ended with 0\n") == (ended == 0)

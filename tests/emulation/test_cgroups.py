@@ -40,7 +40,29 @@ def test_version_1_goes_below_the_own_group_of_each_controller(tmp_path):
     assert lab_folders(layout, "lab") == (
         cgroup / "cpu,cpuacct/testbed-lab",
         cgroup / "memory/job/7/testbed-lab",
+        cgroup / "unified/testbed-lab",
     )
+
+
+def test_a_host_with_a_systemd_has_groups_in_every_hierarchy_and_others_only_where_there_are_limits(tmp_path):
+    more = (
+        "33 22 0:33 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,name=systemd\n"
+        "34 22 0:34 / /sys/fs/cgroup/cpuset rw,relatime - cgroup cgroup rw,cpuset\n"
+    )
+    own = "7:name=systemd:/\n6:cpuset:/\n5:memory:/job/7\n4:cpu,cpuacct:/\n0::/\n"
+    root = machine(tmp_path, V1 + more, own)
+    layout = find_layout(root)
+    assert layout.hierarchies == ("cpu,cpuacct", "memory", "cgroup2", "name=systemd", "cpuset")
+    cgroup = root / "sys/fs/cgroup"
+    for name, text in {"cpus": "0-1", "mems": "0"}.items():
+        for folder in (cgroup / "cpuset", cgroup / "cpuset/testbed-lab", cgroup / "cpuset/testbed-lab/nano"):
+            folder.mkdir(parents=True, exist_ok=True)
+            # The kernel makes these files with nothing in them: such a group takes no process.
+            (folder / f"cpuset.{name}").write_text(text if folder == cgroup / "cpuset" else "")
+    Group(layout, "lab", "nano", whole=True).make(cpu_cores=1, memory_mib=256)
+    assert (cgroup / "systemd/testbed-lab/nano").is_dir()
+    assert (cgroup / "cpuset/testbed-lab/nano/cpuset.cpus").read_text() == "0-1"
+    assert len(Group(layout, "lab", "other").folders) == 2
 
 
 def test_version_1_in_a_container_that_is_mounted_at_its_own_group(tmp_path):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from testbed.boards.kinds import kinds
 from testbed.config.inventory import load_inventory
 from testbed.emulation import host, network
-from testbed.emulation.boards import BOARDS
 from testbed.emulation.lab import plan_lines
 from testbed.emulation.settings import load_lab
 from testbed.emulation.spec import LabSpec
@@ -31,7 +31,13 @@ def changed(tmp_path, *changes):
 
 def test_the_shipped_inventory_is_a_lab_of_four_boards_and_a_base_station():
     spec = load_lab(SHIPPED)
-    assert [entry.board for entry in spec.hosts] == ["", *BOARDS]
+    assert [entry.board for entry in spec.hosts] == [
+        "",
+        "jetson-agx-orin-64gb",
+        "jetson-orin-nx-16gb",
+        "jetson-orin-nano-8gb",
+        "jetson-xavier-nx-16gb",
+    ]
     assert spec.gateway == "10.83.0.254"
 
 
@@ -45,7 +51,7 @@ def test_the_shipped_inventory_leads_where_the_lab_keeps_its_files():
 
 def test_the_shipped_pace_is_the_boards_own_divided_by_the_scale():
     for entry in load_inventory(SHIPPED).devices:
-        speed = BOARDS[entry.board].speed(PACE_SCALE)
+        speed = kinds()[entry.board].at().speed(PACE_SCALE)
         assert entry.pace.ops_per_s == pytest.approx(speed.ops_per_s, rel=1e-3)
         assert entry.pace.bytes_per_s == pytest.approx(speed.bytes_per_s, rel=1e-3)
 
@@ -74,7 +80,10 @@ def test_only_what_the_inventory_says_makes_two_labs_different(tmp_path):
     [
         ("10.83.0.13", "10.84.0.13", "orin-nano.address", "10.83.0.0/24"),
         ("10.83.0.13", "10.83.0.254", "orin-nano.address", "bridge"),
-        ("jetson-orin-nano-8gb", "jetson-orin-nano-4gb", "orin-nano.board", "jetson-orin-nano-8gb"),
+        ("jetson-orin-nano-8gb", "jetson-orin-nano-9gb", "orin-nano.board", "jetson-orin-nano-8gb"),
+        ("jetson-orin-nano-8gb", "jetson-nano-4gb", "orin-nano.board", "Python is 3.6"),
+        ("network: 10.83.0.0/24", 'hosts: {orin-nano: {l4t: "38.2"}}', "orin-nano.l4t", "L4T 35, 36, 39"),
+        ("network: 10.83.0.0/24", 'hosts: {bs: {l4t: "36.4"}}', "bs.l4t", "plain machine"),
         ("network: 10.83.0.0/24", "network: home", "emulation.network", "IPv4 network"),
         ("network: 10.83.0.0/24", "netwrk: 10.83.0.0/24", "emulation.netwrk", "`network`"),
         ("network: 10.83.0.0/24", "hosts: {nano: {cpu_cores: 1}}", "emulation.hosts.nano", "no host"),
@@ -84,7 +93,9 @@ def test_only_what_the_inventory_says_makes_two_labs_different(tmp_path):
             "emulation.hosts.orin-nano",
             "at least",
         ),
-        ("  user: root", "  user: me", "user", "root"),
+        ("  user: root", "  user: Me", "user", "small letters"),
+        ("network: 10.83.0.0/24", "hosts: {orin-nano: {l4t: 36}}", "orin-nano.l4t", "in quotes"),
+        ("network: 10.83.0.0/24", "hosts: {orin-nano: {sudo: maybe}}", "orin-nano.sudo", "`nopasswd`"),
     ],
 )
 def test_mistakes_are_named_with_their_place(tmp_path, old, new, line, expected):
