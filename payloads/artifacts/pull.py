@@ -1,23 +1,24 @@
-"""A device's side: pulls the objects it must hold and has not."""
+"""A device's side: pulls the objects it must hold and has not, from the base station or a mirror."""
 
 from __future__ import annotations
 
-import hashlib
+import collections
 import http.client
+import threading
 import time
 from pathlib import Path
-from typing import Callable, NamedTuple, Sequence
-from urllib.parse import urlsplit
+from typing import Callable, Dict, List, NamedTuple, Sequence
 
-from payloads.artifacts.store import ArtifactError, Store, hash_file
+from payloads.artifacts.source import Connection, Source, SourceError, TryAgainError
+from payloads.artifacts.store import ArtifactError, Store
 from payloads.artifacts.wanted import Wanted
 
-__all__ = ["Pulled", "Puller", "pull_all"]
+__all__ = ["Pulled", "Puller", "Source", "pull_all"]
 
-_BLOCK_BYTES = 1 << 20
 _SPARE_BYTES = 16 << 20
 _BACK_OFF_S = 0.2
 _MAX_BACK_OFF_S = 5.0
+_MIRROR_ATTEMPTS = 2
 
 
 class Pulled(NamedTuple):
@@ -28,16 +29,20 @@ class Pulled(NamedTuple):
         bytes: Bytes that came, those of broken attempts too.
         present: Objects that were here already, and whole.
         damaged: Objects that were here, were damaged and came anew.
+        again: How often an object came damaged and was asked for again.
+        sources: The bytes that came from each server, by its address.
     """
 
     pulled: int
     bytes: int
     present: int
     damaged: int
+    again: int
+    sources: Dict[str, int]
 
 
-class _TryAgainError(Exception):
-    """An attempt failed in a way that another one may not."""
+class _StoppedError(Exception):
+    """Another lane has failed: what this one does is of no use any more."""
 
 
 def pull_all(store: Store, wanted: Sequence[Wanted], puller: Puller) -> Pulled:
@@ -50,12 +55,10 @@ def pull_all(store: Store, wanted: Sequence[Wanted], puller: Puller) -> Pulled:
         missing = [each for each in wanted if not store.is_present(*each)]
         damaged = sum(store.discard(each.digest) for each in missing)
         _check_room(store, missing)
-        try:
-            for each in missing:
-                puller.pull(each)
-        finally:
-            puller.close()
-    return Pulled(len(missing), puller.received_bytes, len(wanted) - len(missing), damaged)
+        puller.pull(missing)
+    received = puller.received_bytes
+    present = len(wanted) - len(missing)
+    return Pulled(len(missing), sum(received.values()), present, damaged, puller.again, received)
 
 
 def _check_room(store: Store, missing: Sequence[Wanted]) -> None:
@@ -64,69 +67,147 @@ def _check_room(store: Store, missing: Sequence[Wanted]) -> None:
     if needed > 0 and needed + _SPARE_BYTES > free:
         raise ArtifactError(
             f"{len(missing)} objects need {needed / 1e6:.0f} MB, but only {free / 1e6:.0f} MB are free "
-            f"on the disk of {store.folder}"
+            f"on the disk of {store.folder}; `testbed artifacts gc` removes what is not in use"
         )
 
 
 class Puller:
-    """Pulls objects over one connection that is kept open.
+    """Pulls objects in a few lanes at once: while one waits for the disk or an answer, the others receive.
 
     Args:
-        url: The server, as ``http://HOST:PORT``.
-        token: What lets us in.
+        sources: The servers, in the order in which they are asked: mirrors, and last who has everything.
         store: Where objects go.
-        timeout_s: The longest silence of the server.
-        attempts: How often to try an object without getting one more byte of it.
+        timeout_s: The longest silence of a server.
+        attempts: How often to try the last server without getting one more byte of an object.
+        lanes: How many objects come at once.
         sleep: How to wait between attempts.
+
+    Attributes:
+        again: How often an object came damaged and was asked for again.
     """
 
     def __init__(
         self,
-        url: str,
-        token: str,
+        sources: Sequence[Source],
         store: Store,
         *,
         timeout_s: float = 20.0,
         attempts: int = 6,
+        lanes: int = 4,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        parts = urlsplit(url)
-        try:
-            host, port = parts.hostname, parts.port
-        except ValueError as error:
-            raise ArtifactError(f"{url}: {error}") from error
-        if parts.scheme != "http" or not host or parts.path not in ("", "/"):
-            raise ArtifactError(f"{url}: expected http://HOST:PORT")
-        self.received_bytes = 0
-        self._url = url
-        self._headers = {"Authorization": f"Bearer {token}"}
+        if not sources:
+            raise ArtifactError("there is no server to pull from")
+        for source in sources:
+            source.place()
+        self.again = 0
+        self._sources = list(dict.fromkeys(sources))
         self._store = store
+        self._timeout_s = timeout_s
         self._attempts = attempts
+        self._lanes = lanes
         self._sleep = sleep
-        self._connection = http.client.HTTPConnection(host, port or 80, timeout=timeout_s)
-        self._buffer = memoryview(bytearray(_BLOCK_BYTES))
+        self._lock = threading.Lock()
+        self._useless: Dict[Source, SourceError] = {}
+        self._received = {source.url: 0 for source in self._sources}
+        self._failure: BaseException | None = None
 
-    def close(self) -> None:
-        """Close the connection."""
-        self._connection.close()
+    @property
+    def received_bytes(self) -> Dict[str, int]:
+        """The bytes that came from each server, those of broken attempts too."""
+        return dict(self._received)
 
-    def pull(self, wanted: Wanted) -> None:
-        """Pull one object, going on where an earlier attempt stopped."""
+    def pull(self, missing: Sequence[Wanted]) -> None:
+        """Pull objects, going on where earlier attempts stopped.
+
+        Raises:
+            ArtifactError: One cannot be had.
+        """
+        # The large ones first, so that the lanes end at about the same time.
+        queue = collections.deque(sorted(missing, key=lambda each: -each.size_bytes))
+        lanes = [
+            threading.Thread(target=self._run, args=(queue, number), daemon=True)
+            for number in range(min(self._lanes, len(queue)))
+        ]
+        for lane in lanes:
+            lane.start()
+        try:
+            for lane in lanes:
+                lane.join()
+        except BaseException as error:  # Ctrl-C: the lanes stop at their next block
+            self._failure = self._failure or error
+            raise
+        if self._failure is not None:
+            raise self._failure
+
+    def _run(self, queue: collections.deque[Wanted], number: int) -> None:
+        """Pull one object after the other until none is left or one has failed."""
+        connections = {source: self._connect(source) for source in self._sources}
+        # Several mirrors share the work: each lane begins with another one.
+        mirrors, turn = self._sources[:-1], number % max(1, len(self._sources) - 1)
+        order = [*mirrors[turn:], *mirrors[:turn], self._sources[-1]]
+        try:
+            while True:
+                try:
+                    wanted = queue.popleft()
+                except IndexError:
+                    return
+                self._pull(wanted, order, connections)
+        except _StoppedError:
+            pass
+        except BaseException as error:
+            self._failure = self._failure or error
+        finally:
+            for connection in connections.values():
+                connection.close()
+
+    def _connect(self, source: Source) -> Connection:
+        def received(count: int) -> None:
+            with self._lock:
+                self._received[source.url] += count
+            self._go_on()
+
+        return Connection(source, self._timeout_s, received)
+
+    def _go_on(self) -> None:
+        if self._failure is not None:
+            raise _StoppedError
+
+    def _pull(self, wanted: Wanted, order: Sequence[Source], connections: Dict[Source, Connection]) -> None:
+        """Pull one object from the first server that can give it."""
+        failed: List[str] = []
+        for source in order:
+            error = self._useless.get(source)
+            if error is None:
+                try:
+                    attempts = self._attempts if source is order[-1] else _MIRROR_ATTEMPTS
+                    self._pull_from(source, connections[source], wanted, attempts)
+                    return
+                except SourceError as caught:
+                    error = caught
+                    if error.for_all:
+                        self._useless[source] = error
+            failed.append(str(error))
+        raise ArtifactError("; ".join(dict.fromkeys(failed)))
+
+    def _pull_from(self, source: Source, connection: Connection, wanted: Wanted, attempts: int) -> None:
         part = self._store.part(wanted.digest)
         failures, damaged, best = 0, 0, _size(part)
         while True:
+            self._go_on()
             try:
-                found = self._attempt(wanted)
-            except (_TryAgainError, http.client.HTTPException, OSError) as error:
+                found = connection.attempt(wanted, part)
+            except (TryAgainError, http.client.HTTPException, OSError) as error:
                 if isinstance(error, OSError) and error.filename is not None:
                     raise ArtifactError(f"{error.filename}: {error.strerror}") from error
-                self._connection.close()
-                failures = failures + 1 if _size(part) <= best else 1
-                best = max(best, _size(part))
-                if failures >= self._attempts:
-                    words = str(error) or type(error).__name__
-                    raise ArtifactError(
-                        f"{self._url}: {wanted.digest[:16]}...: {words} ({failures} times)"
+                connection.close()
+                size = _size(part)
+                failures = failures + 1 if size <= best else 1
+                best = max(best, size)
+                if failures >= attempts:
+                    words = f"{str(error) or type(error).__name__} ({failures} times)"
+                    raise SourceError(
+                        f"{source.url}: {wanted.digest[:16]}...: {words}", for_all=True
                     ) from error
                 self._sleep(min(_BACK_OFF_S * 2 ** (failures - 1), _MAX_BACK_OFF_S))
                 continue
@@ -136,68 +217,13 @@ class Puller:
             part.unlink()
             damaged += 1
             if damaged == 2:
-                raise ArtifactError(
-                    f"{self._url}: {wanted.digest[:16]}... came damaged twice (sha256 {found[:16]}...); "
-                    "the base station's copy is bad"
+                raise SourceError(
+                    f"{source.url}: {wanted.digest[:16]}... came damaged twice (sha256 {found[:16]}...); "
+                    "its copy there is bad: `testbed artifacts verify` removes it"
                 )
-
-    def _attempt(self, wanted: Wanted) -> str:
-        """Get what is missing of an object and return the sha256 of all of it."""
-        part = self._store.part(wanted.digest)
-        have = _size(part)
-        if have > wanted.size_bytes:
-            part.unlink()
-            have = 0
-        digest = hash_file(part) if have else hashlib.sha256()
-        if have == wanted.size_bytes:
-            part.touch()
-            return digest.hexdigest()
-        headers = dict(self._headers, Range=f"bytes={have}-") if have else self._headers
-        self._connection.request("GET", f"/objects/{wanted.digest}", headers=headers)
-        response = self._connection.getresponse()
-        if have and response.status == 200:  # a server that knows no ranges
-            have, digest = 0, hashlib.sha256()
-        self._check(response, wanted, have)
-        with open(part, "ab" if have else "wb", buffering=0) as file:
-            left = wanted.size_bytes - have
-            while left:
-                count = response.readinto(self._buffer[: min(left, _BLOCK_BYTES)])
-                if not count:
-                    raise _TryAgainError(f"the connection ended {left} bytes early")
-                block = self._buffer[:count]
-                _write(file, block)
-                digest.update(block)
-                self.received_bytes += count
-                left -= count
-        response.read()  # nothing is left, but only now may the connection be used again
-        return digest.hexdigest()
-
-    def _check(self, response: http.client.HTTPResponse, wanted: Wanted, have: int) -> None:
-        """See that the answer is the one that was asked for."""
-        status = response.status
-        if status in (401, 403):
-            raise ArtifactError(f"{self._url}: the server refused this host's key; deploy the keys again")
-        if status == 404:
-            raise ArtifactError(f"{self._url}: the server has no object {wanted.digest}")
-        if status not in (200, 206):
-            raise _TryAgainError(f"the server answered {status} {response.reason}")
-        expected = wanted.size_bytes - have
-        if response.length != expected:
-            size = (response.length or 0) + have
-            raise ArtifactError(
-                f"{self._url}: {wanted.digest[:16]}...: the server has {size} bytes, "
-                f"the list says {wanted.size_bytes}"
-            )
-        begin = f"bytes {have}-"
-        if status == 206 and not (response.getheader("Content-Range") or "").startswith(begin):
-            raise _TryAgainError("the server sent another range than was asked for")
+            with self._lock:
+                self.again += 1
 
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def _write(file: object, block: memoryview) -> None:
-    """Write all of a block; a plain write may take less."""
-    while block:
-        block = block[file.write(block) :]  # type: ignore[attr-defined]

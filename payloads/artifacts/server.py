@@ -14,10 +14,11 @@ import threading
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Dict, Iterator, List, Optional
 
 from payloads.artifacts.store import DIGEST, ArtifactError, Store, bearer_token
 from payloads.services.ready import announce_ready
+from payloads.wire.pacing import set_pace
 
 __all__ = ["ObjectServer", "parse_range", "serve"]
 
@@ -90,7 +91,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("ETag", f'"{digest}"')
             self.end_headers()
             if with_body and end > first:
-                self.connection.sendfile(file, first, end - first)
+                self.server.store.use(digest)
+                with self.server.paces.sending(self.client_address[0], self.connection):
+                    self.connection.sendfile(file, first, end - first)
 
     def _is_authorized(self) -> bool:
         given = self.headers.get("Authorization", "").encode("utf-8", "replace")
@@ -130,6 +133,44 @@ class _Handler(BaseHTTPRequestHandler):
         print(f"{self.client_address[0]}: {format % args}", file=sys.stderr, flush=True)
 
 
+class Paces:
+    """Gives each client its bandwidth, shared among the connections that send to it just now.
+
+    The kernel does the pacing, socket by socket; nobody is kept waiting here.
+
+    Args:
+        client_mbit: What one client may take, in Mbit/s of frames; everything where it is left out.
+    """
+
+    def __init__(self, client_mbit: Optional[float]) -> None:
+        self._client_mbit = client_mbit
+        self._lock = threading.Lock()
+        self._sending: Dict[str, List[socket.socket]] = {}
+
+    @contextlib.contextmanager
+    def sending(self, client: str, connection: socket.socket) -> Iterator[None]:
+        """Keep to the client's bandwidth while something is sent to it."""
+        if self._client_mbit is None:
+            yield
+            return
+        self._change(client, connection, begins=True)
+        try:
+            yield
+        finally:
+            self._change(client, connection, begins=False)
+
+    def _change(self, client: str, connection: socket.socket, *, begins: bool) -> None:
+        assert self._client_mbit is not None
+        with self._lock:
+            connections = self._sending.setdefault(client, [])
+            connections.append(connection) if begins else connections.remove(connection)
+            for each in connections:
+                with contextlib.suppress(OSError):  # a client that is gone: its own thread will see
+                    set_pace(each, self._client_mbit / len(connections))
+            if not connections:
+                del self._sending[client]
+
+
 class ObjectServer(ThreadingHTTPServer):
     """Serves the objects of a store.
 
@@ -137,13 +178,17 @@ class ObjectServer(ThreadingHTTPServer):
         address: Where to listen.
         store: The objects.
         key_file: The deploy's key; read again when the file changes, so that a new deploy needs no restart.
+        client_mbit: What one client may take, in Mbit/s; everything where it is left out.
     """
 
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, address: tuple[str, int], store: Store, key_file: Path) -> None:
+    def __init__(
+        self, address: tuple[str, int], store: Store, key_file: Path, client_mbit: Optional[float] = None
+    ) -> None:
         self.store = store
+        self.paces = Paces(client_mbit)
         self._key_file = key_file
         self._token: tuple[object, str] = (None, "")
         self.token()
@@ -175,13 +220,19 @@ class ObjectServer(ThreadingHTTPServer):
         print(f"{client_address[0]}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
 
 
-def serve(listen: str, key_file: Path) -> int:
-    """Serve this host's objects until SIGTERM."""
+def serve(listen: str, key_file: Path, client_mbit: Optional[float] = None) -> int:
+    """Serve this host's objects until SIGTERM.
+
+    Args:
+        listen: Where, as ADDRESS:PORT.
+        key_file: The deploy's key.
+        client_mbit: What one client may take, in Mbit/s; everything where it is left out.
+    """
     host, _, port = listen.rpartition(":")
     if not host or not port.isdigit():
         raise ArtifactError(f"--listen {listen}: expected ADDRESS:PORT")
     try:
-        server = ObjectServer((host, int(port)), Store(), key_file)
+        server = ObjectServer((host, int(port)), Store(), key_file, client_mbit)
     except (OSError, OverflowError) as error:
         raise ArtifactError(f"cannot listen on {listen}: {error}") from error
     with server:

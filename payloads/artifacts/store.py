@@ -11,11 +11,11 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Iterator
+from typing import Iterator, NamedTuple
 
 from payloads.services.layout import home_folder
 
-__all__ = ["DIGEST", "ArtifactError", "Store", "bearer_token", "hash_file"]
+__all__ = ["DIGEST", "ArtifactError", "Held", "Store", "bearer_token", "hash_file"]
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 _BLOCK_BYTES = 1 << 20
@@ -50,11 +50,25 @@ def hash_file(path: Path, into: "hashlib._Hash | None" = None) -> "hashlib._Hash
             digest.update(buffer[:count])
 
 
+class Held(NamedTuple):
+    """An object that is here.
+
+    Attributes:
+        digest: Its sha256, in hexadecimal.
+        size_bytes: Its size.
+        used_unix: When it was last wanted or served here, or came.
+    """
+
+    digest: str
+    size_bytes: int
+    used_unix: float
+
+
 class Store:
     """The folder of objects.
 
     An object whose bytes were checked has a marker ``<sha256>.ok`` with its size and time of change, so that
-    it is read again only after it was touched.
+    it is read again only after it was touched. The marker's own time of change says when it was last used.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -82,14 +96,53 @@ class Store:
             return False
         with contextlib.suppress(FileNotFoundError):
             if self._marker(digest).read_text() == _vouch(found):
+                self.use(digest)
                 return True
         if hash_file(self.path(digest)).hexdigest() != digest:
             return False
         self._marker(digest).write_text(_vouch(found))
         return True
 
+    def use(self, digest: str) -> None:
+        """Note that an object is used now; nothing where its bytes were never checked."""
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(self._marker(digest))
+
+    def held(self) -> list[Held]:
+        """Return the objects that are here, whole or not."""
+        found = []
+        for entry in os.scandir(self.folder):
+            if DIGEST.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                size, used = entry.stat().st_size, entry.stat().st_mtime
+                with contextlib.suppress(FileNotFoundError):
+                    used = max(used, self._marker(entry.name).stat().st_mtime)
+                found.append(Held(entry.name, size, used))
+        return sorted(found)
+
+    def distrust(self, digest: str) -> None:
+        """Have an object's bytes read again before it is next taken for whole."""
+        with contextlib.suppress(FileNotFoundError):
+            self._marker(digest).unlink()
+
+    def parts(self) -> list[Path]:
+        """Return the beginnings of objects that are here."""
+        return sorted(self.folder.glob("*.part"))
+
+    def is_damaged(self, digest: str) -> bool:
+        """Tell whether an object's bytes are not those of its name; all of them are read."""
+        try:
+            found = self.path(digest).stat()
+            if hash_file(self.path(digest)).hexdigest() != digest:
+                return True
+        except FileNotFoundError:
+            return False
+        if not self._marker(digest).exists():
+            self._marker(digest).write_text(_vouch(found))
+            os.utime(self._marker(digest), (found.st_mtime, found.st_mtime))  # a look is no use
+        return False
+
     def discard(self, digest: str) -> bool:
-        """Remove a damaged object; tell whether there was one."""
+        """Remove an object that is damaged or not needed any more; tell whether there was one."""
         with contextlib.suppress(FileNotFoundError):
             self._marker(digest).unlink()
         try:
@@ -140,10 +193,22 @@ class Store:
         return disk.f_bavail * disk.f_frsize
 
     @contextlib.contextmanager
-    def changing(self) -> Iterator[None]:
-        """Keep other processes from changing objects meanwhile."""
+    def changing(self, *, wait: bool = True) -> Iterator[None]:
+        """Keep other processes from changing objects meanwhile.
+
+        Args:
+            wait: Whether to wait for them to be done.
+
+        Raises:
+            ArtifactError: Another process changes objects, and nobody is to wait.
+        """
         with open(self.folder / ".lock", "a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ArtifactError(
+                    f"{self.folder}: objects are coming in just now; try again when they are here"
+                ) from error
             yield
 
 

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from payloads.artifacts.pull import Pulled, Puller, pull_all
+from payloads.artifacts.pull import Pulled, Puller, Source, pull_all
 from payloads.artifacts.server import ObjectServer, parse_range
 from payloads.artifacts.store import ArtifactError, Store, bearer_token
 from payloads.artifacts.wanted import Wanted, parse_wanted
@@ -59,16 +59,22 @@ def device(tmp_path) -> Store:
     return Store(tmp_path / "device")
 
 
+def url_of(server: HTTPServer) -> str:
+    return f"http://127.0.0.1:{server.server_port}"
+
+
 def puller_for(server: HTTPServer, device: Store, key_file: Path) -> Puller:
-    url = f"http://127.0.0.1:{server.server_port}"
-    return Puller(url, bearer_token(key_file), device, attempts=3, sleep=lambda _: None)
+    sources = [Source(url_of(server), bearer_token(key_file))]
+    return Puller(sources, device, attempts=3, sleep=lambda _: None)
 
 
 def test_a_pull_brings_what_is_missing_and_a_second_one_nothing(base, device, key_file):
-    assert pull_all(device, [WANTED], puller_for(base, device, key_file)) == Pulled(1, len(CONTENT), 0, 0)
+    first = pull_all(device, [WANTED], puller_for(base, device, key_file))
+    assert first == Pulled(1, len(CONTENT), 0, 0, 0, {url_of(base): len(CONTENT)})
     assert device.path(WANTED.digest).read_bytes() == CONTENT
     assert not device.part(WANTED.digest).exists()
-    assert pull_all(device, [WANTED], puller_for(base, device, key_file)) == Pulled(0, 0, 1, 0)
+    second = pull_all(device, [WANTED], puller_for(base, device, key_file))
+    assert second == Pulled(0, 0, 1, 0, 0, {url_of(base): 0})
 
 
 def test_a_pull_goes_on_where_it_was_cut_off(base, device, key_file):
@@ -131,7 +137,7 @@ def test_a_full_disk_is_seen_before_anything_is_sent(base, device, key_file, mon
     puller = puller_for(base, device, key_file)
     with pytest.raises(ArtifactError, match="1 objects need 1 MB, but only 0 MB are free"):
         pull_all(device, [WANTED], puller)
-    assert puller.received_bytes == 0
+    assert puller.received_bytes == {url_of(base): 0}
 
 
 def test_only_objects_are_served(base, key_file):
@@ -261,7 +267,8 @@ def test_nobody_listening_is_said(device, key_file):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        puller = Puller(url, bearer_token(key_file), device, attempts=2, sleep=lambda _: None)
+        sources = [Source(url, bearer_token(key_file))]
+        puller = Puller(sources, device, attempts=2, sleep=lambda _: None)
         with pytest.raises(ArtifactError, match="Connection refused"):
             pull_all(device, [WANTED], puller)
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import shutil
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from payloads.artifacts.store import Store
 from payloads.board.pace import Pace
 from payloads.tensors import encode_header
 from payloads.wdmoe.pace import ExpertShape
@@ -76,8 +80,9 @@ def test_int8_weights_are_a_quarter_of_the_bytes_of_float32():
 def write_object(folder, tensors):
     data = encode_header({name: (kind, tuple(value.shape)) for name, (kind, value) in tensors.items()}, {})
     data += b"".join(value.contiguous().numpy().tobytes() for _, value in tensors.values())
-    (folder / "objects").mkdir(exist_ok=True)
-    (folder / "objects" / "one").write_bytes(data)
+    shutil.rmtree(folder / "objects", ignore_errors=True)
+    (folder / "objects").mkdir()
+    (folder / "objects" / hashlib.sha256(data).hexdigest()).write_bytes(data)
 
 
 def int8_tensors():
@@ -90,6 +95,7 @@ def int8_tensors():
 
 
 def write_wanted(folder, **changes):
+    held = [path.name for path in (folder / "objects").glob("*")]
     value = {
         "model": "m",
         "manifest": "d",
@@ -98,7 +104,7 @@ def write_wanted(folder, **changes):
         "intermediate_size": INNER,
         "activation": "silu",
         "weights": "int8",
-        "experts": [{"layer": 0, "expert": 3, "object": "one"}],
+        "experts": [{"layer": 0, "expert": 3, "object": name} for name in held],
         **changes,
     }
     (folder / "shards.json").write_text(json.dumps(value))
@@ -135,17 +141,38 @@ def test_objects_that_are_not_what_the_list_says_are_refused(tmp_path):
     write_object(tmp_path, int8_tensors())
     with pytest.raises(ShardError, match="gate_up_proj is int8, the wanted list says bfloat16; deploy again"):
         load_experts(read_wanted(write_wanted(tmp_path, weights=None)), objects, CPU)
-    wanted = read_wanted(write_wanted(tmp_path))
     floats = {
         "gate_up_proj": ("F32", torch.ones(2 * INNER, HIDDEN)),
         "down_proj": ("F32", torch.ones(HIDDEN, INNER)),
     }
     write_object(tmp_path, floats)
     with pytest.raises(ShardError, match="gate_up_proj is F32, the wanted list says int8"):
-        load_experts(wanted, objects, CPU)
+        load_experts(read_wanted(write_wanted(tmp_path)), objects, CPU)
     write_object(tmp_path, {k: v for k, v in int8_tensors().items() if k != "down_scale"})
     with pytest.raises(ShardError, match="does not hold down_scale"):
-        load_experts(wanted, objects, CPU)
+        load_experts(read_wanted(write_wanted(tmp_path)), objects, CPU)
     write_object(tmp_path, {**int8_tensors(), "down_scale": ("F32", torch.ones(HIDDEN + 1))})
     with pytest.raises(ShardError, match="another shape"):
-        load_experts(wanted, objects, CPU)
+        load_experts(read_wanted(write_wanted(tmp_path)), objects, CPU)
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.floats(0, 1, exclude_max=True), st.integers(0, 7))
+def test_a_bit_that_flipped_on_the_disk_is_found_and_the_object_is_not_taken_for_whole_again(
+    tmp_path, at, bit
+):
+    write_object(tmp_path, int8_tensors())
+    wanted = read_wanted(write_wanted(tmp_path))
+    digest = wanted.experts[0].object
+    store = Store(tmp_path / "objects")
+    path = store.path(digest)
+    data = bytearray(path.read_bytes())
+    assert store.is_present(digest, len(data))
+    before = path.stat()
+    data[int(at * len(data))] ^= 1 << bit
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert store.is_present(digest, len(data))
+    with pytest.raises(ShardError, match=r"layer 0 expert 3 is damaged: .*; deploy again"):
+        load_experts(wanted, tmp_path / "objects", CPU)
+    assert not store.is_present(digest, len(data))

@@ -24,6 +24,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import torch
 
+from payloads.artifacts.marks import Mark
 from payloads.metrics_http import MetricsServer
 from payloads.services.ready import announce_ready
 from payloads.station.control import AbandonedError, Control, ControlError, Job
@@ -82,6 +83,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     except (AccessError, AuthError, StationError, ControlError) as error:
         _say(str(error))
         return 1
+    own = [str(entry["object"]) for entry in folder.manifest["base_station"]]
+    mark = Mark("base-station", own, options.manifest.resolve().parent / "objects")
     try:
         _say(f"ready with {station.describe()['parameters']} parameters, control at {options.control}")
         # What is there now stays; the collector need not look at it again and again.
@@ -90,6 +93,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         announce_ready()
         serve(station, control, service)
     finally:
+        mark.close()
         control.close()
         if service is not None:
             service.server.close()

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, Mapping, NamedTuple
 
+from payloads.artifacts.store import hash_file
 from payloads.wdmoe.families import FAMILIES
 
 __all__ = ["ModelFolder", "StationError", "lay_out_model"]
@@ -34,7 +35,7 @@ def lay_out_model(manifest_path: Path) -> ModelFolder:
     """Make a folder of links to the objects of the base station's part, beside the manifest.
 
     Raises:
-        StationError: The manifest cannot be read, or an object is missing.
+        StationError: The manifest cannot be read, or an object is missing or damaged.
     """
     try:
         data = manifest_path.read_bytes()
@@ -55,6 +56,11 @@ def lay_out_model(manifest_path: Path) -> ModelFolder:
         target = home / "objects" / sha256
         if not target.is_file() or target.stat().st_size != size:
             raise StationError(f"the object of {name} is missing or not whole: {target}; deploy again")
+        if hash_file(target).hexdigest() != sha256:
+            raise StationError(
+                f"the object of {name} is damaged: {target} is not what its name says; "
+                "`testbed artifacts verify` removes it, then deploy again"
+            )
         link = folder / Path(name).name
         if not (link.is_symlink() and link.resolve() == target):
             link.unlink(missing_ok=True)

@@ -21,6 +21,7 @@ from typing import List, Optional, Sequence, Tuple
 
 import torch
 
+from payloads.artifacts.marks import Mark
 from payloads.board.busy import BusyCounter, wait_until
 from payloads.board.options import add_board, board_of, expanded
 from payloads.board.pace import Pace
@@ -132,6 +133,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         wanted = read_wanted(options.wanted)
         credentials = credentials_of(options)
         objects = options.objects or options.wanted.parent / "objects"
+        mark = Mark("worker", [expert.object for expert in wanted.experts], objects)
         worker = Worker(wanted, objects, *board)
         server = Server(listen(*options.listen), credentials, worker.handle, NAME)
         shown = _show_metrics(worker, server, options.metrics)
@@ -149,6 +151,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         announce_ready()
         server.serve()
     finally:
+        mark.close()
         server.close()
         if shown is not None:
             shown.close()

@@ -8,6 +8,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 
+from payloads.artifacts.store import Store, hash_file
 from payloads.tensors import TensorFile, TensorFileError
 from payloads.wdmoe.pace import WEIGHT_BYTES, ExpertShape
 from payloads.wdmoe.worker.products import Matrix
@@ -144,6 +145,12 @@ def _load(wanted: WantedList, expert: WantedExpert, objects: Path, device: torch
     name = f"layer {expert.layer} expert {expert.expert}"
     path = objects / expert.object
     try:
+        # Disks and memory flip bits, and an answer computed from such a weight would look like any other.
+        if hash_file(path).hexdigest() != expert.object:
+            Store(objects).distrust(expert.object)  # so that the next pull fetches it anew
+            raise ShardError(
+                f"the object of {name} is damaged: {path} is not what its name says; deploy again"
+            )
         with TensorFile(path) as file:
             gate_up = _matrix(file, "gate_up", wanted, device)
             down = _matrix(file, "down", wanted, device)
