@@ -1,10 +1,14 @@
-"""``python -m payloads.services``: start, stop, restart, status, logs and hold."""
+"""``python -m payloads.services``: start, stop, restart, status, logs, hold, lease and power."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
+import pwd
 import sys
+import time
 from typing import Any, Sequence
 
 from payloads.services.layout import ServiceError, check_name, service_folder, service_names
@@ -49,9 +53,21 @@ def _parser() -> argparse.ArgumentParser:
     log = command("logs", _logs, "print the end of a service's log")
     log.add_argument("name")
     log.add_argument("--lines", type=int, default=50, metavar="N", help="0: all that is kept")
-    hold = command("hold", _hold, "let services run for as long as bytes come on standard input")
+    hold = command("hold", _hold, "have this host for as long as bytes come on standard input")
     hold.add_argument("--ttl", type=float, default=8.0, metavar="S")
-    hold.add_argument("--wait", type=float, default=20.0, metavar="S", help="for another holder to let go")
+    hold.add_argument("--wait", type=float, default=20.0, metavar="S", help="for a holder that may be gone")
+    lease = command("lease", _lease, "reserve this host, give it back, or say who has it")
+    lease.add_argument("action", choices=("show", "take", "release"))
+    lease.add_argument("--for", dest="for_s", type=float, default=3600.0, metavar="S")
+    lease.add_argument("--take-over-from", default="", metavar="OWNER")
+    for one in (hold, lease):
+        one.add_argument("--owner", default="", help="left out: this user on this host")
+        one.add_argument("--purpose", default="")
+    power = command("power", _power, "how this board is set; set it for a run; put it back")
+    power.add_argument("action", choices=("show", "set", "restore"))
+    power.add_argument("--mode", default=None, metavar="NAME", help="the power mode, by its name")
+    power.add_argument("--jetson-clocks", action="store_true", help="all clocks at their greatest")
+    power.add_argument("--settle", type=float, default=0.0, metavar="S", help="wait so long once it is set")
     supervise = command("supervise", _supervise, "be the supervisor (started by the others)")
     supervise.add_argument("--ready-fd", type=int, required=True)
     command("guard", _guard, "wait until the lease ends (a systemd unit of its own)").add_argument(
@@ -113,7 +129,8 @@ def _status(options: argparse.Namespace, _argv: tuple[str, ...]) -> int:
         state = service["state"] + (", ready" if service["ready"] else "")
         process = f", process {service['pid']}" if service["pid"] else ""
         reason = f": {service['reason']}" if service["reason"] else ""
-        print(f"{service['name']}: {state}{process}{reason}")
+        said = f"; its last line: {service['last_line']}" if service["last_line"] else ""
+        print(f"{service['name']}: {state}{process}{reason}{said}")
     print(f"lease: {held['left_s']} s left" if held else "lease: none")
     return 0
 
@@ -126,7 +143,55 @@ def _logs(options: argparse.Namespace, _argv: tuple[str, ...]) -> int:
 def _hold(options: argparse.Namespace, _argv: tuple[str, ...]) -> int:
     from payloads.services.hold import hold
 
-    return hold(_backend(), options.ttl, options.wait)
+    return hold(_backend(), options.ttl, options.wait, options.owner or _this_user(), options.purpose)
+
+
+def _this_user() -> str:
+    return f"{pwd.getpwuid(os.geteuid()).pw_name}@{platform.node()}"
+
+
+def _lease(options: argparse.Namespace, _argv: tuple[str, ...]) -> int:
+    from payloads.services.hold import HeldError
+    from payloads.services.reserve import release, show, take
+
+    owner = options.owner or _this_user()
+    try:
+        if options.action == "show":
+            said = show()
+        elif options.action == "take":
+            said = take(owner, options.purpose, options.for_s, options.take_over_from, _backend)
+        else:
+            said = release(owner, _backend)
+    except HeldError as error:
+        print(json.dumps({"refused": error.by}))
+        print(error, file=sys.stderr)
+        return 3
+    print(json.dumps(said))
+    return 0
+
+
+def _power(options: argparse.Namespace, _argv: tuple[str, ...]) -> int:
+    from payloads.services.power import read_power, restore_power, set_power
+
+    if options.action == "show":
+        print(json.dumps({"power": read_power().as_json()}))
+        return 0
+    if options.action == "restore":
+        said = restore_power(["run"])
+        print(json.dumps(said))
+        return 1 if said["problems"] else 0
+    from payloads.services.keeper import ensure_keeper
+    from payloads.services.shared import here_and_now, read_record, standing
+
+    held = standing(read_record(), here_and_now()).held
+    if held is None:
+        raise ServiceError("power: nobody holds this host, so nobody would put it back")
+    owner = held.owner  # of the run that this is for
+    clocks = options.jetson_clocks
+    said = set_power(options.mode, clocks=clocks, noted=lambda: ensure_keeper(owner, _backend))
+    time.sleep(options.settle)
+    print(json.dumps({"power": said}))
+    return 0
 
 
 def _supervise(options: argparse.Namespace, _argv: tuple[str, ...]) -> int:

@@ -6,11 +6,23 @@ import os
 import time
 from pathlib import Path
 
-__all__ = ["LOG_BYTES", "last_words", "note", "note_start", "open_log", "rotate", "tail"]
+__all__ = [
+    "LOG_BYTES",
+    "failure",
+    "last_end",
+    "last_words",
+    "line_of",
+    "note",
+    "note_start",
+    "open_log",
+    "rotate",
+    "tail",
+]
 
 LOG_BYTES = 4 << 20
 _MARK = "[services] "
 _START_MARK = "[services] ---- "
+_LINE_LENGTH = 300
 
 
 def open_log(folder: Path) -> int:
@@ -77,6 +89,48 @@ def last_words(folder: Path, lines: int = 15) -> str:
     starts = [index for index, row in enumerate(rows) if row.startswith(_START_MARK)]
     since = rows[starts[-1] + 1 :] if starts else rows
     return "\n".join([row for row in since if not row.startswith(_MARK)][-lines:])
+
+
+def last_end(folder: Path, *, again: bool) -> tuple[str, str]:
+    """Return how the service ended last, and the last line that it wrote before; empty strings where there is none.
+
+    Args:
+        folder: The service's folder.
+        again: Whether it has been started again since then: the start before the last one counts.
+    """
+    rows = _rows(folder)
+    starts = [index for index, row in enumerate(rows) if row.startswith(_START_MARK)]
+    if again and starts:
+        rows, starts = rows[: starts[-1]], starts[:-1]
+    since = rows[starts[-1] + 1 :] if starts else rows
+    marks = [row for row in since if row.startswith(_MARK)]
+    # A mark of ours: the time, the state that it came to, and why.
+    reason = marks[-1].partition(": ")[2] if marks else ""
+    return reason, line_of("\n".join(row for row in since if not row.startswith(_MARK)))
+
+
+def line_of(words: str) -> str:
+    """Return the last line of some words that says something, cut where it is very long."""
+    said = [line.strip() for line in words.splitlines() if line.strip()]
+    line = said[-1] if said else ""
+    return line if len(line) <= _LINE_LENGTH else line[:_LINE_LENGTH] + "..."
+
+
+def failure(name: str, reason: str, words: str) -> str:
+    """Return what is said of a service that did not start.
+
+    The last line holds all that matters, for those who show one line only.
+
+    Args:
+        name: The service's name.
+        reason: What became of it.
+        words: Its last lines.
+    """
+    line = line_of(words)
+    if not line:
+        return f"{name}: {reason}; it wrote nothing"
+    above = f"the last words of {name}:\n{words}\n" if words.strip() != line else ""
+    return f"{above}{name}: {reason}: {line}"
 
 
 def _rows(folder: Path) -> list[str]:

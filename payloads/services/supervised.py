@@ -30,6 +30,7 @@ __all__ = ["SupervisorBackend"]
 _ANSWER_S = 5.0
 _STOPPED_S = STOP_S + 3.0
 _POLL_S = 0.03
+_NOT_ENDED = {"last_reason": "", "last_line": ""}
 
 
 class SupervisorBackend:
@@ -114,7 +115,12 @@ class SupervisorBackend:
         if shown["state"] != "running":
             shown["pid"] = None
         ready = shown["state"] == "running" and (folder / "ready").exists()
-        return dict(shown, name=name, ready=ready, log=str(folder / "log"))
+        running = shown["state"] == "running"
+        # Of one that runs it is told why it had to be started again.
+        told = not running or bool(shown["restarts"])
+        reason, line = logs.last_end(folder, again=running) if told else ("", "")
+        ended = {"last_reason": reason or shown["reason"] or "", "last_line": line} if told else _NOT_ENDED
+        return dict(shown, name=name, ready=ready, log=str(folder / "log"), **ended)
 
     def _await_ready(self, name: str, incarnation: int, ready_s: float) -> None:
         folder = service_folder(name)
@@ -187,8 +193,7 @@ def _state(name: str) -> dict[str, Any]:
 
 
 def _failure(name: str, reason: str) -> str:
-    lines = logs.last_words(service_folder(name))
-    return f"{name}: {reason}" + (f"; its last words:\n{lines}" if lines else "; it wrote nothing")
+    return logs.failure(name, reason, logs.last_words(service_folder(name)))
 
 
 def _wait(done: Any, limit_s: float) -> None:

@@ -7,6 +7,7 @@ others their own.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import Any, Mapping, Sequence
 from payloads.services.layout import (
     ServiceError,
     code_folder,
+    home_folder,
     locked,
     service_folder,
     service_names,
@@ -24,13 +26,16 @@ from payloads.services.layout import (
     write_whole,
 )
 from payloads.services.lease import LeaseWatch
+from payloads.services.logs import failure, line_of
 from payloads.services.service import RESTART_WINDOW_S, RESTARTS, STOP_S
 from payloads.services.spec import Spec, inherited_environment, read_spec
+from payloads.services.systemd_limits import limits
 
 __all__ = ["GUARD", "SystemdBackend", "environment_file", "guard", "run_command", "systemd_runs_here"]
 
 GUARD = "testbed_lease.service"
-_SHOWN = "Id,ActiveState,SubState,MainPID,Result,ExecMainStatus,NRestarts"
+_SHOWN = "Id,ActiveState,SubState,MainPID,Result,ExecMainStatus,NRestarts,InvocationID"
+_LAST_LINES = 200
 _LOOK_S = 2.0
 _POLL_S = 0.05
 
@@ -71,6 +76,7 @@ def run_command(spec: Spec, folder: Path, scope: Sequence[str]) -> list[str]:
         f"WorkingDirectory={spec.directory}",
         f"EnvironmentFile={folder / 'environment'}",
         f"ExecStopPost=/bin/rm -f {folder / 'ready'}",
+        *limits(spec.name, system="--user" not in scope, home=home_folder(), user_home=Path.home()),
     ]
     if spec.restart:
         properties += [
@@ -113,6 +119,7 @@ class SystemdBackend:
     def __init__(self) -> None:
         self._scope = [] if os.geteuid() == 0 else ["--user"]
         self._looked_s = 0.0
+        self._guarded = False
 
     def start(self, spec: Spec, *, initial_s: float, ready_s: float, again: bool = False) -> str:
         """Start a service and wait until it is ready; return what was done."""
@@ -162,7 +169,7 @@ class SystemdBackend:
         """Describe every service of this host."""
         names = service_names()
         shown = self._show(names) if names else {}
-        return [_describe(name, shown[name]) for name in names]
+        return [self._described(name, shown[name]) for name in names]
 
     def tail(self, name: str, lines: int) -> str:
         """Return the last lines that a service wrote, from the system's journal."""
@@ -172,15 +179,19 @@ class SystemdBackend:
         return self._call([*command, f"{option}={unit(name)}"]).rstrip("\n")
 
     def lease_begins(self) -> None:
-        """Start the unit that guards the lease."""
-        self._begin_guard(0.0)
+        """Start the unit that guards the lease, if its code is on the disk; the first service does too."""
+        if Path(code_folder()).is_dir():
+            self._begin_guard(0.0)
 
     def lost(self) -> str:
-        """Say so if the unit that guards the lease has ended, else return an empty string."""
+        """Say so if the unit that guards the lease was there and has ended, else return an empty string."""
         if time.monotonic() - self._looked_s < _LOOK_S:
             return ""
         self._looked_s = time.monotonic()
-        return "" if self._is_active(GUARD) else f"{GUARD} has ended"
+        active = self._is_active(GUARD)
+        ended = self._guarded and not active
+        self._guarded = active
+        return f"{GUARD} has ended" if ended else ""
 
     def _begin_guard(self, initial_s: float) -> None:
         if self._is_active(GUARD):
@@ -204,15 +215,49 @@ class SystemdBackend:
             time.sleep(_POLL_S)
 
     def _failure(self, name: str, reason: str) -> str:
-        words = self.tail(name, 15)
-        return f"{name}: {reason}" + (f"; its last words:\n{words}" if words else "; it wrote nothing")
+        return failure(name, reason, "\n".join(words for _, words in self._said(name)[-15:]))
+
+    def _described(self, name: str, shown: Mapping[str, str]) -> dict[str, Any]:
+        """Return a service's description with how it ended last; of one that runs again systemd tells no reason."""
+        described = _describe(name, shown)
+        reason = described["reason"] if described["state"] != "running" else ""
+        return dict(described, last_reason=reason, last_line=self._last_line(name, shown))
+
+    def _said(self, name: str) -> list[tuple[str, str]]:
+        """Return what a service itself wrote last, without the manager's own lines: each start's name and the line."""
+        match = f"{'_SYSTEMD_USER_UNIT' if self._scope else '_SYSTEMD_UNIT'}={unit(name)}"
+        fields = "--output-fields=MESSAGE,_SYSTEMD_INVOCATION_ID"
+        options = ["--quiet", "--no-pager", "--output=json", fields, f"--lines={_LAST_LINES}"]
+        said = []
+        try:
+            lines = self._call(["journalctl", *options, match]).splitlines()
+        except ServiceError as error:
+            return [("", str(error))]  # such as a user who may not read the journal
+        for line in lines:
+            entry = json.loads(line)
+            words = entry.get("MESSAGE") or ""
+            # What is no UTF-8 comes as a list of bytes.
+            text = words if isinstance(words, str) else bytes(words).decode(errors="replace")
+            said.append((str(entry.get("_SYSTEMD_INVOCATION_ID") or ""), text))
+        return said
+
+    def _last_line(self, name: str, shown: Mapping[str, str]) -> str:
+        """Return the last line that a service wrote before it ended; nothing where it has not ended."""
+        running = _describe(name, shown)["state"] == "running"
+        if running and not int(shown.get("NRestarts") or 0):
+            return ""
+        current = shown.get("InvocationID", "") if running else ""
+        return line_of(
+            "\n".join(words for start, words in self._said(name) if not current or start != current)
+        )
 
     def _running(self, names: Sequence[str]) -> list[str]:
         shown = self._show(names) if names else {}
         return [name for name in names if shown[name].get("ActiveState") not in ("inactive", "failed", None)]
 
     def _is_active(self, unit_name: str) -> bool:
-        return subprocess.call(["systemctl", *self._scope, "is-active", "--quiet", unit_name]) == 0
+        command = ["systemctl", *self._scope, "is-active", "--quiet", unit_name]
+        return subprocess.call(command, env=_environment()) == 0
 
     def _show(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
         units = [unit(name) for name in names]
@@ -229,7 +274,7 @@ class SystemdBackend:
     @staticmethod
     def _call(command: Sequence[str], *, check: bool = True) -> str:
         try:
-            done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL)
+            done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, env=_environment())
         except FileNotFoundError as error:
             raise ServiceError(f"{command[0]}: not installed on this host") from error
         if check and done.returncode != 0:
@@ -238,6 +283,12 @@ class SystemdBackend:
                 f"{' '.join(command[:4])} ... ended with status {done.returncode}: {words[-1]}"
             )
         return done.stdout.decode(errors="replace")
+
+
+def _environment() -> dict[str, str]:
+    """Return this process's environment with the way to the user's manager, which a login without PAM does not tell."""
+    runtime = f"/run/user/{os.geteuid()}"
+    return dict({"XDG_RUNTIME_DIR": runtime} if Path(runtime).is_dir() else {}, **os.environ)
 
 
 def _describe(name: str, shown: Mapping[str, str]) -> dict[str, Any]:

@@ -6,11 +6,12 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from testbed.campaigns.lease import Leases
-from testbed.campaigns.phases import CLOSING, Kind, Phase
+from testbed.campaigns.ended import StartedServices
+from testbed.campaigns.phases import CLOSING, PREPARING, Kind, Phase
 from testbed.config.inventory import Host
-from testbed.errors import HostError, TestbedError
+from testbed.errors import HeldError, HostError, TestbedError
 from testbed.hosts.fleet import Fleet
+from testbed.hosts.leases import Leases, together
 from testbed.hosts.steps import Command, Completed, Step
 from testbed.hosts.transport import Transport
 from testbed.links.backends import explained
@@ -51,7 +52,10 @@ class Executor:
         self.reporter = reporter
         self._observe = observe
         self.leases = Leases(self.fleet)
+        self._services = StartedServices()
         self._holds = False
+        self.begun = False
+        """Whether more was begun than to make the hosts ready."""
         self.stopped = ""
         """What went wrong while closing, or an empty string."""
 
@@ -60,7 +64,8 @@ class Executor:
     ) -> None:
         """Carry out all phases; whatever happens, the closing ones too, and the leases are let go.
 
-        A host that refused its lease belongs to somebody else: nothing is closed there.
+        A host that refused its lease belongs to somebody else: nothing is closed there. And where it went no further
+        than to make the hosts ready, nothing runs yet that is to be closed.
 
         Args:
             phases: The plan.
@@ -83,6 +88,7 @@ class Executor:
             try:
                 for first, phase in body:
                     self.leases.check()
+                    self.begun = self.begun or phase.kind not in PREPARING
                     self.do_phase(first, phase)
                 if stay:
                     stay()
@@ -95,12 +101,19 @@ class Executor:
                     self._close(first, phase)
         finally:
             self.leases.release()
+            self._tell_of_leases()
             self.fleet.close()
 
     def do_phase(self, first: int, phase: Phase) -> None:
         """Do one phase; the first step's number is given."""
         self.reporter.phase(phase)
         self.answered(phase, self.steps(first, phase))
+        if phase.kind is Kind.LEASE:
+            self._tell_of_leases()
+
+    def _tell_of_leases(self) -> None:
+        while self.leases.told:
+            self.reporter.note(self.leases.told.pop(0))
 
     def answered(self, phase: Phase, answers: Sequence[Completed]) -> None:
         """Take what a phase's commands answered, in the plan's order."""
@@ -120,7 +133,7 @@ class Executor:
 
     def _close(self, first: int, phase: Phase) -> None:
         """Run a closing phase; a host that fails here is told of and does not hide what went wrong before."""
-        if not any(self._is_ours(phase, step) for step in phase.steps):
+        if not self.begun or not any(self._is_ours(phase, step) for step in phase.steps):
             return
         try:
             self.do_phase(first, phase)
@@ -154,7 +167,12 @@ class Executor:
 
         outcomes = self.fleet.each(work, self.fleet.inventory.select(list(by_host)))
         failures = [outcome.error for outcome in outcomes if outcome.error is not None]
+        held = [failure for failure in failures if isinstance(failure, HeldError)]
+        if held and len(held) == len(failures):
+            raise together(held)
         if failures:
+            if phase.kind not in CLOSING:
+                self._services.explain(failures[0], self.fleet)
             for failure in failures[1:]:
                 self.reporter.note(str(failure))
             raise failures[0]
@@ -177,6 +195,7 @@ class Executor:
                 raise refused from error
             raise
         self._tell(number, phase, "end", step)
+        self._services.note(step)
         return answer
 
     def _tell(self, number: int, phase: Phase, state: str, step: Step, detail: str = "") -> None:

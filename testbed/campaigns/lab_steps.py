@@ -9,8 +9,9 @@ from typing import Any
 
 from payloads.linkd.channel import Channel
 from testbed.campaigns.phases import Kind, Phase
-from testbed.config.campaign_base import Verify
+from testbed.config.campaign_base import Power, Verify
 from testbed.config.inventory import Host, Inventory
+from testbed.hosts.leases import holding_command
 from testbed.hosts.payload import host_python, payload_command
 from testbed.hosts.steps import Command, Fetch, Put, Step
 from testbed.links.backends import daemon_arguments, planned_backends, shaping_hosts
@@ -32,7 +33,6 @@ __all__ = ["ASK", "LabSteps", "channel_bytes", "json_bytes"]
 TLS_FOLDER = "~/.testbed/tls"
 #: The module that asks the base station for work, whatever it serves.
 ASK = "station.bsctl"
-LEASE_TTL_S = 8.0
 PROBE_TIMEOUT_S = 600.0
 
 
@@ -69,10 +69,31 @@ class LabSteps:
         argv = [host_python(host), "-m", f"payloads.{module}", *args]
         return self.payload(host, "services", *start, "--", *argv, title=f"start {name}", timeout_s=120)
 
-    def leases(self) -> Iterable[Step]:
-        """Yield what holds every host."""
+    def leases(self, purpose: str, owner: str = "") -> Iterable[Step]:
+        """Yield what holds every host.
+
+        Args:
+            purpose: What for.
+            owner: Who holds them; the operator where left out.
+        """
         for host in self.inventory.hosts.values():
-            yield self.payload(host, "services", "hold", "--ttl", f"{LEASE_TTL_S:g}", title="hold")
+            yield holding_command(host, purpose, owner)
+
+    def powers(self, power: Power) -> Iterator[Step]:
+        """Yield what notes how each device is set, sets it for the run, and asks it again.
+
+        Args:
+            power: How the devices are to be set.
+        """
+        for device in self.devices:
+            mode = power.mode_of(device.name)
+            words = ["--mode", mode] if mode else []
+            words += ["--jetson-clocks"] if power.jetson_clocks else []
+            if words:
+                words += ["--settle", f"{power.settle_s:g}"]
+                yield self.payload(
+                    device, "services", "power", "set", *words, title="set the power", timeout_s=300
+                )
 
     def keys(self, key: str) -> Iterable[Step]:
         """Yield what gives every host the key (in hexadecimal) of probes, pulls and the plain data plane."""
@@ -183,9 +204,16 @@ class LabSteps:
         """Return what stops the channel's clock on every host that shapes."""
         return tuple(hold_command(host) for host in self.shapers)
 
-    def restore(self) -> Phase:
-        """Return the phase that puts the links back and stops all services."""
+    def restore(self, *, power: bool = False) -> Phase:
+        """Return the phase that puts the links back and stops all services.
+
+        Args:
+            power: Whether power modes and clocks are put back too.
+        """
         steps: list[Step] = [clear_command(host) for host in self.shapers]
         for host in self.inventory.hosts.values():
             steps.append(self.payload(host, "services", "stop", "--all", title="stop services"))
+            if power and host.is_device:
+                words = ("services", "power", "restore")
+                steps.append(self.payload(host, *words, title="put the power back", timeout_s=300))
         return Phase("restore", tuple(steps), Kind.RESTORE)

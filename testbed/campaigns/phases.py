@@ -11,7 +11,7 @@ from typing import Any
 from testbed.campaigns.trials import Trial
 from testbed.hosts.steps import Step
 
-__all__ = ["CLOSING", "Kind", "Phase", "phase_lines", "phases_json"]
+__all__ = ["CLOSING", "PREPARING", "Kind", "Phase", "phase_lines", "phases_json"]
 
 
 class Kind(Enum):
@@ -19,6 +19,8 @@ class Kind(Enum):
 
     DO = "do"
     LEASE = "lease"
+    PROVISION = "provision"
+    POWER = "power"
     RAILS = "rails"
     VERIFY = "verify"
     LINKS = "links"
@@ -30,6 +32,9 @@ class Kind(Enum):
 
 CLOSING = (Kind.RESTORE, Kind.COLLECT)
 """What is done at the end, whatever came before."""
+
+PREPARING = (Kind.LEASE, Kind.PROVISION)
+"""What leaves nothing that would have to be closed."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from payloads.linkd.channel import Channel
 from testbed.campaigns.lab_steps import LabSteps, channel_bytes, json_bytes
+from testbed.campaigns.object_steps import ObjectSteps
 from testbed.campaigns.phases import Kind, Phase
 from testbed.campaigns.trials import Trial
 from testbed.campaigns.work import Work
@@ -25,8 +26,6 @@ from testbed.links.commands import history_command
 from testbed.links.scenario import ShapingPlan, shaping_plan
 
 __all__ = ["RunInputs", "plan_run"]
-
-PULL_TIMEOUT_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -63,13 +62,12 @@ class RunInputs:
 def plan_run(inputs: RunInputs) -> list[Phase]:
     """Return the phases of a run (or of what is left of it) in order."""
     planner = _Planner(inputs)
-    noun = inputs.work.noun
     phases = [
-        Phase("provision", tuple(inputs.provision)),
-        Phase("hold the hosts", tuple(planner.lab.leases()), Kind.LEASE),
+        Phase("hold the hosts", tuple(planner.lab.leases(f"run {inputs.run}")), Kind.LEASE),
+        Phase("provision", tuple(inputs.provision), Kind.PROVISION),
+        Phase("set the power", tuple(planner.powers()), Kind.POWER),
         Phase("stage files", tuple(planner.stage())),
-        Phase(f"serve the {noun}", (planner.artifact_server(),)),
-        Phase(f"pull the {noun}", tuple(planner.pulls())),
+        *planner.objects.phases(),
         Phase("start the devices", tuple(planner.device_services())),
         Phase("read the power rails", tuple(planner.rails()), Kind.RAILS),
         Phase("start the base station", tuple(planner.base_station_services())),
@@ -80,7 +78,8 @@ def plan_run(inputs: RunInputs) -> list[Phase]:
         links = trial.scenario, planner.channel(trial.scenario, trial.repeat)
         phases += planner.trial(trial, verify=links != verified)
         verified = links
-    phases += [planner.lab.restore(), Phase("collect", tuple(planner.collect()), Kind.COLLECT)]
+    power = inputs.campaign.power is not None
+    phases += [planner.lab.restore(power=power), Phase("collect", tuple(planner.collect()), Kind.COLLECT)]
     return [phase for phase in phases if phase.steps]
 
 
@@ -97,6 +96,7 @@ class _Planner:
         self.devices = self.lab.devices
         self.folder = inputs.folder
         self.remote = f"~/.testbed/runs/{inputs.run}"
+        self.objects = ObjectSteps(self.lab, self.work.noun, self.wanted_file)
         self.channel = cache(self._channel)
 
     def _channel(self, scenario: str, repeat: int) -> Channel | None:
@@ -110,10 +110,11 @@ class _Planner:
         for device in self.devices:
             wanted = self.work.wanted(device.name)
             yield Put(device.name, json_bytes(wanted), self.wanted_file, f"wanted {self.work.noun}")
+        # The lists come before what they name: an object that no list names may be removed by `artifacts gc`.
+        yield from self.work.files(self)
         for digest, path in self.work.objects().items():
             if digest not in self.inputs.objects_at_bs:
                 yield Put(self.bs.name, path, f"~/.testbed/objects/{digest}", "model object")
-        yield from self.work.files(self)
         yield from self.channel_files()
 
     @property
@@ -132,17 +133,6 @@ class _Planner:
 
     def channel_file(self, scenario: str, repeat: int) -> str:
         return f"{self.remote}/channels/{scenario}-r{repeat}.json"
-
-    def artifact_server(self) -> Step:
-        listen = f"{self.bs.address}:{self.inventory.network.artifact_port}"
-        return self.lab.service(self.bs, "artifacts", "artifacts", "serve", "--listen", listen)
-
-    def pulls(self) -> Iterable[Step]:
-        source = f"http://{self.bs.address}:{self.inventory.network.artifact_port}"
-        for device in self.devices:
-            args = ["pull", "--from", source, "--wanted", self.wanted_file]
-            title = f"pull {self.work.noun}"
-            yield self.lab.payload(device, "artifacts", *args, title=title, timeout_s=PULL_TIMEOUT_S)
 
     def device_services(self) -> Iterable[Step]:
         network = self.inventory.network
@@ -165,6 +155,9 @@ class _Planner:
     def records_radio(self) -> bool:
         """Whether the devices' radio links are recorded: they are where nothing shapes them."""
         return not self.lab.shapers and self.inventory.network.wifi_interface is not None
+
+    def powers(self) -> Iterable[Step]:
+        return () if self.campaign.power is None else self.lab.powers(self.campaign.power)
 
     def rails(self) -> Iterable[Step]:
         for device in self.devices:

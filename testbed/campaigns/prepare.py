@@ -15,10 +15,11 @@ from testbed.campaigns.plan import RunInputs
 from testbed.campaigns.work import Work
 from testbed.config.broadcast import BroadcastCampaign
 from testbed.config.inventory import Host, Inventory
-from testbed.errors import HostError, HostKeyError, TestbedError
+from testbed.errors import HeldError, HostError, HostKeyError, TestbedError
 from testbed.hosts.authority import Authority, host_certificates, new_authority
 from testbed.hosts.facts import Facts, assume_facts, facts_command, gather_facts
 from testbed.hosts.fleet import Fleet
+from testbed.hosts.leases import lease_command, refuse_others, together
 from testbed.hosts.steps import Command
 from testbed.hosts.transport import Transport
 from testbed.provision.plan import plan_fleet
@@ -26,7 +27,7 @@ from testbed.provision.plan import plan_fleet
 if TYPE_CHECKING:
     from testbed.campaigns.target import Target
 
-__all__ = ["Probed", "gather", "probe_hosts", "probe_phase"]
+__all__ = ["Probed", "gather", "probe_hosts", "probe_phase", "refuse_held"]
 
 T = TypeVar("T")
 
@@ -123,6 +124,26 @@ def probe_hosts(fleet: Fleet, *, assume: bool, journal: Journal | None = None) -
     if failures:
         raise _together(failures)
     return Probed(facts, why, objects)
+
+
+def refuse_held(fleet: Fleet) -> None:
+    """Refuse a lab that somebody else has, before anything is written here or there.
+
+    What is refused for certain only as the hosts are held, such as a second run of one's own, is not looked for.
+
+    Raises:
+        TestbedError: Somebody else has a host; or one did not answer.
+    """
+
+    def ask(host: Host, transport: Transport) -> None:
+        refuse_others(host, transport.run(lease_command(host, "show")).stdout)
+
+    failures = [outcome.error for outcome in fleet.each(ask) if outcome.error is not None]
+    held = [failure for failure in failures if isinstance(failure, HeldError)]
+    if held:
+        raise together(held)
+    if failures:
+        raise _together(failures)
 
 
 def _together(errors: Sequence[TestbedError | OSError]) -> TestbedError | OSError:

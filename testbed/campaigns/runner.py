@@ -154,6 +154,9 @@ class Runner(Executor):
             self.records.write("links", f"{phase.trial.name}-probe", rows)
         elif phase.kind is Kind.QUALITY:
             self._quality(phase)
+        elif phase.kind is Kind.POWER:
+            said = {answer.command.host: last_json(answer, "power")["power"] for answer in answers}
+            self._add_to_manifest(board_power=said)
         elif phase.kind is Kind.RAILS:
             rules = {
                 step.host: last_json(answer, "total_rule")["total_rule"]

@@ -16,7 +16,7 @@ from testbed.campaigns.files import check_unchanged, file_digests
 from testbed.campaigns.journal import Journal, read_journal
 from testbed.campaigns.passes import passes_of
 from testbed.campaigns.plan import plan_run
-from testbed.campaigns.prepare import gather, probe_hosts, probe_phase
+from testbed.campaigns.prepare import gather, probe_hosts, probe_phase, refuse_held
 from testbed.campaigns.progress import Progress
 from testbed.campaigns.runner import Runner
 from testbed.campaigns.spec import load_prompts
@@ -207,6 +207,7 @@ def _execute(target: Target, journal: Journal, make_runner: Callable[..., Runner
     probing = probe_phase(target.inventory)
     with Fleet(target.inventory, connect_timeout_s=PROBE_TIMEOUT_S) as fleet:
         probed = probe_hosts(fleet, assume=False, journal=journal)
+        refuse_held(fleet)
     inputs = gather(target, probed, lab_authority(target.inventory))
     offsets = {name: facts.clock_offset_s or 0.0 for name, facts in probed.facts.items()}
     if target.resumed:
@@ -255,11 +256,14 @@ def _execute(target: Target, journal: Journal, make_runner: Callable[..., Runner
             progress.note(f"stopped{again}")
             raise
         except TestbedError as error:
+            if not runner.begun and not target.resumed and error.exit_code == RefusedError.exit_code:
+                (target.folder / MANIFEST_NAME).unlink()  # a run that was refused is none
             again = target.command if target.serving else f"testbed run --resume {target.folder}"
             error.hint = error.hint or f"mend the cause, then: {again}"
             raise
         finally:
-            report = finish(target.folder, target.inventory, state)
+            if (target.folder / MANIFEST_NAME).exists():
+                report = finish(target.folder, target.inventory, state)
             if state == "interrupted":
                 progress.note(f"what was measured so far: {report}")
     whole = len(target.trials) - len(inputs.trials) - len(inputs.computed) + len(outcome.completed)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,10 @@ from testbed.links.backends import is_shaped
 from testbed.links.channels import channel_of
 from testbed.links.estimate import probe_row_count, probe_seconds
 from testbed.links.scenario import ShapingPlan, check_rate, links_rows, probe_answers, shaping_plan
-from testbed.provision.changes import desired_state, plan_provision
-from testbed.provision.check import OLDEST_PYTHON
+from testbed.provision.aspect import Site
+from testbed.provision.aspects.python import OLDEST_PYTHON
 from testbed.provision.code import load_payload_code
+from testbed.provision.plan import plan_changes, steps_of
 
 __all__ = [
     "Deployed",
@@ -205,7 +206,7 @@ def deployed(fleet: Fleet, *, assume: bool) -> Deployed:
     Raises:
         TestbedError: A host did not answer, or cannot run the code.
     """
-    code = load_payload_code()
+    site = Site(load_payload_code())
 
     def ask(host: Host, transport: Transport) -> Facts:
         # With facts from before nothing is imported, which takes long on a board.
@@ -222,11 +223,10 @@ def deployed(fleet: Fleet, *, assume: bool) -> Deployed:
             assumed[host.name] = outcome.error.message
         else:
             raise outcome.error
-        desired = replace(desired_state(host), jtop=False)
-        changes = [change for change in plan_provision(host, facts, code, desired) if change.item in NEEDED]
+        changes = plan_changes(host, facts, site, NEEDED)
         if not facts.assumed and not any(change.item == "python" for change in changes):
             _check_python(host, facts)
-        steps += [step for change in changes for step in change.steps]
+        steps += [step for change in changes for step in steps_of(change, facts)]
     return Deployed(tuple(steps), assumed)
 
 
@@ -266,8 +266,8 @@ def plan_shape(shape: Shape, provision: Sequence[Step], key: str | None = None) 
         services += [lab.responder(device), *lab.link_daemon(device)]
     services += lab.link_daemon(lab.bs)
     phases = [
-        Phase("provision", tuple(provision)),
-        Phase("hold the hosts", tuple(lab.leases()), Kind.LEASE),
+        Phase("hold the hosts", tuple(lab.leases("shape the links")), Kind.LEASE),
+        Phase("provision", tuple(provision), Kind.PROVISION),
         Phase("stage files", (*lab.keys(key or secrets.token_hex(32)), *files)),
         Phase("start what shapes and answers", tuple(services)),
     ]

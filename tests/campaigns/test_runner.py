@@ -11,7 +11,7 @@ from testbed.campaigns.progress import Progress, time_left_s
 from testbed.campaigns.runner import Runner
 from testbed.campaigns.trials import Trial
 from testbed.config.inventory import Host
-from testbed.errors import CommandError, ConnectError, HostError, RefusedError, TestbedError
+from testbed.errors import CommandError, ConnectError, HeldError, HostError, RefusedError, TestbedError
 from testbed.hosts.fake import Answer
 from testbed.hosts.payload import payload_command
 from testbed.hosts.steps import Command, Fetch
@@ -24,7 +24,7 @@ from testbed.links.commands import (
     show_command,
 )
 from testbed.links.scenario import LinkRate, ShapingPlan
-from testbed.records import load_run, write_manifest
+from testbed.records import load_run, read_manifest, write_manifest
 
 STARTED = 1000.0
 
@@ -180,16 +180,52 @@ def test_a_failing_phase_still_restores_and_lets_the_hosts_go(run, script, trans
     assert all(transport.closed for made in transports.values() for transport in made)
 
 
+def refused(owner: str) -> Answer:
+    by = {"kind": "run", "owner": owner, "purpose": "run x-0001", "since_s": 60.0, "left_s": None}
+    return Answer(json.dumps({"held": False, "refused": by}), exit_status=3)
+
+
 def test_a_host_that_somebody_else_holds_is_left_alone(run, script, transports):
-    script["bs"][:] = [("services hold", Answer("", stderr="held by another controller"))]
-    script["left"].append(("services stop", ""))
-    script["right"].append(("services stop", ""))
+    script["bs"][:] = [("services hold", refused("ann@laptop"))]
     stops = tuple(Command(host, "services stop --all") for host in ("bs", "left", "right"))
-    with pytest.raises(TestbedError, match="bs: the lease was refused: held by another controller"):
-        run([HOLD, Phase("restore", (clear_command(BS), *stops), Kind.RESTORE)])
+    ready = Phase("provision", (Command("bs", "make folders"),), Kind.PROVISION)
+    with pytest.raises(
+        HeldError, match=r"bs: held by ann@laptop \(run x-0001\), since .*, until it ends"
+    ) as error:
+        run([HOLD, ready, Phase("restore", (clear_command(BS), *stops), Kind.RESTORE)])
+    assert error.value.exit_code == 3
+    assert "--take-over-from ann@laptop" in error.value.hint
+    # Nothing had begun anywhere: the others are let go, and nothing is closed.
     asked = {host: [step.line() for step in made[-1].steps] for host, made in transports.items()}
-    assert not any("linkd clear" in line or "services stop" in line for line in asked["bs"])
-    assert all(any("services stop" in line for line in asked[host]) for host in ("left", "right"))
+    assert asked == {host: [f"{host}: services hold"] for host in ("bs", "left", "right")}
+
+
+def test_hosts_that_one_owner_holds_are_named_together(run, script):
+    for host in ("bs", "left"):
+        script[host][:] = [("services hold", refused("ann@laptop"))]
+    script["right"][:] = [("services hold", refused("bob@desk"))]
+    with pytest.raises(RefusedError) as error:
+        run([HOLD])
+    lines = str(error.value).splitlines()
+    assert [line.partition(" (")[0] for line in lines] == [
+        "bs, left: held by ann@laptop",
+        "right: held by bob@desk",
+    ]
+
+
+def test_a_host_that_cannot_be_made_ready_is_let_go_and_nothing_is_closed(run, script, transports):
+    script["left"].append(("make folders", ConnectError("left", "the disk is full")))
+    ready = Phase("provision", (Command("left", "make folders"),), Kind.PROVISION)
+    with pytest.raises(ConnectError, match="the disk is full"):
+        run([HOLD, ready, RESTORE])
+    assert [step.line() for step in transports["bs"][-1].steps] == ["bs: services hold"]
+
+
+def test_how_the_boards_are_set_stands_in_the_manifest(run, script):
+    power = {"mode": "15W", "jetson_clocks": True, "before": {"mode": "MAXN", "jetson_clocks": False}}
+    script["left"].append(("power set", json.dumps({"power": power})))
+    run([HOLD, Phase("set the power", (Command("left", "services power set --mode 15W"),), Kind.POWER)])
+    assert read_manifest(run.folder)["board_power"] == {"left": power}
 
 
 def test_ctrl_c_restores_over_fresh_connections(run, script, transports):

@@ -7,7 +7,7 @@ import pytest
 
 from testbed.campaigns import session
 from testbed.campaigns.files import file_digests
-from testbed.campaigns.prepare import probe_hosts
+from testbed.campaigns.prepare import probe_hosts, refuse_held
 from testbed.errors import ConnectError, HostKeyError, InputError, RefusedError, TestbedError
 from testbed.records import write_manifest
 
@@ -127,3 +127,16 @@ def test_every_host_that_could_not_be_asked_is_named(open_fleet, script):
         probe_hosts(fleet, assume=False)
     assert [name for name in ("bs: ", "left: ", "right: ") if name not in caught.value.message] == []
     assert (caught.value.exit_code, caught.value.hint) == (3, "look twice")
+
+
+def test_a_lab_that_somebody_else_has_is_refused_before_anything_is_written(open_fleet, script):
+    free = json.dumps({"held": None, "reserved": None})
+    by = {"kind": "run", "owner": "eve@far", "purpose": "run x-0001", "since_s": 9.0, "left_s": None}
+    script["bs"].append(("services lease show", free))
+    script["left"].append(("services lease show", json.dumps({"held": by, "reserved": None})))
+    script["right"].append(("services lease show", json.dumps({"held": by, "reserved": None})))
+    with (
+        open_fleet() as fleet,
+        pytest.raises(RefusedError, match=r"left, right: held by eve@far \(run x-0001\)"),
+    ):
+        refuse_held(fleet)

@@ -22,7 +22,8 @@ def test_the_lease_ends_with_its_input(board, gone):
     pids = [board.pid("a"), board.pid("b")]
     holder.stdin.close()
     assert holder.wait(30) == 0
-    assert _end(holder) == {"held": False, "reason": "end of input", "stopped": ["a", "b"]}
+    said = {"held": False, "reason": "end of input", "stopped": ["a", "b"], "restored": [], "problems": []}
+    assert _end(holder) == said
     assert all(gone(pid) for pid in pids)
     assert "the lease ended" in board.service("a")["reason"]
 
@@ -152,14 +153,3 @@ def test_a_killed_service_is_started_again_where_that_was_asked(board, eventuall
 def test_one_that_ends_well_is_not_started_again(host, eventually):
     host.start("a", "touch $TESTBED_READY; exec sleep 0.3", "--restart")
     eventually(lambda: host.state("a") == "exited")
-
-
-def test_one_controller_at_a_time(host):
-    first = host.hold()
-    refused = host.run("hold", "--wait", "0")
-    assert refused.returncode == 1
-    assert f"held by another controller (process {first.pid}, from this host)" in refused.stderr
-    waiting = host.begin("hold", "--wait", "30")
-    first.stdin.close()
-    assert first.wait(30) == 0
-    assert json.loads(waiting.stdout.readline())["held"] is True

@@ -47,9 +47,43 @@ def test_restart_keeps_the_command_line(host):
 def test_a_start_that_fails_shows_the_last_words(board):
     failed = board.start("worker", "echo the shard is missing >&2; exit 3", "--restart")
     assert failed.returncode == 1
-    assert "worker: exited with status 3 before it was ready" in failed.stderr
-    assert "the shard is missing" in failed.stderr
+    assert failed.stderr == "worker: exited with status 3 before it was ready: the shard is missing\n"
     assert board.service("worker")["state"] == "failed"
+
+
+def test_what_a_start_fails_with_ends_with_one_line_that_says_it_all(host):
+    failed = host.start("worker", "echo loading; echo the port is taken; echo; exit 3")
+    assert failed.stderr.splitlines() == [
+        "the last words of worker:",
+        "loading",
+        "the port is taken",
+        "",
+        "worker: exited with status 3 before it was ready: the port is taken",
+    ]
+    silent = host.start("quiet", "exit 4")
+    assert silent.stderr == "quiet: exited with status 4 before it was ready; it wrote nothing\n"
+
+
+def test_a_service_that_ends_right_after_its_start_says_its_last_line(board, eventually):
+    board.start("worker", "touch $TESTBED_READY; echo no more memory; exit 3")
+    eventually(lambda: board.state("worker") == "failed")
+    shown = board.service("worker")
+    assert (shown["state"], shown["last_line"]) == ("failed", "no more memory")
+    assert shown["reason"] == shown["last_reason"] == "exited with status 3"
+    assert "worker: failed: exited with status 3; its last line: no more memory" in board.run("status").stdout
+
+
+def test_a_service_that_runs_again_says_the_last_line_of_the_start_before(host, eventually):
+    script = (
+        f"[ -e $TESTBED_HOME/again ] && {{ echo well; {READY}; }}; touch $TESTBED_HOME/again $TESTBED_READY"
+    )
+    host.start("worker", f"{script}; echo connection lost; exit 3", "--restart")
+    eventually(lambda: host.service("worker")["ready"] and host.service("worker")["restarts"])
+    shown = host.service("worker")
+    assert (shown["last_reason"], shown["last_line"]) == ("exited with status 3", "connection lost")
+    host.start("other", READY)
+    shown = host.service("other")
+    assert (shown["last_reason"], shown["last_line"]) == ("", "")
 
 
 def test_last_words_are_those_of_the_last_start(host):

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import stat
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from payloads.services import systemd
 from payloads.services.spec import Spec
 from payloads.services.systemd import environment_file, run_command
+from payloads.services.systemd_limits import limits
 
 # Keeps which units are active in a file each; answers as systemd's programs do; logs every call.
 STAND_IN = """#!{python}
@@ -30,7 +35,11 @@ if program == "systemd-run":
                 if line.startswith("TESTBED_READY") and "never" not in unit:
                     pathlib.Path(line.partition("=")[2].strip().strip('"')).touch()
 elif program == "journalctl":
-    print("words from the journal")
+    if "--output=json" in arguments:
+        print(json.dumps({{"MESSAGE": "the first words", "_SYSTEMD_INVOCATION_ID": "one"}}))
+        print(json.dumps({{"MESSAGE": list(b"the last \\xff words"), "_SYSTEMD_INVOCATION_ID": "two"}}))
+    else:
+        print("words from the journal")
 elif "is-active" in arguments:
     sys.exit(0 if (units / named[0]).exists() else 3)
 elif "stop" in arguments:
@@ -44,7 +53,9 @@ elif "show" in arguments:
     for unit in named:
         there = (units / unit).exists() and "never" not in unit
         print(f"Id={{unit}}\\nActiveState={{'active' if there else 'failed'}}\\nSubState=x\\nMainPID=42")
-        print(f"Result={{'success' if there else 'exit-code'}}\\nExecMainStatus=3\\nNRestarts=0\\n")
+        again = 1 if "again" in unit else 0
+        print(f"Result={{'success' if there else 'exit-code'}}\\nExecMainStatus=3\\nNRestarts={{again}}")
+        print("InvocationID=two\\n")
 elif "reset-failed" in arguments:
     sys.exit(1)
 """
@@ -62,7 +73,7 @@ def calls(host, tmp_path):
     return lambda: [json.loads(line) for line in (folder / "calls").read_text().splitlines()]
 
 
-SHOWN = "--property=Id,ActiveState,SubState,MainPID,Result,ExecMainStatus,NRestarts"
+SHOWN = "--property=Id,ActiveState,SubState,MainPID,Result,ExecMainStatus,NRestarts,InvocationID"
 SPEC = Spec(
     "worker", ("sh", "-c", "echo $HOME"), restart=True, awaits_ready=True, directory="/root", code="/code"
 )
@@ -84,6 +95,7 @@ def test_the_command_line_of_a_unit(tmp_path):
         "--property=WorkingDirectory=/root",
         f"--property=EnvironmentFile={tmp_path}/environment",
         f"--property=ExecStopPost=/bin/rm -f {tmp_path}/ready",
+        *(f"--property={each}" for each in limits("worker", system=False, home=tmp_path, user_home=tmp_path)),
         "--property=Restart=on-failure",
         "--property=RestartSec=500ms",
         "--property=StartLimitIntervalSec=60",
@@ -132,7 +144,23 @@ def test_the_life_of_a_service_under_systemd(host, calls):
 def test_a_unit_that_fails_to_get_ready_shows_the_journal(host, calls):
     failed = host.start("never", "exit 3")
     assert failed.returncode == 1
-    assert failed.stderr == "never: failed before it was ready; its last words:\nwords from the journal\n"
+    assert failed.stderr == (
+        "the last words of never:\nthe first words\nthe last \ufffd words\n"
+        "never: failed before it was ready: the last \ufffd words\n"
+    )
+    # Of the service's own words, without those of the manager about its unit.
+    assert calls()[-1][-2:] == ["--lines=200", "_SYSTEMD_UNIT=testbed-never.service"]
+
+
+def test_a_unit_that_ended_or_was_restarted_says_its_last_line(host, calls):
+    host.start("again", "echo hello")
+    host.start("well", "echo hello")
+    host.start("never", "exit 3")
+    assert {name: host.service(name)["last_line"] for name in ("again", "well", "never")} == {
+        "again": "the first words",
+        "well": "",
+        "never": "the last \ufffd words",
+    }
 
 
 def test_the_holder_stops_the_units_and_their_guard(host, calls):
@@ -148,3 +176,54 @@ def test_stopping_everything_twice_is_no_error(host, calls):
     assert "one: stopped" in host.run("stop", "--all").stdout
     again = host.run("stop", "--all")
     assert again.returncode == 0, again.stderr
+
+
+def properties(name, *, system):
+    return limits(name, system=system, home=Path("/root/.testbed"), user_home=Path("/root"))
+
+
+def test_every_service_is_bounded_and_gains_no_rights():
+    for system in (False, True):
+        given = properties("worker", system=system)
+        assert {"NoNewPrivileges=yes", "MemoryMax=90%", "LimitCORE=0"} <= set(given)
+    # A user's own manager has no way to close the file system, and need not.
+    assert not [each for each in properties("worker", system=False) if each.startswith(("Protect", "Cap"))]
+
+
+def test_a_service_of_root_keeps_nothing_that_makes_root_almighty():
+    given = properties("worker", system=True)
+    assert "CapabilityBoundingSet=" in given
+    assert "ProtectSystem=strict" in given
+    assert "ReadWritePaths=/root/.testbed -/run/testbed -/root/.cache -/root/.nv" in given
+    links = properties("linkd", system=True)
+    assert [each for each in links if each.startswith("Cap")] == [
+        "CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_RAW CAP_SYS_MODULE"
+    ]
+    assert "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK" not in links
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+@pytest.mark.parametrize("name", ["worker", "linkd"])
+def test_systemd_knows_every_property(name, tmp_path):
+    lines = "\n".join(properties(name, system=True))
+    unit = tmp_path / "testbed-it.service"
+    unit.write_text(f"[Service]\nType=exec\nExecStart=/bin/true\n{lines}\n")
+    done = subprocess.run(["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True)
+    about = [line for line in done.stderr.splitlines() if unit.name in line]
+    assert about == []
+
+
+def test_a_holder_whose_code_is_in_memory_alone_starts_no_guard(monkeypatch):
+    backend, asked = systemd.SystemdBackend(), []
+    monkeypatch.setattr(systemd, "code_folder", lambda: "/none/such")
+    monkeypatch.setattr(backend, "_call", lambda *words, **options: asked.append(words))
+    monkeypatch.setattr(backend, "_is_active", lambda name: False)
+    backend.lease_begins()
+    assert asked == []
+    # A guard that was never there has not ended.
+    monkeypatch.setattr(systemd, "_LOOK_S", 0.0)
+    assert backend.lost() == ""
+    monkeypatch.setattr(backend, "_is_active", lambda name: True)
+    assert backend.lost() == ""
+    monkeypatch.setattr(backend, "_is_active", lambda name: False)
+    assert backend.lost() == "testbed_lease.service has ended"

@@ -1,0 +1,70 @@
+"""What a service under systemd may not do: the properties of its unit that take rights away and set limits.
+
+Root's services run in the system's manager, which can close the file system to them and take away what makes root
+almighty. Another user's own manager cannot, and need not: that user may do little in any case. What both have: no way
+to more rights (``NoNewPrivileges``), a bound on memory, no core dumps (they would hold keys), and a place before all
+other processes when memory runs out, so that SSH is not what dies.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["limits"]
+
+MEMORY_MAX = "90%"
+"""Of the machine's memory: a service that takes all of it would take the board's SSH with it."""
+
+_ALWAYS = (
+    "NoNewPrivileges=yes",
+    f"MemoryMax={MEMORY_MAX}",
+    "TasksMax=4096",
+    "OOMScoreAdjust=500",
+    "LimitCORE=0",
+    "UMask=0077",
+    "LockPersonality=yes",
+    "RestrictSUIDSGID=yes",
+    "SystemCallArchitectures=native",
+)
+_SYSTEM = (
+    "ProtectSystem=strict",
+    "ProtectHome=read-only",
+    "PrivateTmp=yes",
+    "ProtectClock=yes",
+    "ProtectControlGroups=yes",
+    "ProtectHostname=yes",
+    "ProtectKernelLogs=yes",
+    # Managers and container engines would do for root whatever this unit may not do itself.
+    "InaccessiblePaths=-/run/systemd/private",
+    "InaccessiblePaths=-/run/dbus/system_bus_socket",
+    "InaccessiblePaths=-/run/docker.sock",
+    "InaccessiblePaths=-/run/containerd",
+)
+_ORDINARY = (
+    "CapabilityBoundingSet=",
+    "ProtectKernelTunables=yes",
+    "ProtectKernelModules=yes",
+    "RestrictNamespaces=yes",
+    "RestrictRealtime=yes",
+    "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK",
+)
+# The link daemon sets queueing disciplines, loads their modules, and makes interfaces of its own.
+_LINKS = ("CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_RAW CAP_SYS_MODULE",)
+_WRITABLE = ("-/run/testbed",)
+_CACHES = (".cache", ".nv")
+
+
+def limits(name: str, *, system: bool, home: Path, user_home: Path) -> list[str]:
+    """Return the properties that bound a service.
+
+    Args:
+        name: The service's name: the link daemon keeps the rights to the network that it is there for.
+        system: Whether it runs in the system's manager, as root.
+        home: Testbed's own folder, which it may write to.
+        user_home: The user's home, whose caches it may write to.
+    """
+    if not system:
+        return list(_ALWAYS)
+    writable = [str(home), *_WRITABLE, *(f"-{user_home / folder}" for folder in _CACHES)]
+    own = _LINKS if name == "linkd" else _ORDINARY
+    return [*_ALWAYS, *_SYSTEM, f"ReadWritePaths={' '.join(writable)}", *own]
