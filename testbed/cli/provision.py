@@ -1,9 +1,13 @@
-"""`testbed provision`: make the hosts of a lab ready."""
+"""`testbed provision`: make the hosts of a lab ready, and give them back as they were."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from testbed.cli.common import (
     DEFAULT_INVENTORY,
@@ -18,53 +22,158 @@ from testbed.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from testbed.config.inventory import Host
+    from testbed.hosts.become import BecomePassword
     from testbed.provision.apply import HostResult
     from testbed.provision.plan import HostPlan
+    from testbed.provision.undo import UndoResult
 
-__all__ = ["provision"]
+__all__ = ["AfreshOption", "AskOption", "asked_password", "provision"]
 
 DRY_RUN_CONNECT_TIMEOUT_S = 4.0
 CONNECT_TIMEOUT_S = 15.0
+
+UndoOption = Annotated[
+    bool, typer.Option("--undo", help="Give the hosts back as they were before testbed changed them.")
+]
+RebootOption = Annotated[
+    bool, typer.Option("--reboot", help="Reboot a host where a change needs it, and wait for it.")
+]
+AskOption = Annotated[
+    bool, typer.Option("--ask-become-password", "-K", help="Ask once for the password that sudo wants.")
+]
+FailOption = Annotated[
+    float,
+    typer.Option(
+        "--fail-percent",
+        metavar="N",
+        min=0,
+        max=100,
+        help="Begin nothing more once more than N % of the hosts have failed.",
+    ),
+]
+AfreshOption = Annotated[
+    bool, typer.Option("--afresh", help="Try the Python packages again also where nothing has changed.")
+]
+BundleOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--bundle",
+        metavar="FOLDER",
+        help="Install from this folder, which `testbed bundle` made, and not from the internet.",
+    ),
+]
+TimeoutOption = Annotated[
+    float,
+    typer.Option(
+        "--host-timeout", metavar="SECONDS", min=1, help="The most time for one host, its connect included."
+    ),
+]
 
 
 def provision(
     inventory: InventoryOption = DEFAULT_INVENTORY,
     limit: LimitOption = None,
     dry_run: DryRunOption = False,
+    undo: UndoOption = False,
+    reboot: RebootOption = False,
+    ask_become_password: AskOption = False,
+    fail_percent: FailOption = 100.0,
+    host_timeout_s: TimeoutOption = 7200.0,
+    afresh: AfreshOption = False,
+    bundle: BundleOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make the hosts ready: payload code, Python environment, access to jtop, and checks of clock and system.
+    """Make the hosts ready: packages, access, power mode, payload code, Python, jtop, and checks of what they are.
 
-    What is right already is left alone. With --dry-run, a host that cannot be reached gets assumed facts.
+    What is right already is left alone, and what there was is noted on the host before it is changed: --undo brings it
+    back. With --dry-run, a host that cannot be reached gets assumed facts.
     """
     from testbed.config.inventory import load_inventory
     from testbed.hosts.fleet import Fleet
-    from testbed.provision.apply import HostResult, apply_plans, survey_fleet
+    from testbed.provision.apply import Way
+    from testbed.provision.aspect import Site
+    from testbed.provision.bundle import load_bundle
     from testbed.provision.code import load_payload_code
 
     lab = load_inventory(inventory)
     hosts = lab.select(limit)
-    code = load_payload_code()
+    offline = load_bundle(bundle) if bundle is not None else None
+    site = Site(load_payload_code(), reboot=reboot, bundle=offline)
+    become = asked_password() if ask_become_password else None
     connect_s = DRY_RUN_CONNECT_TIMEOUT_S if dry_run else CONNECT_TIMEOUT_S
-    with Fleet(lab, connect_timeout_s=connect_s) as fleet, HostProgress("provision", len(hosts)) as progress:
-        plans = survey_fleet(fleet, hosts, code, assume=dry_run, progress=progress)
-        if dry_run:
-            results = [HostResult(plan, error=plan.error if plan.facts is None else None) for plan in plans]
-        else:
-            results = apply_plans(fleet, plans, code, progress=progress)
+    with (
+        Fleet(lab, connect_timeout_s=connect_s, become=become) as fleet,
+        HostProgress("undo" if undo else "provision", len(hosts)) as progress,
+    ):
+        way = Way(host_timeout_s, fail_percent, afresh, progress)
+        work = _undo if undo else _provision
+        errors = work(fleet, hosts, site, way, dry_run, as_json)
+    if errors is not None:
+        end_with(errors)
+
+
+def _provision(
+    fleet: Any, hosts: Sequence[Host], site: Any, way: Any, dry_run: bool, as_json: bool
+) -> list[Exception] | None:
+    """Provision, print, and return what hosts failed of; None where none did."""
+    from testbed.provision.apply import HostResult, provision_fleet
+    from testbed.provision.grouping import told_error, told_finding
+    from testbed.provision.survey import survey_fleet
+
+    show: Callable[[HostResult], None] = (
+        _quiet if as_json else _aside(way.progress, lambda result: _print_result(result, dry_run=dry_run))
+    )
+    if dry_run:
+        plans = survey_fleet(fleet, hosts, site, assume=True, afresh=way.afresh, progress=way.progress)
+        results = [HostResult(plan, error=plan.error if plan.facts is None else None) for plan in plans]
+        for result in results:
+            show(result)
+    else:
+        results = provision_fleet(fleet, hosts, site, way, on_result=show)
     if as_json:
         print_json([result.as_json() for result in results])
+    elif dry_run:
+        count = sum(len(result.plan.changes) for result in results)
+        print(f"dry run: {count} changes on {len(results)} hosts would be made; nothing was changed")
     else:
-        for result in results:
-            print_plan(result.plan, steps=dry_run)
-        _print_end(results, dry_run=dry_run)
-    _print_problems(results)
-    if not all(result.ok for result in results):
-        end_with(result.error for result in results if result.error is not None)
+        _print_end(
+            [result.plan.host.name for result in results if result.changed and result.ok],
+            [result.plan.host.name for result in results if not result.ok],
+        )
+    told = [told_finding(result.plan.host, finding) for result in results for finding in result.last.findings]
+    told += [told_error(result.plan.host, result.error) for result in results if result.error is not None]
+    return _failed(told, [result for result in results if not result.ok])
+
+
+def _undo(
+    fleet: Any, hosts: Sequence[Host], site: Any, way: Any, dry_run: bool, as_json: bool
+) -> list[Exception] | None:
+    """Undo, print, and return what hosts failed of; None where none did."""
+    from testbed.provision.grouping import told_error
+    from testbed.provision.undo import undo_fleet
+
+    show = _quiet if as_json else _aside(way.progress, lambda result: _print_undo(result, steps=dry_run))
+    results = undo_fleet(fleet, hosts, site, way, dry_run=dry_run, on_result=show)
+    if as_json:
+        print_json([result.as_json() for result in results])
+    elif dry_run:
+        count = sum(len(result.plan.undoings) for result in results if result.plan)
+        print(f"dry run: {count} changes on {len(results)} hosts would be undone; nothing was changed")
+    else:
+        _print_end(
+            [result.host.name for result in results if result.changed and result.ok],
+            [result.host.name for result in results if not result.ok],
+            verb="undone",
+        )
+    told = [told_error(result.host, result.error) for result in results if result.error is not None]
+    return _failed(told, [result for result in results if not result.ok])
 
 
 def print_plan(plan: HostPlan, *, steps: bool) -> None:
     """Print what a host is and what changes there."""
+    from testbed.provision.plan import steps_of
+
     if plan.facts is None:
         print(f"{plan.host.name}: could not be asked")
         return
@@ -74,32 +183,77 @@ def print_plan(plan: HostPlan, *, steps: bool) -> None:
     for change in plan.changes:
         assumed = " (assumed)" if plan.facts.assumed else ""
         print(f"  {change.item}: {change.before}{assumed} -> {change.after}")
-        for step in change.steps if steps else ():
+        for step in steps_of(change, plan.facts) if steps else ():
             print(f"    {step.line()}")
     if not plan.changes and plan.ok:
         print("  nothing to change")
 
 
-def _print_end(results: Sequence[HostResult], *, dry_run: bool) -> None:
-    if dry_run:
-        count = sum(len(result.plan.changes) for result in results)
-        print(f"dry run: {count} changes on {len(results)} hosts would be made; nothing was changed")
+def _print_result(result: HostResult, *, dry_run: bool) -> None:
+    """Print what came of one host."""
+    print_plan(result.plan, steps=dry_run)
+    if not dry_run and result.plan.changes and not result.changed:
+        print("  nothing of this was done")
+
+
+def _print_undo(result: UndoResult, *, steps: bool) -> None:
+    if result.plan is None:
+        print(f"{result.host.name}: nothing was undone")
         return
-    changed = [result.plan.host.name for result in results if result.changed and result.ok]
-    failed = [result.plan.host.name for result in results if not result.ok]
-    print(f"changed: {', '.join(changed) or 'nothing'}")
+    items = ", ".join(one.item for one in result.plan.undoings)
+    print(f"{result.host.name}: {items or 'nothing to undo'}")
+    for one in result.plan.undoings if steps else ():
+        for step in one.steps:
+            print(f"    {step.line()}")
+
+
+def _print_end(changed: Sequence[str], failed: Sequence[str], verb: str = "changed") -> None:
+    print(f"{verb}: {', '.join(changed) or 'nothing'}")
     if failed:
         print(f"failed: {', '.join(failed)}")
 
 
-def _print_problems(results: Sequence[HostResult]) -> None:
-    for result in results:
-        last = result.after or result.plan
-        for finding in last.findings:
-            say(f"{finding.level}: {finding.host}: {finding.text}")
-            if finding.hint:
-                say(f"  hint: {finding.hint}")
-        if result.error is not None:
-            say(f"failure: {result.error}")
-            if hint := getattr(result.error, "hint", ""):
-                say(f"  hint: {hint}")
+def _failed(told: Sequence[Any], failed: Sequence[Any]) -> list[Exception] | None:
+    """Print what is wrong, equal problems together; return the errors of the hosts that failed."""
+    from testbed.errors import TestbedError
+    from testbed.provision.grouping import group_problems
+
+    for problem in group_problems(told):
+        for line in problem.lines():
+            say(line)
+    if not failed:
+        return None
+    # A host that was asked and cannot be used is a failure like any other.
+    return [result.error or TestbedError("cannot be used as it is") for result in failed]
+
+
+def _aside(progress: HostProgress, show: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Return what prints one host's lines whole and beside the display, though hosts are done side by side."""
+
+    def one(result: Any) -> None:
+        with progress.aside():
+            show(result)
+
+    return one
+
+
+def _quiet(result: Any) -> None:
+    """Print nothing: it is printed as JSON at the end."""
+
+
+def asked_password() -> BecomePassword:
+    """Ask for the password, on the terminal where there is one; it is held in memory only."""
+    import getpass
+
+    from testbed.errors import InputError
+    from testbed.hosts.become import BecomePassword
+
+    if sys.stdin.isatty():
+        text = getpass.getpass("password for sudo on the hosts: ")
+    else:
+        text = sys.stdin.readline().rstrip("\n")
+    if not text:
+        raise InputError(
+            "no password was given", hint="leave --ask-become-password out where sudo asks for none"
+        )
+    return BecomePassword(text)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 from pydantic import Field, PrivateAttr
 
 from testbed.config.model import Count, FilePath, Model, Name, Problem, validate
-from testbed.config.scenario import LinkScenario
+from testbed.config.scenario import DEFAULT, LinkScenario
 from testbed.config.shaping import shaping_problems
 from testbed.config.yaml import Document, Place
 from testbed.errors import InputError
@@ -18,7 +18,7 @@ from testbed.errors import InputError
 if TYPE_CHECKING:
     from testbed.config.inventory import Inventory
 
-__all__ = ["CampaignBase", "Telemetry", "Verify", "check_campaign", "doubled", "parsed"]
+__all__ = ["CampaignBase", "Power", "Telemetry", "Verify", "check_campaign", "doubled", "parsed"]
 
 
 class Telemetry(Model):
@@ -28,6 +28,21 @@ class Telemetry(Model):
     """Readings of the power rails a second."""
     jtop_hz: Annotated[float, Field(strict=True, gt=0, le=10)] = 2.0
     """Readings of jtop a second."""
+
+
+class Power(Model):
+    """How the boards are set while the campaign runs; each is put back at its end."""
+
+    modes: Annotated[dict[Name, Annotated[str, Field(min_length=1)]], Field(default_factory=dict)]
+    """The power mode of each device by its name, such as `MAXN`; `default` stands for those that are not named."""
+    jetson_clocks: Annotated[bool, Field(strict=True)] = False
+    """Whether all clocks are held at their greatest, by NVIDIA's jetson_clocks."""
+    settle_s: Annotated[float, Field(strict=True, ge=0, le=600)] = 2.0
+    """How long is waited before anything is measured, in seconds."""
+
+    def mode_of(self, device: str) -> str | None:
+        """Return the power mode that a device is to be in; None where it is left as it is."""
+        return self.modes.get(device, self.modes.get(DEFAULT))
 
 
 class Verify(Model):
@@ -58,6 +73,8 @@ class CampaignBase(Model):
     """How often each device is asked about itself."""
     verify: Verify = Verify()
     """How the links are checked."""
+    power: Power | None = None
+    """How the boards are set while it runs; they are left as they are where it is left out."""
     _document: Document | None = PrivateAttr(default=None)
 
     workload: str
@@ -81,6 +98,7 @@ class CampaignBase(Model):
         """
         yield from self._link_problems(inventory)
         yield from shaping_problems(self, inventory)
+        yield from self._power_problems(inventory)
 
     def taking_part(self, inventory: Inventory, limit: Sequence[str]) -> Inventory:
         """Return the lab with the devices that take part.
@@ -132,6 +150,14 @@ class CampaignBase(Model):
                 problems += lacking_devices(scenario, asked)
             for problem in problems:
                 yield Problem(("scenarios", number, *problem.place), problem.text)
+
+    def _power_problems(self, inventory: Inventory) -> Iterator[Problem]:
+        from testbed.config.inventory import no_device
+
+        devices = [device.name for device in inventory.devices]
+        for name in self.power.modes if self.power else ():
+            if name not in (DEFAULT, *devices):
+                yield Problem(("power", "modes", name), no_device(name, devices))
 
     def _linked(self, devices: Sequence[str]) -> Sequence[str]:
         """Return which devices of a lab need links."""

@@ -9,10 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
+from testbed.boards.kinds import refusal
+from testbed.config.mirror import Mirror, mirror_problems
 from testbed.config.model import FilePath, Model, Name, Port, Problem, Rate, problems_error, validate
+from testbed.config.system import Clock, DebianPackage, Disk, GroupName, Memory
+from testbed.config.torch import TorchSources
 from testbed.config.yaml import Place, read_yaml
 from testbed.errors import InputError
 
@@ -80,7 +84,12 @@ class Network(Model):
     """The data plane: its ports, and what shapes its links."""
 
     artifact_port: Port = 7080
-    """Where the base station serves objects."""
+    """Where the base station and mirrors serve objects."""
+    artifact_mbit: Rate | None = None
+    """What one host may take of a server of objects, in Mbit/s; everything where it is left out."""
+    artifact_mirrors: tuple[Mirror, ...] = ()
+    """Who gives out objects before the base station is asked: devices, which pull first, and plain web servers that
+    hold them as `/objects/SHA256`."""
     data_port: Port = 7070
     """Where each device's worker listens."""
     probe_port: Port = 7071
@@ -148,10 +157,30 @@ class Host(Model):
     """The kind of board, such as `jetson-orin-nano-8gb`."""
     python: Python = Python()
     """Which Python runs the payload code."""
+    torch: TorchSources = TorchSources()
+    """Where torch comes from, by the host's JetPack: `5`, `6`, `7`, `other` (no Jetson), or `any`."""
     pace: Pace | None = None
     """How fast the host computes, where it is emulated."""
     power_mode: str | None = None
-    """The power mode that the board should be in, by its name."""
+    """The power mode that the board should be in, by its name in its nvpmodel.conf."""
+    jetson_clocks: Annotated[bool, Field(strict=True)] = False
+    """Whether the board's clocks are locked at their greatest, by jetson_clocks."""
+    packages: tuple[DebianPackage, ...] = ()
+    """What apt installs, besides what testbed needs there itself."""
+    groups: tuple[GroupName, ...] = ()
+    """Groups that the user should be in, besides those that guard a board's GPU and jtop."""
+    clock: Clock = Clock()
+    """How right the host's clock must be, and what keeps it so."""
+    memory: Memory = Memory()
+    """What the host swaps to."""
+    disk: Disk = Disk()
+    """How much room there should be."""
+    _network: Network = PrivateAttr(default_factory=Network)
+
+    @property
+    def network(self) -> Network:
+        """The data plane of the lab that the host belongs to."""
+        return self._network
 
     @property
     def is_device(self) -> bool:
@@ -206,9 +235,14 @@ class Inventory(Model):
 
     @model_validator(mode="after")
     def _fleet_is_whole(self) -> Self:
-        problems = [*self._role_problems(), *self._address_problems()]
+        problems = [*self._role_problems(), *self._address_problems(), *self._board_problems()]
+        if not problems:
+            devices = [device.name for device in self.devices]
+            problems += mirror_problems(self.network.artifact_mirrors, devices, self.base_station.name)
         if problems:
             raise problems_error(problems)
+        for host in self.hosts.values():
+            host._network = self.network
         return self
 
     def _role_problems(self) -> Iterator[Problem]:
@@ -233,6 +267,12 @@ class Inventory(Model):
             if other != name:
                 text = f"{host.address} is the address of {other} too"
                 yield Problem(("hosts", name, "address"), text, see=("hosts", other, "address"))
+
+    def _board_problems(self) -> Iterator[Problem]:
+        for name, host in self.hosts.items():
+            why = refusal(host.board or "")
+            if why is not None:
+                yield Problem(("hosts", name, "board"), why)
 
     @property
     def base_station(self) -> Host:
@@ -296,7 +336,7 @@ def no_device(name: str, devices: Sequence[str]) -> str:
 def _merged(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """Return a host's own settings over the defaults; settings that have parts are merged part by part."""
     result = {**defaults, **own}
-    for key in ("python", "pace"):
+    for key in ("python", "pace", "clock", "memory", "disk"):
         if isinstance(defaults.get(key), Mapping) and isinstance(own.get(key), Mapping):
             result[key] = {**defaults[key], **own[key]}
     return result

@@ -49,9 +49,21 @@ class LineSplitter:
 
 
 def pump(
-    channel: paramiko.Channel, stdin: bytes, deadline: Deadline, on_line: OnLine | None
+    channel: paramiko.Channel,
+    stdin: bytes,
+    deadline: Deadline,
+    on_line: OnLine | None,
+    *,
+    end_input: bool = True,
 ) -> tuple[int, str, str]:
     """Feed a command and read all it says, to its end. Without input to feed, its input stays open.
+
+    Args:
+        channel: The channel that it runs in.
+        stdin: What it is fed.
+        deadline: When to give up.
+        on_line: Is given each line of standard output when it arrives.
+        end_input: Whether its input ends with what it is fed.
 
     Returns:
         The exit status (-1 where none came), the standard output and the standard error.
@@ -69,7 +81,7 @@ def pump(
     while True:
         if unsent and channel.send_ready():
             unsent = unsent[channel.send(bytes(unsent[:CHUNK_BYTES])) :]
-            if not unsent:
+            if not unsent and end_input:
                 channel.shutdown_write()
         while channel.recv_ready():
             data = channel.recv(CHUNK_BYTES)

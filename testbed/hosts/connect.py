@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import fabric
@@ -21,8 +22,8 @@ from paramiko.ssh_exception import (
 from testbed.config.inventory import Host
 from testbed.errors import ConnectError, HostError, HostKeyError
 from testbed.hosts.deadline import Deadline
-from testbed.hosts.dial import GatewaySocket, dial
-from testbed.hosts.endpoint import Endpoint, SshSettings
+from testbed.hosts.dial import dial, gateway_error
+from testbed.hosts.endpoint import Endpoint, SshSettings, read_known_hosts
 
 __all__ = ["Session", "close_jump", "connect", "open_socket", "unlocked_after", "with_retries"]
 
@@ -118,12 +119,16 @@ def open_socket(host: Host, endpoint: Endpoint, deadline: Deadline, called_off: 
 class _Unknown(paramiko.SSHException):
     """The server's key is not recorded."""
 
+    def __init__(self, key: paramiko.PKey) -> None:
+        super().__init__(f"{key.get_name()} {key.fingerprint}")
+        self.key = key
+
 
 class _RejectUnknown(paramiko.MissingHostKeyPolicy):
     """Refuses a server whose key is not recorded."""
 
     def missing_host_key(self, client: object, hostname: str, key: paramiko.PKey) -> None:
-        raise _Unknown(f"{key.get_name()} {key.fingerprint}")
+        raise _Unknown(key)
 
 
 def connect(host: Host, settings: SshSettings, deadline: Deadline, called_off: threading.Event) -> Session:
@@ -172,7 +177,8 @@ def connect(host: Host, settings: SshSettings, deadline: Deadline, called_off: t
         except BaseException as error:
             client.close()
             sock.close()  # type: ignore[attr-defined]
-            raise _explained(error, host, endpoint, settings, sock) from error
+            through = gateway_error(sock, host.name, f"{endpoint.address}:{endpoint.port}", deadline)
+            raise _explained(error, host, endpoint, settings, through) from error
         connection.transport.set_keepalive(10)
         return Session(connection, endpoint.jump)
 
@@ -184,19 +190,29 @@ def connect(host: Host, settings: SshSettings, deadline: Deadline, called_off: t
 
 
 def _explained(
-    error: BaseException, host: Host, endpoint: Endpoint, settings: SshSettings, sock: object
+    error: BaseException,
+    host: Host,
+    endpoint: Endpoint,
+    settings: SshSettings,
+    through: ConnectError | None,
 ) -> BaseException:
-    """Return our own error for what went wrong, or the same one where it is worth another try."""
+    """Return our own error for what went wrong, or the same one where it is worth another try.
+
+    Args:
+        error: What went wrong.
+        host: The host.
+        endpoint: Where it is.
+        settings: The SSH configuration.
+        through: What is wrong with the gateway command.
+    """
     known, where = settings.known_hosts, endpoint.known_name
     if isinstance(error, BadHostKeyException):
-        return HostKeyError(
-            host.name,
-            f"the host's key has changed: {error.key.get_name()} {error.key.fingerprint} instead of "
-            f"{error.expected_key.get_name()} {error.expected_key.fingerprint}",
-            hint="if the host was installed anew, forget its old key by "
-            f"`ssh-keygen -f {known} -R '{where}'`, then run `testbed trust --limit {host.name}`",
-        )
+        return _changed(host, error.key, [error.expected_key], known, where)
     if isinstance(error, _Unknown):
+        # Somebody in between could show a key of another kind than the one that is recorded.
+        recorded = read_known_hosts(known).lookup(where)
+        if recorded:
+            return _changed(host, error.key, list(recorded.values()), known, where)
         return HostKeyError(
             host.name,
             f"the host's key is not recorded in {known}: {error}",
@@ -213,9 +229,19 @@ def _explained(
         )
     if isinstance(error, IncompatiblePeer):
         return ConnectError(host.name, f"no common SSH algorithm: {error}")
-    if isinstance(sock, GatewaySocket) and (failure := sock.failure()):
-        return ConnectError(host.name, failure)
-    return error
+    return through or error
+
+
+def _changed(
+    host: Host, shown: paramiko.PKey, recorded: list[paramiko.PKey], known: Path, where: str
+) -> HostKeyError:
+    old = ", ".join(f"{key.get_name()} {key.fingerprint}" for key in recorded)
+    return HostKeyError(
+        host.name,
+        f"the host's key has changed: {shown.get_name()} {shown.fingerprint} instead of {old}",
+        hint="somebody may be in between; if the host was installed anew, forget its old key by "
+        f"`ssh-keygen -f {known} -R '{where}'`, then run `testbed trust --limit {host.name}`",
+    )
 
 
 def with_retries(

@@ -18,7 +18,7 @@ from typing import IO, Any
 from testbed.errors import ConnectError
 from testbed.hosts.deadline import Deadline
 
-__all__ = ["GatewaySocket", "dial", "gateway_command"]
+__all__ = ["GatewaySocket", "dial", "gateway_command", "gateway_error"]
 
 SLICE_S = 0.1  # how soon a wait notices that it has been called off
 USER_TIMEOUT_MS = 30_000  # bytes that stay unacknowledged for so long end a connection
@@ -117,9 +117,14 @@ class GatewaySocket(socket.socket):
 
     A real socket, unlike a pair of pipes: its end is noticed at once. The command runs in a session of its
     own, so that Ctrl-C in the terminal does not cut the connection over which things are put in order again.
+
+    Attributes:
+        process: The command.
+        heard: Whether a byte has come.
     """
 
     process: subprocess.Popen[bytes]
+    heard: bool
     _errors: IO[bytes]
     _said: str | None
     _lock: threading.Lock
@@ -140,7 +145,14 @@ class GatewaySocket(socket.socket):
             )
         sock = cls(fileno=ours.detach())
         sock.process, sock._errors, sock._said, sock._lock = process, errors, None, threading.Lock()
+        sock.heard = False
         return sock
+
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
+        """Receive bytes as any socket does, and note that some came."""
+        received = super().recv(bufsize, flags)
+        self.heard = self.heard or received != b""
+        return received
 
     def failure(self) -> str:
         """Return why the command failed, or an empty string where it still runs or ended well."""
@@ -171,3 +183,23 @@ class GatewaySocket(socket.socket):
                 break
         self._last_error()
         self._errors.close()
+
+
+def gateway_error(sock: object, name: str, where: str, deadline: Deadline) -> ConnectError | None:
+    """Return what is wrong at the other end of a gateway command; None where there is none, or it is not to blame.
+
+    Args:
+        sock: The socket, closed by now.
+        name: The host's name.
+        where: The address and port of its SSH server.
+        deadline: By when it was to answer.
+    """
+    if not isinstance(sock, GatewaySocket):
+        return None
+    failure, hint = sock.failure(), "is the host on and connected, and is its `gateway` right?"
+    if sock.heard:
+        return ConnectError(name, failure) if failure else None
+    if deadline.remaining_s < 2 * SLICE_S:  # whatever the command has to say of it, it was ended by us
+        within = f"within {deadline.seconds:.3g} s through the gateway command"
+        return ConnectError(name, f"no answer from {where} {within}", hint=hint)
+    return ConnectError(name, f"no answer from {where}: {failure}", hint=hint) if failure else None

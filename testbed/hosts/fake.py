@@ -70,7 +70,8 @@ class FakeTransport:
             for line in answer.stdout.splitlines():
                 on_line(line)
         if answer.exit_status:
-            raise CommandError(self.host, command.shell, answer.exit_status, answer.stderr or answer.stdout)
+            said = answer.stderr or answer.stdout
+            raise CommandError(self.host, command.shell, answer.exit_status, said, stdout=answer.stdout)
         return Completed(command, answer.exit_status, answer.stdout, answer.stderr, 0.0)
 
     def put(self, put: Put) -> None:

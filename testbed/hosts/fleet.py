@@ -12,8 +12,9 @@ from typing import Any, Generic, Literal, Self, TypeVar, cast
 
 from testbed.config.inventory import Host, Inventory
 from testbed.errors import ConnectError, TestbedError
+from testbed.hosts.become import BecomePassword
 from testbed.hosts.steps import Command, Completed, Fetch, Put, Step
-from testbed.hosts.transport import OnLine, Stream, Transport
+from testbed.hosts.transport import OnLine, Opens, Stream, Transport
 
 __all__ = ["Connect", "Event", "Fleet", "Observer", "Outcome"]
 
@@ -62,6 +63,7 @@ class Fleet:
         connect: Makes a host's transport without reaching for the host yet; SSH where left out.
         observe: Is told of each step.
         connect_timeout_s: The most seconds that reaching one host may take (SSH only).
+        become: The password for sudo, where it asks for one (SSH only).
     """
 
     def __init__(
@@ -71,15 +73,18 @@ class Fleet:
         connect: Connect | None = None,
         observe: Observer | None = None,
         connect_timeout_s: float = 15.0,
+        become: BecomePassword | None = None,
     ) -> None:
         if connect is None:
             from testbed.hosts.ssh import ssh_connect
 
-            connect = ssh_connect(inventory.known_hosts, connect_timeout_s=connect_timeout_s)
+            connect = ssh_connect(inventory.known_hosts, connect_timeout_s=connect_timeout_s, become=become)
         self.inventory = inventory
         self._connect = connect
         self._observe = observe
+        self.become = become
         self._transports: dict[str, Transport] = {}
+        self._retired: list[Transport] = []
         self._lock = threading.Lock()
         self._closed = False
 
@@ -118,16 +123,21 @@ class Fleet:
         self,
         fn: Callable[[Host, Transport], T],
         hosts: Sequence[Host] | None = None,
-        cap: int = 16,
+        cap: int = 64,
         on_done: Callable[[Outcome[T]], None] | None = None,
+        *,
+        reach: bool = True,
     ) -> list[Outcome[T]]:
         """Call a function for many hosts at once.
+
+        A host is connected to before it counts for the cap: one that is dead keeps no other from its turn.
 
         Args:
             fn: The function; is given the host and its transport.
             hosts: The hosts; all of the inventory where left out.
             cap: How many at the same time.
             on_done: Is given each outcome when it is there, in the order in which they come.
+            reach: Whether to connect first; the function connects by itself otherwise, or not at all.
 
         Returns:
             The outcomes in the inventory's order. An error that is no TestbedError and no OSError is a
@@ -137,9 +147,15 @@ class Fleet:
         order = {name: index for index, name in enumerate(self.inventory.hosts)}
         wanted.sort(key=lambda host: order.get(host.name, len(order)))
 
+        places = threading.Semaphore(cap)
+
         def one(host: Host) -> Outcome[T]:
             try:
-                outcome = Outcome(host, value=fn(host, self.transport(host.name)))
+                transport = self.transport(host.name)
+                if reach and isinstance(transport, Opens):
+                    transport.open()
+                with places:
+                    outcome = Outcome(host, value=fn(host, transport))
             except (TestbedError, OSError) as error:
                 outcome = Outcome(host, error=error)
             if on_done:
@@ -148,7 +164,7 @@ class Fleet:
 
         if not wanted:
             return []
-        pool = ThreadPoolExecutor(max_workers=min(cap, len(wanted)), thread_name_prefix="fleet")
+        pool = ThreadPoolExecutor(max_workers=len(wanted), thread_name_prefix="fleet")
         try:
             futures: list[Future[Outcome[T]]] = [pool.submit(one, host) for host in wanted]
             wait(futures)
@@ -162,18 +178,22 @@ class Fleet:
             pool.shutdown()
 
     def reconnect(self, name: str) -> None:
-        """Log in anew at the next step, for what a host gives to new logins only, such as a new group."""
+        """Log in anew at the next step, for what a host gives to new logins only, such as a new group.
+
+        What runs over the old connection, such as a lease, goes on until the fleet is closed.
+        """
         with self._lock:
             transport = self._transports.pop(name, None)
-        if transport is not None:
-            transport.close()
+            if transport is not None:
+                self._retired.append(transport)
 
     def close(self) -> None:
         """Close all connections; steps that wait on a host fail at once."""
         with self._lock:
             self._closed = True
-            transports = list(self._transports.values())
+            transports = [*self._transports.values(), *self._retired]
             self._transports.clear()
+            self._retired.clear()
         # Side by side: a gateway command may take a moment to end.
         threads = [threading.Thread(target=_close, args=(transport,)) for transport in transports]
         for thread in threads:
@@ -216,6 +236,10 @@ class _Observed:
         )
         self._observe(step, "end", info)
         return result
+
+    def open(self) -> None:
+        if isinstance(self._inner, Opens):
+            self._inner.open()
 
     def run(self, command: Command, *, on_line: OnLine | None = None) -> Completed:
         return self._do(command, lambda: self._inner.run(command, on_line=on_line))

@@ -13,10 +13,9 @@ from typing import Any, Literal
 import paramiko
 
 from testbed.config.inventory import Host
-from testbed.errors import HostError
 from testbed.hosts.connect import close_jump, open_socket, unlocked_after, with_retries
 from testbed.hosts.deadline import Deadline
-from testbed.hosts.dial import GatewaySocket
+from testbed.hosts.dial import gateway_error
 from testbed.hosts.endpoint import Endpoint, SshSettings, read_known_hosts
 
 __all__ = ["FoundKey", "fetch_key", "record_keys"]
@@ -103,9 +102,12 @@ def _key(
             transport.start_client(timeout=deadline.remaining_s)
             return transport.get_remote_server_key()
     except (paramiko.SSHException, EOFError, OSError) as error:
-        if isinstance(sock, GatewaySocket) and (failure := sock.failure()):
-            raise HostError(host.name, failure) from error
-        raise
+        transport.close()
+        sock.close()
+        through = gateway_error(sock, host.name, f"{endpoint.address}:{endpoint.port}", deadline)
+        if through is None:
+            raise
+        raise through from error
     finally:
         transport.close()
         sock.close()

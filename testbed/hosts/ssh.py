@@ -10,27 +10,36 @@ from pathlib import Path
 import paramiko
 
 from testbed.config.inventory import Host
-from testbed.errors import CommandError, ConnectError, DeadlineError
+from testbed.errors import CommandError, ConnectError, DeadlineError, HostError
+from testbed.hosts.become import PROOF_ASKED, PROOF_FREE, BecomePassword, asked_line, plain_line, prefix
 from testbed.hosts.channel import WATCHED, SshStream, pump
 from testbed.hosts.connect import Session, connect, unlocked_after
 from testbed.hosts.deadline import Deadline
 from testbed.hosts.endpoint import SshSettings
 from testbed.hosts.files import SftpFiles
+from testbed.hosts.gate import Gate
 from testbed.hosts.steps import Command, Completed, Fetch, Put
 from testbed.hosts.transport import OnLine, Stream
 
 __all__ = ["SshTransport", "ssh_connect"]
 
+LOGINS_AT_ONCE = 16
 
-def ssh_connect(known_hosts: Path, *, connect_timeout_s: float = 15.0) -> Callable[[Host], SshTransport]:
+
+def ssh_connect(
+    known_hosts: Path, *, connect_timeout_s: float = 15.0, become: BecomePassword | None = None
+) -> Callable[[Host], SshTransport]:
     """Return what makes the SSH transports of a fleet.
 
     Args:
         known_hosts: The lab's file of host keys.
         connect_timeout_s: The most seconds that reaching one host may take.
+        become: The password for sudo, where it asks for one.
     """
-    settings = SshSettings(known_hosts)
-    return lambda host: SshTransport(host, settings, connect_timeout_s=connect_timeout_s)
+    settings, gate = SshSettings(known_hosts), Gate(LOGINS_AT_ONCE)
+    return lambda host: SshTransport(
+        host, settings, connect_timeout_s=connect_timeout_s, become=become, gate=gate
+    )
 
 
 class SshTransport:
@@ -40,10 +49,23 @@ class SshTransport:
         host: The host.
         settings: The SSH configuration and the file of host keys.
         connect_timeout_s: The most seconds that reaching the host may take.
+        become: The password for sudo, where it asks for one.
+        gate: What keeps the number of logins at the same time low.
     """
 
-    def __init__(self, host: Host, settings: SshSettings, *, connect_timeout_s: float = 15.0) -> None:
+    def __init__(
+        self,
+        host: Host,
+        settings: SshSettings,
+        *,
+        connect_timeout_s: float = 15.0,
+        become: BecomePassword | None = None,
+        gate: Gate | None = None,
+    ) -> None:
         self.host = host
+        self._become = become
+        self._asks: bool | None = None
+        self._gate = gate or Gate(LOGINS_AT_ONCE)
         self._settings = settings
         self._connect_timeout_s = connect_timeout_s
         self._session: Session | None = None
@@ -55,9 +77,11 @@ class SshTransport:
     def run(self, command: Command, *, on_line: OnLine | None = None) -> Completed:
         """Run a command to its end, see :meth:`Transport.run`."""
         deadline = Deadline(command.timeout_s)
-        channel = self._start(command, deadline, watched=not command.stdin)
+        before, mark = self._root_needs(command, deadline)
+        channel = self._start(command, deadline, watched=not command.stdin, mark=mark)
         try:
-            status, stdout, stderr = pump(channel, command.stdin, deadline, on_line)
+            feed, ends = before + command.stdin, bool(command.stdin)
+            status, stdout, stderr = pump(channel, feed, deadline, on_line, end_input=ends)
         except TimeoutError:
             raise DeadlineError(
                 self.host.name, f"`{command.shell}` took longer than {command.timeout_s:g} s and was ended"
@@ -72,16 +96,22 @@ class SshTransport:
             raise CommandError(self.host.name, command.shell, status, stderr or "ended by a signal")
         completed = Completed(command, status, stdout, stderr, command.timeout_s - deadline.remaining_s)
         if status:
-            raise CommandError(self.host.name, command.shell, status, stderr or stdout)
+            raise CommandError(self.host.name, command.shell, status, stderr or stdout, stdout=stdout)
         return completed
 
     def stream(self, command: Command) -> Stream:
         """Start a command that goes on running, see :meth:`Transport.stream`."""
-        channel = self._start(command, Deadline(command.timeout_s), watched=False)
+        deadline = Deadline(command.timeout_s)
+        before, mark = self._root_needs(command, deadline)
+        channel = self._start(command, deadline, watched=False, mark=mark)
         stream = SshStream(self.host.name, command.shell, channel)
-        if command.stdin:
-            stream.write(command.stdin)
+        if before or command.stdin:
+            stream.write(before + command.stdin)
         return stream
+
+    def open(self) -> None:
+        """Connect and log in, if that is not done yet, see :meth:`Opens.open`."""
+        self._open(Deadline(2 * self._connect_timeout_s))
 
     def tunnel(self, address: str, port: int) -> paramiko.Channel:
         """Return a connection from the host to an address that it reaches.
@@ -116,12 +146,14 @@ class SshTransport:
         if session is not None:
             session.close()
 
-    def _start(self, command: Command, deadline: Deadline, *, watched: bool) -> paramiko.Channel:
+    def _start(
+        self, command: Command, deadline: Deadline, *, watched: bool, mark: str = ""
+    ) -> paramiko.Channel:
         """Return a channel in which the command runs."""
         try:
             channel = self._channel(deadline)
             with unlocked_after(deadline, channel.close):
-                channel.exec_command(self.shell_line(command, watched=watched))
+                channel.exec_command(self.shell_line(command, watched=watched, mark=mark))
         except (OSError, EOFError, paramiko.SSHException) as error:
             if isinstance(error, ConnectError):
                 raise
@@ -130,17 +162,63 @@ class SshTransport:
             raise self._lost(error) from error
         return channel
 
-    def shell_line(self, command: Command, *, watched: bool) -> str:
+    def shell_line(self, command: Command, *, watched: bool, mark: str = "") -> str:
         """Return a command as sshd is given it: for `sh`, whatever the user's login shell is.
 
         Args:
             command: The command.
             watched: Whether it ends with its input, which it does not read then.
+            mark: What ends the part of the input that is sudo's; empty where sudo is given nothing.
         """
-        line = f"sh -c {shlex.quote((WATCHED if watched else '') + command.shell)}"
-        # One user's home holds one testbed, so root works in it as well.
-        become = 'sudo -n env HOME="$HOME" ' if command.become and self._user != "root" else ""
-        return f"exec {become}{line}"
+        shell = (WATCHED if watched else "") + command.shell
+        if not command.become or self._user == "root":
+            return f"exec sh -c {shlex.quote(shell)}"
+        return asked_line(shell, mark) if mark else plain_line(shell)
+
+    def _root_needs(self, command: Command, deadline: Deadline) -> tuple[bytes, str]:
+        """Return what the input of a command begins with, for sudo, and the mark that ends it; nothing as a rule."""
+        if not command.become or self._become is None:
+            return b"", ""
+        self._open(deadline)
+        if self._user == "root":
+            return b"", ""
+        if self._asks is None:
+            self._asks = self._sudo_asks(self._become, deadline)
+        return prefix(self._become) if self._asks else (b"", "")
+
+    def _sudo_asks(self, password: BecomePassword, deadline: Deadline) -> bool:
+        """Return whether sudo asks for a password, and prove that it takes the one there is.
+
+        Raises:
+            HostError: It does not.
+        """
+        if self._ask(PROOF_FREE, b"", deadline)[0] == 0:
+            return False
+        status, stderr = self._ask(PROOF_ASKED, password.line(), deadline)
+        if status:
+            said = stderr.strip().splitlines()
+            raise HostError(
+                self.host.name,
+                f"{self._user} cannot become root by the password given: {said[-1] if said else 'no message'}",
+                hint="give the password by which this user runs sudo on the host",
+            )
+        return True
+
+    def _ask(self, line: str, stdin: bytes, deadline: Deadline) -> tuple[int, str]:
+        """Return the exit status and the standard error of a line that sshd is given."""
+        try:
+            channel = self._channel(deadline)
+            with unlocked_after(deadline, channel.close):
+                channel.exec_command(line)
+                status, _, stderr = pump(channel, stdin, deadline, None, end_input=True)
+        except TimeoutError:
+            raise DeadlineError(self.host.name, "sudo does not answer") from None
+        except (OSError, EOFError, paramiko.SSHException) as error:
+            if isinstance(error, HostError):
+                raise
+            raise self._lost(error) from error
+        channel.close()
+        return status, stderr
 
     @property
     def _user(self) -> str:
@@ -168,9 +246,11 @@ class SshTransport:
                     raise ConnectError(self.host.name, "the connection is closed")
                 if session is not None:
                     self._drop(session)
-                soon = deadline.sooner(self._connect_timeout_s)
                 try:
-                    session = connect(self.host, self._settings, soon, self._called_off)
+                    # A host's time begins when it is its turn.
+                    with self._gate.place(deadline):
+                        soon = deadline.sooner(self._connect_timeout_s)
+                        session = connect(self.host, self._settings, soon, self._called_off)
                 except ConnectError as error:
                     if deadline.passed:
                         raise DeadlineError(

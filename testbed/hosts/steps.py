@@ -22,7 +22,8 @@ class Command:
         title: A few words for people.
         timeout_s: The most seconds it may take, the connect included.
         stdin: Bytes for its standard input; never part of :meth:`line`.
-        become: Run as root, through ``sudo -n`` where the user is not root.
+        become: Run as root, through ``sudo`` where the user is not root.
+        reboots: Whether the host may go down in it: a connection that is lost is no failure.
     """
 
     host: str
@@ -31,6 +32,7 @@ class Command:
     timeout_s: float = 60.0
     stdin: bytes = field(default=b"", repr=False)
     become: bool = False
+    reboots: bool = False
 
     def line(self) -> str:
         """Return the step as one line."""

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from testbed.hosts.steps import Command, Completed, Fetch, Put
 
-__all__ = ["OnLine", "Stream", "Transport"]
+__all__ = ["OnLine", "Opens", "Stream", "Transport"]
 
 OnLine = Callable[[str], None]
 
@@ -101,4 +101,17 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Close the connection and end what waits on it; harmless when closed already."""
+        ...
+
+
+@runtime_checkable
+class Opens(Protocol):
+    """A transport that can connect before there is anything to do."""
+
+    def open(self) -> None:
+        """Connect and log in, if that is not done yet.
+
+        Raises:
+            HostError: As :meth:`Transport.run`.
+        """
         ...

@@ -8,6 +8,7 @@ import io
 import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 __all__ = ["PayloadCode", "code_digest", "load_payload_code"]
@@ -25,8 +26,9 @@ class PayloadCode:
     digest: str
     files: Mapping[str, bytes] = field(repr=False)
 
+    @cached_property
     def archive(self) -> bytes:
-        """Return a tar.gz of the files; the same files always give the same bytes."""
+        """A tar.gz of the files; the same files always give the same bytes."""
         buffer = io.BytesIO()
         with (
             gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as packed,

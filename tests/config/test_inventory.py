@@ -63,6 +63,27 @@ BROKEN = {
         ("lab: shelf", "lab: shelf\nnetwork: {multicast: 239.83.0.1}"),
         "lab.yaml:2: network.multicast: an IPv4 multicast address with a port was expected",
     ),
+    "a mirror that is no device": (
+        ("lab: shelf", "lab: shelf\nnetwork: {artifact_mirrors: [nanno]}"),
+        "lab.yaml:2: network.artifact_mirrors[0]: the lab has no device 'nanno'; did you mean nano?",
+    ),
+    "the base station as a mirror": (
+        ("lab: shelf", "lab: shelf\nnetwork: {artifact_mirrors: [bs]}"),
+        "lab.yaml:2: network.artifact_mirrors[0]: bs is the base station, which all devices pull from anyway",
+    ),
+    "a mirror that stands twice": (
+        ("lab: shelf", "lab: shelf\nnetwork: {artifact_mirrors: [nano, nano]}"),
+        "lab.yaml:2: network.artifact_mirrors[1]: nano stands here twice",
+    ),
+    "a mirror that is no address": (
+        ("lab: shelf", "lab: shelf\nnetwork: {artifact_mirrors: ['ftp://a/b']}"),
+        "lab.yaml:2: network.artifact_mirrors[0]: the name of a device, or the address of a web server such as "
+        "http://10.0.0.9:8080, was expected, not 'ftp://a/b'",
+    ),
+    "no bandwidth for artifacts": (
+        ("lab: shelf", "lab: shelf\nnetwork: {artifact_mbit: 0}"),
+        "lab.yaml:2: network.artifact_mbit: a number above 0 was expected, not 0",
+    ),
     "missing key": (
         ("    address: 10.0.0.2\n", ""),
         "lab.yaml:10: hosts.nano.address: this key is missing: an IPv4 address or a host name",

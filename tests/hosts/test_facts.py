@@ -1,3 +1,4 @@
+import ast
 import json
 import os
 import subprocess
@@ -11,7 +12,6 @@ from hypothesis import strategies as st
 
 from testbed.config.inventory import Host
 from testbed.errors import HostError
-from testbed.hosts import probe
 from testbed.hosts.facts import (
     Facts,
     assume_facts,
@@ -21,9 +21,18 @@ from testbed.hosts.facts import (
     parse_facts,
 )
 from testbed.hosts.fake import Answer, FakeTransport
+from testbed.hosts.probes import probe_text
+from testbed.hosts.probes import python as probe
 from testbed.hosts.remembered import recall
 
-NANO = {"name": "nano", "role": "device", "address": "x", "board": "jetson-orin-nano-8gb", "user": "nvidia"}
+NANO: dict[str, Any] = {
+    "name": "nano",
+    "role": "device",
+    "address": "x",
+    "board": "jetson-orin-nano-8gb",
+    "user": "nvidia",
+}
+NANO["clock"] = {"limit_ms": 1e15}  # its clock is off on purpose
 
 
 @pytest.fixture
@@ -33,32 +42,25 @@ def host() -> Host:
 
 def raw_facts(**changes: Any) -> dict[str, Any]:
     environment = {"version": "3.10.12", "modules": {"torch": "2.5.0"}, "errors": {}, "recipe": None}
-    environment |= {"cuda": "12.6", "capability": "8.7", "jetson_stats": "4.3.2"}
+    environment |= {"cuda": "12.6", "capability": "8.7"}
+    jtop = {"program": "/usr/local/bin/jtop", "group": True, "member": True, "socket": True, "unit": True}
+    release = "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64"
+    host = {"hostname": "nano", "machine": "aarch64", "kernel": "5.15.148-tegra", "boot_id": "b"}
+    host |= {"user": "nvidia", "memory_bytes": 8 << 30, "memory_free_bytes": 6 << 30}
+    host |= {"disk_free_bytes": 100 << 30, "cpu_count": 6}
+    board = {"board_model": "NVIDIA Jetson Orin Nano Developer Kit", "nv_tegra_release": release}
     return {
-        "hostname": "nano",
-        "machine": "aarch64",
-        "kernel": "5.15.148-tegra",
-        "board_model": "NVIDIA Jetson Orin Nano Developer Kit",
-        "nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64",
-        "user": "nvidia",
-        "sudo": True,
-        "memory_bytes": 8 << 30,
-        "memory_free_bytes": 6 << 30,
-        "disk_free_bytes": 100 << 30,
-        "cpu_count": 6,
-        "power_mode": "15W",
-        "qdiscs": None,
-        "systemd": True,
-        "jtop": {
-            "program": "/usr/local/bin/jtop",
-            "group": True,
-            "member": True,
-            "socket": True,
-            "unit": True,
+        "host": host,
+        "board": board | {"power_mode": "15W"},
+        "system": {"sudo": True, "qdiscs": None, "systemd": True},
+        "python": {"environment": environment, "jtop": jtop, "client": {"version": "4.3.2"}},
+        "own": {
+            "folders": {".": 0o700},
+            "code": {"folders": {}, "current": None},
+            "record": [],
+            "left": False,
         },
-        "folders": {".": 0o700},
-        "code": {"folders": {}, "current": None},
-        "environment": environment,
+        "errors": {},
     } | changes
 
 
@@ -157,10 +159,13 @@ def test_the_probe_runs_on_a_real_host_of_any_python(python: str, tmp_path: Path
     plain = {"manage": False, "interpreter": python}
     host = Host.model_validate(NANO | {"role": "base_station", "python": plain})
     command = facts_command(host)
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "python3").symlink_to(python)
     done = subprocess.run(
         ["sh", "-c", command.shell],
         input=command.stdin,
-        env={"HOME": str(tmp_path), "PATH": os.environ["PATH"]},
+        env={"HOME": str(tmp_path), "PATH": f"{programs}:{os.environ['PATH']}"},
         capture_output=True,
         check=True,
     )
@@ -172,6 +177,22 @@ def test_the_probe_runs_on_a_real_host_of_any_python(python: str, tmp_path: Path
     assert facts.code["0123456789abcdef"] != "0123456789abcdef"
     assert (facts.memory_bytes or 0) > 0
     assert facts.clock_error_s is not None
+
+
+def test_the_parts_of_the_probe_are_one_program(host: Host) -> None:
+    text = probe_text({"python": "/none", "modules": []}).decode()
+    tree = ast.parse(text, feature_version=(3, 6))
+    modules = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    assert not [name for name in modules if name is None or name.startswith("testbed")]
+    # No name may stand for two things.
+    kinds = (ast.FunctionDef, ast.Assign, ast.AnnAssign)
+    names = [
+        getattr(node, "name", None)
+        or ast.unparse(getattr(node, "targets", [getattr(node, "target", None)])[0])
+        for node in tree.body
+        if isinstance(node, kinds)
+    ]
+    assert len(names) == len(set(names)), sorted(name for name in names if names.count(name) > 1)
 
 
 def test_an_interpreter_that_is_missing_is_a_fact(tmp_path: Path) -> None:
@@ -196,38 +217,37 @@ def test_what_could_be_imported_is_not_tried_again_while_nothing_changes(
     first = probe.environment(str(python), ["json"])
     again = probe.environment(str(python), ["json"])
     assert first == again
-    monkeypatch.setattr(probe, "KNOWN_FINGERPRINT", first["fingerprint"])
-    assert probe.environment(str(python), ["json"]) == {
-        "fingerprint": first["fingerprint"],
-        "unchanged": True,
-    }
+    known = first["fingerprint"]
+    assert probe.environment(str(python), ["json"], known) == {"fingerprint": known, "unchanged": True}
     # Something else is asked for, or something was installed since: everything is tried.
-    assert "unchanged" not in probe.environment(str(python), ["json", "csv"])
+    assert "unchanged" not in probe.environment(str(python), ["json", "csv"], known)
     with monkeypatch.context() as patch:
         patch.setenv("PYTHONPATH", str(tmp_path / "more"))
         (tmp_path / "more").mkdir()
-        assert "unchanged" not in probe.environment(str(python), ["json"])
+        assert "unchanged" not in probe.environment(str(python), ["json"], known)
     # A recipe that was written since, such as at the end of a provisioning that was cut off.
     (tmp_path / "recipe.json").write_text('{"digest": "d"}')
-    assert probe.environment(str(python), ["json"])["recipe"] == {"digest": "d"}
+    assert probe.environment(str(python), ["json"], known)["recipe"] == {"digest": "d"}
 
 
 def test_a_host_that_has_not_changed_answers_from_memory(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    whole = raw_facts()["environment"] | {"fingerprint": "ab" * 32}
-    before = gather_facts(host, FakeTransport("nano", [("python3", answer([1.0], environment=whole))]))
-    same = {"fingerprint": "ab" * 32, "unchanged": True}
-    fake = FakeTransport("nano", [("python3", answer([1.0], environment=same))])
+    python = raw_facts()["python"]
+    whole = python | {"environment": python["environment"] | {"fingerprint": "ab" * 32}}
+    before = gather_facts(host, FakeTransport("nano", [("python3", answer([1.0], python=whole))]))
+    same = python | {"environment": {"fingerprint": "ab" * 32, "unchanged": True}}
+    fake = FakeTransport("nano", [("python3", answer([1.0], python=same))])
     after = gather_facts(host, fake, trust_memory=True)
     assert (after.torch, after.cuda, after.environment) == (before.torch, before.cuda, before.environment)
     command = facts_command(host, known="ab" * 32)
     assert command.line() == facts_command(host).line()  # a dry run and the run after it show the same
-    assert b"KNOWN_FINGERPRINT = '" + b"ab" * 32 in command.stdin
+    assert b'"known": "' + b"ab" * 32 in command.stdin
     # What failed is tried again each time.
-    broken = whole | {"errors": {"torch": "OSError: no libcudart"}, "fingerprint": "cd" * 32}
-    gather_facts(host, FakeTransport("nano", [("python3", answer([1.0], environment=broken))]))
+    failed = {"errors": {"torch": "OSError: no libcudart"}, "fingerprint": "cd" * 32}
+    broken = python | {"environment": python["environment"] | failed}
+    gather_facts(host, FakeTransport("nano", [("python3", answer([1.0], python=broken))]))
     assert recall(host)["fingerprint"] == "ab" * 32
 
 

@@ -200,6 +200,12 @@ def test_unknown_and_changed_host_keys_are_refused(sshd: Any, tmp_path: Path) ->
     with pytest.raises(HostKeyError, match=r"has changed: .*SHA256:.* instead of .*SHA256:") as caught:
         ssh_connect(known)(sshd.host()).run(Command("board", "true"))
     assert "ssh-keygen" in caught.value.hint
+    # Who is in between may show a key of another kind: that is a change, too.
+    subprocess.run(["ssh-keygen", "-q", "-t", "ecdsa", "-N", "", "-f", str(tmp_path / "old")], check=True)
+    known.write_text(f"[127.0.0.1]:{sshd.port} {(tmp_path / 'old.pub').read_text()}")
+    change = r"has changed: ssh-ed25519 SHA256:.* instead of ecdsa-sha2-nistp256 SHA256:"
+    with pytest.raises(HostKeyError, match=change):
+        ssh_connect(known)(sshd.host()).run(Command("board", "true"))
 
 
 def test_a_user_who_is_not_let_in(sshd: Any, tmp_path: Path) -> None:
@@ -235,7 +241,24 @@ def test_gateway_command(sshd: Any) -> None:
 
 def test_gateway_command_that_fails(sshd: Any) -> None:
     transport = ssh_connect(sshd.known_hosts)(sshd.host(gateway="echo no route >&2; exit 7"))
-    with pytest.raises(ConnectError, match="the gateway command ended with status 7: no route"):
+    said = r"no answer from 127.0.0.1:\d+: the gateway command ended with status 7: no route"
+    with pytest.raises(ConnectError, match=said) as caught:
+        transport.run(Command("board", "true"))
+    assert "is the host on" in caught.value.hint
+
+
+@pytest.mark.parametrize("command", ["sleep 60", "trap 'exit 255' TERM; sleep 60 & wait"])
+def test_a_dead_host_behind_a_gateway_command_does_not_answer(sshd: Any, command: str) -> None:
+    transport = ssh_connect(sshd.known_hosts, connect_timeout_s=0.5)(sshd.host(gateway=command))
+    said = r"no answer from 127.0.0.1:\d+ within 0.5 s through the gateway command"
+    with pytest.raises(ConnectError, match=said) as caught:
+        transport.run(Command("board", "true"))
+    assert "is the host on" in caught.value.hint
+
+
+def test_a_server_that_leaves_a_gateway_command_is_no_dead_host(sshd: Any) -> None:
+    transport = ssh_connect(sshd.known_hosts)(sshd.host(gateway="echo SSH-2.0-busy; exit 3"))
+    with pytest.raises(ConnectError, match="board: the gateway command ended with status 3"):
         transport.run(Command("board", "true"))
 
 

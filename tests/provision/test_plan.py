@@ -1,5 +1,6 @@
 import io
 import tarfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,17 +9,20 @@ import pytest
 
 from testbed.config.inventory import Host, Inventory
 from testbed.errors import TestbedError
-from testbed.hosts.facts import Environment, Facts, Jtop
-from testbed.hosts.steps import Command, Put
-from testbed.provision.changes import FOLDERS, desired_state, plan_provision
-from testbed.provision.check import check_host
+from testbed.hosts.facts import Environment, Facts, Recorded
+from testbed.hosts.steps import Put
+from testbed.provision.aspect import Site
+from testbed.provision.aspects import RUN_ITEMS, aspects_of
+from testbed.provision.aspects.folders import FOLDERS
 from testbed.provision.code import PayloadCode, code_digest, load_payload_code
-from testbed.provision.plan import plan_fleet, plan_host
+from testbed.provision.plan import check_host, plan_changes, plan_fleet, plan_host, steps_of
+from tests.provision.conftest import Mark
+
+pytestmark = pytest.mark.usefixtures("only")
 
 
 def device(**changes: Any) -> Host:
     settings = {"name": "nano", "role": "device", "address": "x", "user": "nvidia"}
-    settings |= {"python": {"packages": ["torch==2.5.0"], "index": "https://wheels.example/jp6"}}
     return Host.model_validate(settings | changes)
 
 
@@ -28,153 +32,119 @@ def host() -> Host:
 
 
 @pytest.fixture
-def ready(host: Host, code: PayloadCode, good_facts: dict[str, Any]) -> Facts:
-    """Return the facts of a device that is as it should be."""
+def site(code: PayloadCode) -> Site:
+    return Site(code)
+
+
+@pytest.fixture
+def ready(code: PayloadCode) -> Facts:
+    """Return the facts of a host that is as it should be."""
     return Facts(
         "nano",
         l4t="36.4.3",
         jetpack="6.2",
-        python="3.10.12",
-        torch="2.5.0",
-        cuda="12.6",
-        disk_free_bytes=100 << 30,
-        clock_offset_s=0.004,
-        clock_error_s=0.002,
-        systemd=True,
-        jtop=Jtop(**good_facts, unit=True),
-        user="nvidia",
         sudo=True,
-        environment=Environment("3.10.12", {"torch": "2.5.0"}, recipe=desired_state(host).recipe),
+        environment=Environment("3.10.12", {"torch": "2.5.0"}),
         code={code.digest: code.digest},
         code_current=code.digest,
         folders=dict(FOLDERS),
     )
 
 
-def test_a_host_that_is_as_it_should_be_needs_nothing(host: Host, ready: Facts, code: PayloadCode) -> None:
-    plan = plan_host(host, ready, code)
+def test_a_host_that_is_as_it_should_be_needs_nothing(host: Host, ready: Facts, site: Site) -> None:
+    plan = plan_host(host, ready, site)
     assert (plan.changes, plan.findings, plan.ok) == ((), (), True)
 
 
-def test_a_fresh_board_needs_everything_in_order(host: Host, code: PayloadCode) -> None:
-    jtop = Jtop("/usr/bin/jtop", None, group=True, unit=True)
-    facts = Facts("nano", user="nvidia", sudo=True, systemd=True, jtop=jtop)
-    changes = plan_provision(host, facts, code)
-    assert [change.item for change in changes] == ["folders", "code", "python", "jtop group", "jtop service"]
-    steps = [step for change in changes for step in change.steps]
-    pip = next(step for step in steps if isinstance(step, Command) and " pip " in step.shell)
-    assert pip.shell.endswith("--index-url https://wheels.example/jp6 torch==2.5.0")
-    assert [step.shell for step in steps if isinstance(step, Command) and step.become] == [
-        "usermod -aG jtop nvidia",
-        next(step.shell for step in steps if "systemctl" in step.line() and isinstance(step, Command)),
-    ]
-    assert all(step.host == "nano" for step in steps)
-    assert changes[1].before == "none"
-    assert changes[1].after == code.digest
+def test_what_there_was_is_noted_before_anything_is_done(host: Host, site: Site) -> None:
+    changes = plan_changes(host, Facts("nano"), site)
+    assert [change.item for change in changes] == ["folders", "code"]
+    assert changes[0].recorded == {"made": list(FOLDERS), "modes": {}, "sudo_mark": None}
+    assert changes[1].recorded == {"current": None, "digest": site.code.digest, "there": False}
+    for change in changes:
+        first, *others = steps_of(change, Facts("nano"))
+        assert first.line().endswith('>> "$HOME/.testbed/provision.jsonl" && chmod 600 '
+                                     '"$HOME/.testbed/provision.jsonl" && sync "$HOME/.testbed/provision.jsonl" '
+                                     '"$HOME/.testbed"')  # fmt: skip
+        assert tuple(others) == change.steps
 
 
-def test_code_that_is_there_is_not_sent_again(host: Host, ready: Facts, code: PayloadCode) -> None:
-    facts = replace(ready, code_current="0" * 16, code={"0" * 16: "0" * 16, code.digest: code.digest})
-    (change,) = plan_provision(host, facts, code)
+def test_what_is_noted_already_is_not_noted_again(host: Host, site: Site) -> None:
+    facts = Facts("nano")
+    (change, _) = plan_changes(host, facts, site)
+    noted = Recorded("folders", change.recorded)
+    assert steps_of(change, replace(facts, record=(noted, Recorded("code", {})))) == change.steps
+    # Something else was done to it since: what there is now must be found again, too.
+    since = (noted, Recorded("folders", {"made": [], "modes": {}}))
+    assert len(steps_of(change, replace(facts, record=since))) == len(change.steps) + 1
+
+
+def test_code_that_is_there_is_not_sent_again(host: Host, ready: Facts, site: Site) -> None:
+    digest = site.code.digest
+    facts = replace(ready, code_current="0" * 16, code={"0" * 16: "0" * 16, digest: digest})
+    (change,) = plan_changes(host, facts, site)
     assert not any(isinstance(step, Put) for step in change.steps)
-    assert (change.before, change.after) == ("0" * 16, code.digest)
+    assert (change.before, change.after) == ("0" * 16, digest)
 
 
-def test_damaged_code_is_sent_again(host: Host, ready: Facts, code: PayloadCode) -> None:
-    (change,) = plan_provision(host, replace(ready, code={code.digest: "f" * 16}), code)
+def test_damaged_code_is_sent_again(host: Host, ready: Facts, site: Site) -> None:
+    (change,) = plan_changes(host, replace(ready, code={site.code.digest: "f" * 16}), site)
     assert any(isinstance(step, Put) for step in change.steps)
-    assert change.before == f"{code.digest}, damaged"
+    assert change.before == f"{site.code.digest}, damaged"
 
 
-def test_an_environment_is_made_anew_when_its_recipe_changes(ready: Facts, code: PayloadCode) -> None:
-    other = device(python={"packages": ["torch==2.6.0"], "index": "https://wheels.example/jp6"})
-    (change,) = plan_provision(other, ready, code)
-    assert change.before == "python3 with torch==2.5.0 from https://wheels.example/jp6"
-    assert change.after == "python3 with torch==2.6.0 from https://wheels.example/jp6"
-
-
-def test_an_environment_of_ones_own_is_never_touched(ready: Facts, code: PayloadCode) -> None:
-    own = device(python={"manage": False, "interpreter": "/opt/py"})
-    broken = replace(ready, environment=Environment(error="/opt/py: not found"))
-    assert plan_provision(own, broken, code) == []
-    (finding,) = check_host(own, broken)
-    assert (finding.level, finding.text) == ("failure", "/opt/py: not found")
-    assert "python.interpreter" in finding.hint
-
-
-@pytest.mark.parametrize(
-    ("changes", "level", "text"),
-    [
-        ({"jetpack": "4", "l4t": "32.7.1"}, "failure", "JetPack 4 (L4T 32.7.1) is not supported"),
-        ({"environment": Environment("3.6.9", {"torch": "1"})}, "failure", "Python 3.6.9 is too old"),
-        (
-            {"environment": Environment("3.10.1", {}, {"torch": "ModuleNotFoundError: no"})},
-            "failure",
-            "torch cannot be imported: ModuleNotFoundError: no",
-        ),
-        ({"cuda": None}, "note", "the device runs on its CPU"),
-        ({"jtop": Jtop()}, "failure", "jtop (jetson-stats) is not installed"),
-        (
-            {"jtop": Jtop("jtop", "1", group=True, member=True), "systemd": False},
-            "failure",
-            "the jtop service does not run",
-        ),
-        (
-            {"jtop": Jtop("jtop", None, group=True, member=True, socket=True)},
-            "failure",
-            "does not see jetson-stats",
-        ),
-        ({"clock_offset_s": -0.3}, "warning", "its clock is 300 ms behind ours"),
-        ({"clock_offset_s": 0.06, "clock_error_s": 0.0}, "warning", "its clock is 60 ms ahead of ours"),
-        ({"disk_free_bytes": 1 << 30}, "warning", "only 1.0 GiB of disk are free"),
-    ],
-)
-def test_what_only_a_person_can_change_is_said_with_a_hint(
-    changes: dict[str, Any], level: str, text: str, ready: Facts
-) -> None:
-    own = device(python={"manage": False})
-    (finding,) = check_host(own, replace(ready, **changes))
-    assert finding.level == level
-    assert text in finding.text
+def test_a_board_that_is_too_old_is_refused(host: Host, ready: Facts, site: Site) -> None:
+    (finding,) = check_host(host, replace(ready, jetpack="4", l4t="32.7.1"), site)
+    assert finding.level == "failure"
+    assert "JetPack 4 (L4T 32.7.1) is not supported" in finding.text
     assert finding.hint
 
 
-def test_a_clock_is_not_blamed_for_a_slow_answer(host: Host, ready: Facts) -> None:
-    assert check_host(host, replace(ready, clock_offset_s=0.06, clock_error_s=0.05)) == []
-
-
-def test_what_needs_root_fails_without_sudo(host: Host, ready: Facts, code: PayloadCode) -> None:
-    jtop = replace(ready.jtop, member=False)
-    plan = plan_host(host, replace(ready, jtop=jtop, sudo=False), code)
-    (finding,) = plan.failures
-    assert finding.text == "nvidia cannot become root without a password"
-    assert "NOPASSWD" in finding.hint
-
-
-def test_another_power_mode_is_told(ready: Facts) -> None:
-    (finding,) = check_host(device(power_mode="MAXN"), replace(ready, power_mode="15W"))
-    assert (finding.level, finding.text) == ("warning", "its power mode is 15W instead of MAXN")
-
-
-def test_the_base_station_needs_qdiscs_and_no_jtop(ready: Facts, code: PayloadCode) -> None:
-    bs = device(role="base_station", python={"manage": False})
-    modules = {"torch": "2", "transformers": "5"}
-    facts = replace(ready, jtop=Jtop(), environment=Environment("3.11.2", modules), qdiscs=("tbf",))
-    assert plan_provision(bs, facts, code) == []
-    (finding,) = check_host(bs, facts)
+def test_the_base_station_needs_qdiscs(ready: Facts, site: Site) -> None:
+    (finding,) = check_host(device(role="base_station"), replace(ready, qdiscs=("tbf",)), site)
     assert finding.text == "its kernel has no htb, ifb: links cannot be shaped in the kernel"
 
 
+def test_a_part_of_the_probe_that_failed_is_a_failure(host: Host, ready: Facts, site: Site) -> None:
+    (finding,) = check_host(host, replace(ready, errors={"system": "OSError: no"}), site)
+    assert (finding.level, finding.text) == ("failure", "the probe of its system failed: OSError: no")
+
+
+def test_nothing_is_rebooted_unasked(host: Host, ready: Facts, site: Site, only: Callable[..., None]) -> None:
+    only(Mark("mode", reboots=True))
+    plan = plan_host(host, ready, site)
+    assert (plan.changes, plan.ok) == ((), False)
+    (failure,) = plan.failures
+    assert (failure.item, failure.text) == ("mode", "the mode needs a reboot")
+    assert "--reboot" in failure.hint
+    allowed = plan_host(host, ready, replace(site, reboot=True))
+    assert allowed.ok
+    assert [getattr(step, "reboots", False) for step in allowed.steps] == [False, True]
+
+
 def test_a_plan_for_a_fleet_refuses_hosts_that_cannot_be_used(
-    lab: Inventory, ready: Facts, code: PayloadCode, good_facts: dict[str, Any]
+    lab: Inventory, ready: Facts, code: PayloadCode
 ) -> None:
-    modules = {"torch": "2", "transformers": "5"}
-    fine = replace(ready, environment=Environment("3.11.2", modules), jtop=Jtop(**good_facts))
-    assert plan_fleet(lab, {"bs": fine, "dev": fine}, code) == ()
-    fresh = replace(fine, code_current=None, code={})
-    assert {step.host for step in plan_fleet(lab, {"bs": fine, "dev": fresh}, code)} == {"dev"}
-    with pytest.raises(TestbedError, match=r"dev: jtop \(jetson-stats\) is not installed \(hint: "):
-        plan_fleet(lab, {"bs": fine, "dev": replace(fine, jtop=Jtop())}, code)
+    assert plan_fleet(lab, {"bs": ready, "dev": ready}, code) == ()
+    fresh = replace(ready, code_current=None, code={})
+    assert {step.host for step in plan_fleet(lab, {"bs": ready, "dev": fresh}, code)} == {"dev"}
+    old = replace(ready, jetpack="4", l4t="32.7.1")
+    with pytest.raises(TestbedError, match=r"dev: JetPack 4 .* is not supported.* \(hint: "):
+        plan_fleet(lab, {"bs": ready, "dev": old}, code)
+
+
+def test_a_run_puts_right_only_what_it_needs(
+    lab: Inventory, ready: Facts, code: PayloadCode, only: Callable[..., None]
+) -> None:
+    only(Mark("mode"))
+    assert plan_changes(lab.base_station, ready, Site(code)) != ()
+    assert plan_fleet(lab, {"bs": ready, "dev": ready}, code) == ()
+
+
+def test_every_aspect_has_a_name_of_its_own(site: Site) -> None:
+    items = [aspect.item for aspect in aspects_of(site)]
+    assert len(set(items)) == len(items)
+    assert set(items) >= RUN_ITEMS
 
 
 def test_the_archive_of_the_code_is_always_the_same(tmp_path: Path) -> None:
@@ -185,10 +155,10 @@ def test_the_archive_of_the_code_is_always_the_same(tmp_path: Path) -> None:
     (root / "notes.txt").write_text("not code")
     code = load_payload_code(root)
     assert list(code.files) == ["payloads/__init__.py", "payloads/wire/frames.py"]
-    first = code.archive()
+    first = code.archive
     (root / "__init__.py").chmod(0o600)
     (root / "wire" / "frames.py").touch()
-    assert load_payload_code(root).archive() == first
+    assert load_payload_code(root).archive == first
     with tarfile.open(fileobj=io.BytesIO(first)) as tar:
         assert {name: (tar.extractfile(name) or first).read() for name in tar.getnames()} == code.files  # type: ignore[union-attr]
     (root / "wire" / "frames.py").write_text("SIZE = 4\n")

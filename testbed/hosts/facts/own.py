@@ -1,0 +1,31 @@
+"""What testbed noted on a host before it changed it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Recorded", "records_of"]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What there was before one change.
+
+    Attributes:
+        item: What was changed.
+        recorded: What there was: all that its undoing needs.
+        unix_s: When, on the host's clock.
+    """
+
+    item: str
+    recorded: Mapping[str, Any] = field(default_factory=dict)
+    unix_s: float = 0.0
+
+
+def records_of(raw: Iterable[Mapping[str, Any]]) -> tuple[Recorded, ...]:
+    """Return the entries of a host's record, oldest first."""
+    return tuple(
+        Recorded(str(entry["item"]), entry["recorded"], float(entry.get("unix", 0.0))) for entry in raw
+    )
