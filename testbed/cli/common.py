@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Self
@@ -72,11 +73,11 @@ def print_error(message: str, hint: str = "") -> None:
 
 
 def end_with(errors: Iterable[Exception]) -> NoReturn:
-    """End the command for the hosts that failed: with 3 where one was refused for its key, else with 1."""
-    from testbed.errors import HostKeyError, RefusedError
+    """End the command for the hosts that failed: with 3 where all of them were refused for safety, else with 1."""
+    from testbed.errors import RefusedError
 
-    refused = any(isinstance(error, HostKeyError) for error in errors)
-    raise typer.Exit(RefusedError.exit_code if refused else 1)
+    codes = {getattr(error, "exit_code", 1) for error in errors}
+    raise typer.Exit(RefusedError.exit_code if codes == {RefusedError.exit_code} else 1)
 
 
 def print_json(value: Any) -> None:
@@ -121,6 +122,18 @@ class HostProgress:
     def done(self, host: str) -> None:
         """Note that a host is done."""
         self(host, "")
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Take the display away while something is printed: it would swallow that."""
+        with self._lock:
+            if self._status is not None:
+                self._status.stop()
+            try:
+                yield
+            finally:
+                if self._status is not None:
+                    self._status.start()
 
     def __enter__(self) -> Self:
         if sys.stderr.isatty():

@@ -112,8 +112,9 @@ def status(inventory: InventoryOption = DEFAULT_INVENTORY, as_json: JsonOption =
 
 def _show(found: dict[str, Any]) -> None:
     typer.echo(f"lab {found['lab']}: {found['state']}")
-    row = "{:<14} {:<16} {:<9} {:>7} {:>9} {:>6} {:>9}  {}"
-    typer.echo(row.format("host", "address", "state", "load", "power", "temp", "memory", "board"))
+    row = "{:<14} {:<16} {:<9} {:>7} {:>9} {:>6} {:>9}  {:<8} {:<8} {}"
+    heads = ("host", "address", "state", "load", "power", "temp", "memory", "L4T", "python3", "board")
+    typer.echo(row.format(*heads))
     for host in found["hosts"]:
         load, power, temperature = host.get("load"), host.get("power_mw"), host.get("temperature_c")
         memory = host.get("memory_mib")
@@ -125,9 +126,17 @@ def _show(found: dict[str, Any]) -> None:
             "" if power is None else f"{power / 1000:.2f} W",
             "" if temperature is None else f"{temperature:.0f} C",
             "" if memory is None else f"{memory} MiB",
+            host["l4t"] or "",
+            host["python"] or "",
             host["board"] or "",
         )
         typer.echo(line.rstrip())
+    missing: dict[str, list[str]] = {}
+    for host in found["hosts"]:
+        if host["python_missing"]:
+            missing.setdefault(host["python_missing"], []).append(host["name"])
+    for version, names in missing.items():
+        typer.echo(f"this machine has no Python {version}, so its own is python3 on {', '.join(names)}")
     for problem in found.get("limits_missing", ()):
         typer.echo(f"without limits: {problem}")
 
@@ -139,12 +148,15 @@ def shell(
         list[str] | None, typer.Argument(help="A command to run there instead of a shell.")
     ] = None,
     inventory: InventoryOption = DEFAULT_INVENTORY,
+    as_root: Annotated[
+        bool, typer.Option("--root", help="Log in as root, where the inventory names another user.")
+    ] = False,
 ) -> None:
     """Log in to a host, over SSH as every other command does."""
     _require_root("shell")
     from testbed.emulation import lab
 
-    line = lab.shell_command(_lab(inventory), host, command or ())
+    line = lab.shell_command(_lab(inventory), host, command or (), user="root" if as_root else None)
     sys.stdout.flush()
     os.execvp(line[0], line)
 

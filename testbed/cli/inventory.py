@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from testbed.cli.common import (
     DEFAULT_INVENTORY,
-    HostProgress,
     JsonOption,
     LimitOption,
-    end_with,
-    print_error,
     print_json,
     print_table,
 )
-
-if TYPE_CHECKING:
-    from testbed.config.inventory import Inventory
 
 __all__ = ["app"]
 
@@ -46,16 +40,12 @@ def check(file: FileArgument = DEFAULT_INVENTORY, as_json: JsonOption = False) -
 def show(
     file: FileArgument = DEFAULT_INVENTORY,
     limit: LimitOption = None,
-    facts: Annotated[bool, typer.Option("--facts", help="Ask the hosts what they are, too.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the hosts with all their settings, defaults filled in; with --facts, what they really are."""
+    """Show the hosts with all their settings, defaults filled in. What they really are says `testbed probe`."""
     from testbed.config.inventory import load_inventory
 
     inventory = load_inventory(file)
-    if facts:
-        _show_facts(inventory, limit, as_json)
-        return
     hosts = inventory.select(limit)
     if as_json:
         resolved = inventory.resolved()
@@ -78,38 +68,6 @@ def show(
             )
         )
     print_table(rows)
-
-
-def _show_facts(inventory: Inventory, limit: list[str] | None, as_json: bool) -> None:
-    from testbed.hosts.facts import gather_facts
-    from testbed.hosts.fleet import Fleet
-
-    hosts = inventory.select(limit)
-    with Fleet(inventory) as fleet, HostProgress("asking for facts", len(hosts)) as progress:
-        outcomes = fleet.each(gather_facts, hosts, on_done=lambda outcome: progress.done(outcome.host.name))
-    if as_json:
-        print_json(
-            [
-                {
-                    "host": o.host.name,
-                    "facts": o.value.as_json() if o.value else None,
-                    "error": _text(o.error),
-                }
-                for o in outcomes
-            ]
-        )
-    for outcome in outcomes:
-        if outcome.value is not None and not as_json:
-            print(f"{outcome.host.name}: {outcome.value.describe()}")
-        if outcome.error is not None:
-            print_error(str(outcome.error), getattr(outcome.error, "hint", ""))
-    errors = [outcome.error for outcome in outcomes if outcome.error is not None]
-    if errors:
-        end_with(errors)
-
-
-def _text(error: Exception | None) -> str | None:
-    return None if error is None else str(error)
 
 
 @app.command()

@@ -18,12 +18,17 @@ import typer
 
 from testbed import __version__
 from testbed.cli import (
+    artifacts,
+    bundle,
+    doctor,
     emulate,
     evaluate,
     inventory,
+    lease,
     model,
     place,
     policy,
+    probe,
     provision,
     results,
     run_campaign,
@@ -48,10 +53,15 @@ app = typer.Typer(
 app.add_typer(inventory.app, name="inventory")
 app.add_typer(emulate.app, name="emulate")
 app.add_typer(services.app, name="services")
+app.add_typer(artifacts.app, name="artifacts")
+app.add_typer(lease.app, name="lease")
 app.add_typer(shape.app, name="shape")
 app.add_typer(policy.app, name="policy")
+app.command("doctor", short_help="Look at this machine; the fix for what it lacks.")(doctor.doctor)
 app.command("trust", short_help="Record the hosts' keys once you have seen them.")(trust.trust)
+app.command("probe", short_help="Ask the hosts what they are; problems first.")(probe.probe)
 app.command("provision", short_help="Make the hosts ready; right ones are left alone.")(provision.provision)
+app.command("bundle", short_help="Gather what a rack without the internet needs.")(bundle.bundle)
 app.command("shard", short_help="Split a model: base station's part and experts.")(model.shard)
 app.command("place", short_help="Show which device would hold which expert.")(place.place)
 app.command("run", short_help="Run a campaign, from its file to its report.")(run_campaign.run)

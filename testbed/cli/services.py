@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from testbed.config.inventory import Host, Inventory
     from testbed.hosts.fleet import Outcome
     from testbed.hosts.steps import Command
+    from testbed.hosts.transport import Transport
 
 __all__ = ["app"]
 
@@ -42,11 +43,12 @@ def status(
     if as_json:
         print_json(answers)
     else:
-        rows = [("host", "service", "state", "process")]
+        rows = [("host", "service", "state", "process", "last line")]
         for name, answer in answers.items():
             held = answer["lease"]
-            rows.append((name, "(lease)", f"{held['left_s']} s left" if held else "none", ""))
-            rows += [(name, s["name"], s["state"], str(s["pid"] or "")) for s in answer["services"]]
+            rows.append((name, "(lease)", f"{held['left_s']} s left" if held else "none", "", ""))
+            for s in answer["services"]:
+                rows.append((name, s["name"], s["state"], str(s["pid"] or ""), s.get("last_line", "")))
         print_table(rows)
     _fail(outcomes)
 
@@ -76,14 +78,24 @@ def stop(
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Stop all services; the base station's link daemon puts its links back as it ends."""
+    """Stop all services; the base station's link daemon puts its links back as it ends.
+
+    A host that somebody else has is left alone and named.
+    """
+    from testbed.hosts.leases import ask_lease, lease_command, refuse_others
+
     lab = _lab(inventory)
     hosts = lab.select(limit)
     if dry_run:
         lines = [_command(host, "stop", "--all").line() for host in hosts]
         print_json(lines) if as_json else typer.echo("\n".join(lines))
         return
-    outcomes = _each(lab, hosts, lambda host: _command(host, "stop", "--all"))
+
+    def end(host: Host, transport: Transport) -> str:
+        refuse_others(host, ask_lease(host, transport, lease_command(host, "show")))
+        return transport.run(_command(host, "stop", "--all")).stdout
+
+    outcomes = _on_each(lab, hosts, end)
     stopped = {o.host.name: o.get().splitlines() for o in outcomes if o.ok}
     if as_json:
         print_json(stopped)
@@ -107,10 +119,16 @@ def _command(host: Host, *arguments: str) -> Command:
 
 
 def _each(lab: Inventory, hosts: Sequence[Host], command: Callable[[Host], Command]) -> list[Outcome[str]]:
+    return _on_each(lab, hosts, lambda host, transport: transport.run(command(host)).stdout)
+
+
+def _on_each(
+    lab: Inventory, hosts: Sequence[Host], work: Callable[[Host, Transport], str]
+) -> list[Outcome[str]]:
     from testbed.hosts.fleet import Fleet
 
     with Fleet(lab) as fleet:
-        return fleet.each(lambda host, transport: transport.run(command(host)).stdout, hosts)
+        return fleet.each(work, hosts)
 
 
 def _fail(outcomes: Sequence[Outcome[str]]) -> None:

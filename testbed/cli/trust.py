@@ -55,6 +55,7 @@ def trust(
             lambda host, _transport: fetch_key(host, settings, timeout_s),
             hosts,
             on_done=lambda outcome: progress.done(outcome.host.name),
+            reach=False,
         )
     found = [outcome.get() for outcome in outcomes if outcome.ok]
     new = [key for key in found if key.state == "new"]

@@ -15,6 +15,8 @@ HEAVY = {"torch", "transformers", "pandas", "pyarrow", "plotly"}
         ["inventory", "check", "inventory/emulated.yaml"],
         ["inventory", "show", "inventory/emulated.yaml"],
         ["emulate", "status"],
+        ["doctor", "--help"],
+        ["probe", "--help"],
         ["provision", "--help"],
         ["runs", "--help"],
         ["shape", "--help"],

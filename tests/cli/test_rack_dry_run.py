@@ -41,7 +41,7 @@ def test_the_plan_of_a_run_is_printed_with_every_fact_marked_as_assumed():
 def test_the_plan_is_there_as_json_too():
     plan = json.loads(dry_run("run", "campaigns/quickstart.yaml", "-i", RACK, "--json"))
     assert all(facts["assumed"] for facts in plan["facts"].values())
-    assert [phase["name"] for phase in plan["phases"]][:3] == ["probe", "provision", "hold the hosts"]
+    assert [phase["name"] for phase in plan["phases"]][:3] == ["probe", "hold the hosts", "provision"]
 
 
 def test_provision_shows_what_it_would_change():

@@ -26,8 +26,8 @@ def test_a_dry_run_of_apply_lists_every_step_and_changes_nothing(away, shape):
     done = shape("apply", "--rate", 8, "--uplink-rate", 2, "--delay-ms", 5, "--dry-run", "--json")
     phases = phases_of(done)
     assert list(phases) == [
-        "provision",
         "hold the hosts",
+        "provision",
         "stage files",
         "start what shapes and answers",
         "links: 8-2-mbit",
