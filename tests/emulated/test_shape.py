@@ -171,8 +171,9 @@ def test_a_lab_that_is_held_stays_as_it_is_when_somebody_else_wants_it(apply, in
     process, _ = apply("--rate", 12, "--no-verify")
     before = shown(inventory)
     refused = call("shape", "apply", "--rate", 3, "--no-verify", "--for", 0, "-i", inventory, check=False)
-    assert refused.returncode == 1
-    assert "held by another controller" in refused.stderr
+    assert refused.returncode == 3
+    assert "(shape the links), since " in refused.stderr
+    assert "it is a run of your own: wait for its end, or stop it" in refused.stderr
     assert shown(inventory) == before != {}
     assert process.poll() is None
 
