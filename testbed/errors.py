@@ -6,6 +6,7 @@
     └── HostError                   something failed on one host
         ├── ConnectError            also a ConnectionError
         ├── HostKeyError            exit code 3: the host's key is unknown or has changed
+        ├── HeldError               exit code 3: somebody else has the host
         ├── CommandError            a command answered with a failure
         └── DeadlineError           also a TimeoutError
 
@@ -21,6 +22,7 @@ __all__ = [
     "CommandError",
     "ConnectError",
     "DeadlineError",
+    "HeldError",
     "HostError",
     "HostKeyError",
     "InputError",
@@ -43,6 +45,11 @@ class TestbedError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def add(self, words: str) -> None:
+        """Add to the message what has been found out since."""
+        self.message = f"{self.message}; {words}"
+        self.args = (self.message,)
 
 
 class InputError(TestbedError):
@@ -97,6 +104,22 @@ class DeadlineError(HostError, TimeoutError):
     """The host did not answer in the time given."""
 
 
+class HeldError(HostError):
+    """Somebody else has the host.
+
+    Attributes:
+        owner: Who has it, as they are called at a takeover.
+        why: Who has it, for what, since when and until when, in words.
+    """
+
+    exit_code = RefusedError.exit_code
+
+    def __init__(self, host: str, owner: str, why: str, *, hint: str = "") -> None:
+        super().__init__(host, f"held by {why}", hint=hint)
+        self.owner = owner
+        self.why = why
+
+
 class CommandError(HostError):
     """A command on a host ended with a failure.
 
@@ -104,11 +127,15 @@ class CommandError(HostError):
         command: The command line as it was run.
         exit_status: What it returned.
         stderr: The end of what it wrote to its standard error.
+        stdout: What it wrote to its standard output.
     """
 
-    def __init__(self, host: str, command: str, exit_status: int, stderr: str, *, hint: str = "") -> None:
+    def __init__(
+        self, host: str, command: str, exit_status: int, stderr: str, *, hint: str = "", stdout: str = ""
+    ) -> None:
         answer = stderr.strip().splitlines()[-1] if stderr.strip() else "no message"
         super().__init__(host, f"`{command}` ended with status {exit_status}: {answer}", hint=hint)
         self.command = command
         self.exit_status = exit_status
         self.stderr = stderr
+        self.stdout = stdout
