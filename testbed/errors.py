@@ -120,6 +120,15 @@ class HeldError(HostError):
         self.why = why
 
 
+def _remedy(command: str, exit_status: int, stderr: str) -> str:
+    """Return what to do where a host has no payload code, an older one, or no interpreter for it."""
+    no_module = "payloads." in command and "No module named" in stderr
+    no_interpreter = "/.testbed/" in command and exit_status == 127
+    if no_module or no_interpreter:
+        return "the host lacks what testbed needs there, or has it from an older testbed: `testbed provision`"
+    return ""
+
+
 class CommandError(HostError):
     """A command on a host ended with a failure.
 
@@ -134,7 +143,8 @@ class CommandError(HostError):
         self, host: str, command: str, exit_status: int, stderr: str, *, hint: str = "", stdout: str = ""
     ) -> None:
         answer = stderr.strip().splitlines()[-1] if stderr.strip() else "no message"
-        super().__init__(host, f"`{command}` ended with status {exit_status}: {answer}", hint=hint)
+        said = f"`{command}` ended with status {exit_status}: {answer}"
+        super().__init__(host, said, hint=hint or _remedy(command, exit_status, stderr))
         self.command = command
         self.exit_status = exit_status
         self.stderr = stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+from io import FileIO
 from pathlib import Path
 from typing import Callable, NamedTuple
 from urllib.parse import urlsplit
@@ -88,6 +89,7 @@ class Connection:
 
         Raises:
             SourceError: The server has not what is wanted.
+            ArtifactError: The disk does not take it.
             TryAgainError: Or OSError, or HTTPException: the connection broke, or the server is not well.
         """
         have = part.stat().st_size if part.exists() else 0
@@ -156,7 +158,14 @@ class Connection:
             raise TryAgainError("the server sent another range than was asked for")
 
 
-def _write(file: object, block: memoryview) -> None:
-    """Write all of a block; a plain write may take less."""
-    while block:
-        block = block[file.write(block) :]  # type: ignore[attr-defined]
+def _write(file: FileIO, block: memoryview) -> None:
+    """Write all of a block; a plain write may take less.
+
+    Raises:
+        ArtifactError: The disk does not take it, which is no fault of a server.
+    """
+    try:
+        while block:
+            block = block[file.write(block) :]
+    except OSError as error:
+        raise ArtifactError(f"{file.name}: {error.strerror}") from error

@@ -8,6 +8,7 @@ by root. There are two notes, so that a run within a reservation is put back to 
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import re
@@ -37,12 +38,13 @@ __all__ = [
 ]
 
 NOTES = ("run", "reservation")
-CONF = Path("/etc/nvpmodel.conf")
+CONFS = ("/etc/nvpmodel.conf", "/etc/nvpmodel/*.conf")  # the first is a link to one of the others
 _PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 _TIMEOUT_S = 60.0
 # What jetson_clocks stores besides is a momentary value, which differs each time.
 _LASTING = re.compile(r"(min_freq|max_freq|governor|mrq_rate_locked)$")
 _MODE = re.compile(r"^\s*<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>", re.MULTILINE)
+_NO = b"NO\n"  # to a program that asks, such as whether to reboot
 
 
 class Power(NamedTuple):
@@ -72,7 +74,7 @@ def kept_folder() -> Path:
 
 def parse_mode(text: str) -> tuple[str | None, int | None]:
     """Return name and number of the mode in what ``nvpmodel -q`` says, each None where it does not stand there."""
-    name = re.search(r"NV Power Mode\s*:\s*(\S+)", text)
+    name = re.search(r"(?:NV Power Mode|POWER_MODEL)\s*:\s*(\S+)", text)
     number = re.search(r"^\s*(\d+)\s*$", text, re.MULTILINE)
     return name and name.group(1), number and int(number.group(1))
 
@@ -241,13 +243,15 @@ def _check(before: Power, mode: str | None, *, clocks: bool) -> None:
 
 
 def _set_mode(mode: str) -> None:
+    found = next(filter(None, map(glob.glob, CONFS)), [])
+    if len(found) != 1:
+        raise ServiceError(f"its power modes are unknown: one file {' or '.join(CONFS)} was expected")
     try:
-        known = mode_names(CONF.read_text(errors="replace"))
+        known = mode_names(Path(found[0]).read_text(errors="replace"))
     except OSError as error:
-        raise ServiceError(f"{CONF}: {error.strerror}") from error
+        raise ServiceError(f"{found[0]}: {error.strerror}") from error
     if mode not in known:
         raise ServiceError(f"it has no power mode {mode}: it has {', '.join(sorted(known)) or 'none'}")
-    # Nothing to read: where it asks whether to reboot, that is a no.
     said = run_as_root(["nvpmodel", "-m", str(known[mode])], check=False)
     now, _ = parse_mode(_output(["nvpmodel", "-q"]) or "")
     if now == mode:
@@ -341,7 +345,7 @@ def _run(argv: Sequence[str], stderr: int) -> Any:
     environment = dict(os.environ, PATH=f"{os.environ.get('PATH', '')}:{_PATH}", LC_ALL="C")
     return subprocess.run(
         argv,
-        stdin=subprocess.DEVNULL,
+        input=_NO,
         stdout=subprocess.PIPE,
         stderr=stderr,
         env=environment,

@@ -337,7 +337,8 @@ def claim_from(values: Mapping[str, Any], now: Now, for_s: float) -> Claim:
         now: This moment.
         for_s: How long it lasts.
     """
-    cut = {key: word[:_LONGEST_WORDS] if isinstance(word, str) else word for key, word in values.items()}
+    cut: dict[str, Any] = dict(values)
+    cut.update((key, word[:_LONGEST_WORDS]) for key, word in values.items() if isinstance(word, str))
     return Claim(
         user=pwd.getpwuid(os.geteuid()).pw_name,
         token=os.urandom(8).hex(),

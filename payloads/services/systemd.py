@@ -29,7 +29,7 @@ from payloads.services.lease import LeaseWatch
 from payloads.services.logs import failure, line_of
 from payloads.services.service import RESTART_WINDOW_S, RESTARTS, STOP_S
 from payloads.services.spec import Spec, inherited_environment, read_spec
-from payloads.services.systemd_limits import limits
+from payloads.services.systemd_limits import caches, limits
 
 __all__ = ["GUARD", "SystemdBackend", "environment_file", "guard", "run_command", "systemd_runs_here"]
 
@@ -143,6 +143,8 @@ class SystemdBackend:
         ready.unlink() if ready.exists() else None
         write_whole(folder / "spec.json", spec.to_json())
         environment = dict(inherited_environment(), TESTBED_READY=str(ready))
+        if not self._scope:
+            environment.update(caches(home_folder()))
         write_whole(folder / "environment", environment_file(environment))
         self._call(run_command(spec, folder, self._scope))
         if not spec.awaits_ready:

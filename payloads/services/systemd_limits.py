@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["limits"]
+__all__ = ["caches", "limits"]
 
 MEMORY_MAX = "90%"
 """Of the machine's memory: a service that takes all of it would take the board's SSH with it."""
@@ -39,6 +39,11 @@ _SYSTEM = (
     "InaccessiblePaths=-/run/dbus/system_bus_socket",
     "InaccessiblePaths=-/run/docker.sock",
     "InaccessiblePaths=-/run/containerd",
+    # Root without capabilities still owns these.
+    *(f"InaccessiblePaths=-{path}" for path in ("/etc/ssh", "/etc/shadow", "/etc/gshadow", "/etc/sudoers.d")),
+    # Disks as such are closed. All else is named, since ProtectClock= of older systemds would close the GPU as well.
+    "DevicePolicy=closed",
+    "DeviceAllow=char-* rw",
 )
 _ORDINARY = (
     "CapabilityBoundingSet=",
@@ -48,10 +53,14 @@ _ORDINARY = (
     "RestrictRealtime=yes",
     "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK",
 )
-# The link daemon sets queueing disciplines, loads their modules, and makes interfaces of its own.
-_LINKS = ("CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_RAW CAP_SYS_MODULE",)
+# The link daemon sets queueing disciplines, loads their modules, makes interfaces of its own, and tries the kernel's
+# parts out in a network namespace, for which there is but the widest of capabilities: what else that opens is closed.
+_LINKS = (
+    "CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_RAW CAP_SYS_MODULE CAP_SYS_ADMIN",
+    "RestrictNamespaces=net",
+    "SystemCallFilter=~@mount @swap @reboot @raw-io",
+)
 _WRITABLE = ("-/run/testbed",)
-_CACHES = (".cache", ".nv")
 
 
 def limits(name: str, *, system: bool, home: Path, user_home: Path) -> list[str]:
@@ -61,10 +70,25 @@ def limits(name: str, *, system: bool, home: Path, user_home: Path) -> list[str]
         name: The service's name: the link daemon keeps the rights to the network that it is there for.
         system: Whether it runs in the system's manager, as root.
         home: Testbed's own folder, which it may write to.
-        user_home: The user's home, whose caches it may write to.
+        user_home: The user's home, whose keys for SSH it may not read.
     """
     if not system:
         return list(_ALWAYS)
-    writable = [str(home), *_WRITABLE, *(f"-{user_home / folder}" for folder in _CACHES)]
     own = _LINKS if name == "linkd" else _ORDINARY
-    return [*_ALWAYS, *_SYSTEM, f"ReadWritePaths={' '.join(writable)}", *own]
+    writable = " ".join([str(home), *_WRITABLE])
+    return [
+        *_ALWAYS,
+        *_SYSTEM,
+        f"InaccessiblePaths=-{user_home / '.ssh'}",
+        f"ReadWritePaths={writable}",
+        *own,
+    ]
+
+
+def caches(home: Path) -> dict[str, str]:
+    """Return the environment that leads caches, such as that of CUDA's compiler, to testbed's own folder.
+
+    Args:
+        home: Testbed's own folder; the user's home is closed to a service of root.
+    """
+    return {"XDG_CACHE_HOME": str(home / "cache"), "CUDA_CACHE_PATH": str(home / "cache" / "cuda")}

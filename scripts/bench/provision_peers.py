@@ -1,8 +1,8 @@
 """What Ansible and pyinfra are given by scripts/bench/provision.py: the steps of `testbed provision`, in their words.
 
-Each step is the cheapest that the tool's own manual shows, and the peers are spared what testbed does beyond it: the
-payload code is there when its folder is (testbed hashes every file), no clock is compared with this machine's, nobody
-looks for a firewall or at the kernel, and nothing is recorded by which it could be undone.
+Each step is the cheapest that the tool's own manual shows: what only has to be looked at is one command that is told of
+and judged by nobody. The peers are spared what testbed does beyond it: no clock is compared with this machine's, and
+nothing is recorded by which it could be undone.
 """
 
 from __future__ import annotations
@@ -90,6 +90,12 @@ def make_environment(folder: Path) -> Path:
     return programs
 
 
+#: The payload code's digest, as it can be had from one command.
+WHOLE = """\
+cd ~/.testbed/code/{digest} 2>/dev/null || exit 0
+find . -name '*.py' -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum
+"""
+
 PLAYBOOK = """
 - hosts: devices
   gather_facts: true
@@ -101,6 +107,9 @@ PLAYBOOK = """
     - name: payload code
       ansible.builtin.unarchive:
         {src: "{{ archive }}", dest: ~/.testbed/code, creates: "~/.testbed/code/{{ digest }}"}
+    - name: payload code is whole
+      ansible.builtin.command: {argv: [sh, -c, "{{ whole }}"]}
+      changed_when: false
     - name: the payload code in use
       ansible.builtin.file: {src: "code/{{ digest }}", dest: ~/.testbed/current, state: link}
     - name: Debian packages
@@ -127,6 +136,15 @@ PLAYBOOK = """
       changed_when: "'changed' in torch_there.stdout"
     - name: the jtop service
       ansible.builtin.command: {cmd: test -S /run/jtop.sock}
+      changed_when: false
+    - name: who may do what
+      ansible.builtin.command: {cmd: sudo -n id}
+      changed_when: false
+    - name: firewall
+      ansible.builtin.shell: {cmd: "iptables-save -t filter; nft -j list ruleset; true"}
+      changed_when: false
+    - name: kernel
+      ansible.builtin.command: {cmd: uname -a}
       changed_when: false
 """
 
@@ -157,6 +175,7 @@ def ansible(rack: Rack, folder: Path, programs: Path) -> Peer:
         "digest": rack.digest,
         "packages": list(rack.packages),
         "torch": TORCH.format(python=rack.python),
+        "whole": WHOLE.format(digest=rack.digest),
     }
     (folder / "hosts.json").write_text(json.dumps({"devices": {"hosts": hosts, "vars": common}}))
     (folder / "site.yaml").write_text(PLAYBOOK)
@@ -192,6 +211,7 @@ for name in ("code", "objects", "services", "runs", "models"):
 if not host.get_fact(Directory, path=f"{home}/code/{host.data.digest}"):
     files.put(src=host.data.archive, dest=f"{home}/code/code.tar.gz")
     server.shell(commands=[f"tar -xzf {home}/code/code.tar.gz -C {home}/code"])
+host.get_fact(Command, command=f"sh -c {shlex.quote(host.data.whole)}")
 files.link(path=f"{home}/current", target=f"code/{host.data.digest}")
 apt.packages(packages=host.data.packages)
 server.user(user="root", groups=["jtop"], append=True)
@@ -202,6 +222,9 @@ host.get_fact(Command, command="cat /proc/swaps")
 host.get_fact(Command, command="df --output=avail /root")
 host.get_fact(Command, command=f"sh -c {shlex.quote(host.data.torch)}")
 host.get_fact(Command, command="test -S /run/jtop.sock && echo there")
+host.get_fact(Command, command="sudo -n id")
+host.get_fact(Command, command="iptables-save -t filter; nft -j list ruleset; true")
+host.get_fact(Command, command="uname -a")
 """
 
 
@@ -218,6 +241,7 @@ def pyinfra(rack: Rack, folder: Path, programs: Path) -> Peer:
         "digest": rack.digest,
         "packages": list(rack.packages),
         "torch": TORCH.format(python=rack.python),
+        "whole": WHOLE.format(digest=rack.digest),
     }
     hosts = [
         (name, common | {"ssh_hostname": address, "mode": rack.modes[name][0], "number": rack.modes[name][1]})

@@ -192,7 +192,7 @@ def mirror(site: Site, missed: list[str]) -> dict[str, float]:
 
 
 def cuts(site: Site, missed: list[str]) -> dict[str, float]:
-    """A pull that is killed again and again, with its server once."""
+    """A pull that is killed again and again."""
     wanted = site.objects("large", 6, 32 << 20)
     size = 6 * (32 << 20)
     site.serve(BS)

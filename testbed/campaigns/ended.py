@@ -68,7 +68,8 @@ def ended_services(host: str, answer: str, started: Mapping[str, int]) -> Iterat
 
 def _services(answer: str) -> list[dict[str, Any]]:
     try:
-        services = json.loads(answer)["services"]
+        # A login script of the host may say something before.
+        services = json.loads(answer.strip().rpartition("\n")[2])["services"]
     except (ValueError, KeyError, TypeError):
         return []
     return [each for each in services if isinstance(each, dict)] if isinstance(services, list) else []

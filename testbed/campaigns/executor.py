@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from testbed.campaigns.ended import StartedServices
 from testbed.campaigns.phases import CLOSING, PREPARING, Kind, Phase
 from testbed.config.inventory import Host
-from testbed.errors import HeldError, HostError, TestbedError
+from testbed.errors import HeldError, TestbedError
 from testbed.hosts.fleet import Fleet
 from testbed.hosts.leases import Leases, together
 from testbed.hosts.steps import Command, Completed, Step
 from testbed.hosts.transport import Transport
 from testbed.links.backends import explained
 
-__all__ = ["Executor", "Observer", "Reporter", "last_json"]
+__all__ = ["Executor", "Observer", "Reporter"]
 
 Observer = Callable[[int, Phase, str, Step, str], None]
 """Is told of each step: its number, its phase, `begin`, `end` or `failed`, the step, and what went wrong."""
@@ -201,26 +200,3 @@ class Executor:
     def _tell(self, number: int, phase: Phase, state: str, step: Step, detail: str = "") -> None:
         if self._observe:
             self._observe(number, phase, state, step, detail)
-
-
-def last_json(done: Completed, *keys: str) -> dict[str, Any]:
-    """Return the JSON object that a command said last.
-
-    Args:
-        done: What it answered.
-        *keys: What the object must have.
-
-    Raises:
-        HostError: It said something else.
-    """
-    text = done.stdout.strip()
-    for candidate in (text, text.rpartition("\n")[2]):
-        try:
-            value = json.loads(candidate)
-        except ValueError:
-            continue
-        if isinstance(value, dict) and value.keys() >= set(keys):
-            return value
-    raise HostError(
-        done.command.host, f"`{done.command.shell}` answered what was not expected: {text[-200:]!r}"
-    )

@@ -69,15 +69,16 @@ class LabSteps:
         argv = [host_python(host), "-m", f"payloads.{module}", *args]
         return self.payload(host, "services", *start, "--", *argv, title=f"start {name}", timeout_s=120)
 
-    def leases(self, purpose: str, owner: str = "") -> Iterable[Step]:
-        """Yield what holds every host.
+    def hold(self, purpose: str, owner: str = "") -> Phase:
+        """Return the phase that holds every host, the base station first: of two that begin at once, one gets them all.
 
         Args:
             purpose: What for.
             owner: Who holds them; the operator where left out.
         """
-        for host in self.inventory.hosts.values():
-            yield holding_command(host, purpose, owner)
+        others = [host for host in self.inventory.hosts.values() if host is not self.bs]
+        steps = tuple(holding_command(host, purpose, owner) for host in (self.bs, *others))
+        return Phase("hold the hosts", steps, Kind.LEASE, cuts=(1,))
 
     def powers(self, power: Power) -> Iterator[Step]:
         """Yield what notes how each device is set, sets it for the run, and asks it again.

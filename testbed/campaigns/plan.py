@@ -63,7 +63,7 @@ def plan_run(inputs: RunInputs) -> list[Phase]:
     """Return the phases of a run (or of what is left of it) in order."""
     planner = _Planner(inputs)
     phases = [
-        Phase("hold the hosts", tuple(planner.lab.leases(f"run {inputs.run}")), Kind.LEASE),
+        planner.lab.hold(f"run {inputs.run}"),
         Phase("provision", tuple(inputs.provision), Kind.PROVISION),
         Phase("set the power", tuple(planner.powers()), Kind.POWER),
         Phase("stage files", tuple(planner.stage())),

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from testbed.campaigns.executor import Executor, last_json
+from testbed.campaigns.executor import Executor
 from testbed.campaigns.journal import Journal
 from testbed.campaigns.lab_steps import ASK
 from testbed.campaigns.phases import Kind, Phase
 from testbed.campaigns.progress import Progress
 from testbed.campaigns.trials import Trial
 from testbed.errors import TestbedError
+from testbed.hosts.answer import last_json
 from testbed.hosts.fleet import Fleet
 from testbed.hosts.steps import Completed, Fetch
 from testbed.links.backends import shaping_hosts

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from payloads.linkd.channel import Channel
-from testbed.campaigns.executor import Executor, Reporter, last_json
+from testbed.campaigns.executor import Executor, Reporter
 from testbed.campaigns.lab_steps import LabSteps, channel_bytes
 from testbed.campaigns.phases import Kind, Phase
 from testbed.config.campaign_base import CampaignBase, Verify, check_campaign
@@ -20,6 +20,7 @@ from testbed.config.inventory import Host, Inventory
 from testbed.config.scenario import DEFAULT, Link, LinkScenario
 from testbed.config.shaping import no_impairments
 from testbed.errors import InputError, TestbedError
+from testbed.hosts.answer import last_json
 from testbed.hosts.facts import Facts, assume_facts, gather_facts
 from testbed.hosts.fleet import Fleet
 from testbed.hosts.steps import Completed, Put, Step
@@ -266,7 +267,7 @@ def plan_shape(shape: Shape, provision: Sequence[Step], key: str | None = None) 
         services += [lab.responder(device), *lab.link_daemon(device)]
     services += lab.link_daemon(lab.bs)
     phases = [
-        Phase("hold the hosts", tuple(lab.leases("shape the links")), Kind.LEASE),
+        lab.hold("shape the links"),
         Phase("provision", tuple(provision), Kind.PROVISION),
         Phase("stage files", (*lab.keys(key or secrets.token_hex(32)), *files)),
         Phase("start what shapes and answers", tuple(services)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -100,8 +99,9 @@ def _ask(
     A host that somebody else has is only looked at.
     """
     from testbed.config.inventory import Host, load_inventory
+    from testbed.hosts.answer import last_json
     from testbed.hosts.fleet import Fleet
-    from testbed.hosts.leases import lease_command, refuse_others
+    from testbed.hosts.leases import ask_lease, lease_command, refuse_others
     from testbed.hosts.payload import host_python, payload_command
     from testbed.hosts.steps import Command
     from testbed.hosts.transport import Transport
@@ -113,9 +113,8 @@ def _ask(
 
     def ask(host: Host, transport: Transport) -> dict[str, Any]:
         if not dry_run:
-            refuse_others(host, transport.run(lease_command(host, "show")).stdout)
-        answer: dict[str, Any] = json.loads(transport.run(command(host)).stdout)
-        return answer
+            refuse_others(host, ask_lease(host, transport, lease_command(host, "show")))
+        return last_json(transport.run(command(host)))
 
     lab = load_inventory(inventory)
     with Fleet(lab) as fleet:

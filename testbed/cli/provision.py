@@ -125,7 +125,15 @@ def _provision(
         _quiet if as_json else _aside(way.progress, lambda result: _print_result(result, dry_run=dry_run))
     )
     if dry_run:
-        plans = survey_fleet(fleet, hosts, site, assume=True, afresh=way.afresh, progress=way.progress)
+        plans = survey_fleet(
+            fleet,
+            hosts,
+            site,
+            assume=True,
+            afresh=way.afresh,
+            host_timeout_s=way.host_timeout_s,
+            progress=way.progress,
+        )
         results = [HostResult(plan, error=plan.error if plan.facts is None else None) for plan in plans]
         for result in results:
             show(result)
@@ -137,10 +145,7 @@ def _provision(
         count = sum(len(result.plan.changes) for result in results)
         print(f"dry run: {count} changes on {len(results)} hosts would be made; nothing was changed")
     else:
-        _print_end(
-            [result.plan.host.name for result in results if result.changed and result.ok],
-            [result.plan.host.name for result in results if not result.ok],
-        )
+        _print_end([(result.plan.host.name, result) for result in results])
     told = [told_finding(result.plan.host, finding) for result in results for finding in result.last.findings]
     told += [told_error(result.plan.host, result.error) for result in results if result.error is not None]
     return _failed(told, [result for result in results if not result.ok])
@@ -161,11 +166,7 @@ def _undo(
         count = sum(len(result.plan.undoings) for result in results if result.plan)
         print(f"dry run: {count} changes on {len(results)} hosts would be undone; nothing was changed")
     else:
-        _print_end(
-            [result.host.name for result in results if result.changed and result.ok],
-            [result.host.name for result in results if not result.ok],
-            verb="undone",
-        )
+        _print_end([(result.host.name, result) for result in results], verb="undone")
     told = [told_error(result.host, result.error) for result in results if result.error is not None]
     return _failed(told, [result for result in results if not result.ok])
 
@@ -200,15 +201,24 @@ def _print_undo(result: UndoResult, *, steps: bool) -> None:
     if result.plan is None:
         print(f"{result.host.name}: nothing was undone")
         return
-    items = ", ".join(one.item for one in result.plan.undoings)
-    print(f"{result.host.name}: {items or 'nothing to undo'}")
+    items = [one.item for one in result.plan.undoings]
+    if result.ok:
+        print(f"{result.host.name}: {', '.join(items) or 'nothing to undo'}")
+    else:
+        undone, left = items[: result.undone], items[result.undone :]
+        print(f"{result.host.name}: {', '.join(undone) or 'nothing'}; not undone: {', '.join(left)}")
     for one in result.plan.undoings if steps else ():
         for step in one.steps:
             print(f"    {step.line()}")
 
 
-def _print_end(changed: Sequence[str], failed: Sequence[str], verb: str = "changed") -> None:
-    print(f"{verb}: {', '.join(changed) or 'nothing'}")
+def _print_end(results: Sequence[tuple[str, HostResult | UndoResult]], verb: str = "changed") -> None:
+    whole = [name for name, result in results if result.changed and result.ok]
+    part = [name for name, result in results if result.changed and not result.ok]
+    failed = [name for name, result in results if not result.ok]
+    print(f"{verb}: {', '.join(whole) or 'nothing'}")
+    if part:
+        print(f"{verb} in part: {', '.join(part)}")
     if failed:
         print(f"failed: {', '.join(failed)}")
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
+T = TypeVar("T")
+
 app = typer.Typer(help="What runs on the hosts: the services of a run.", no_args_is_help=True)
 
 
@@ -37,9 +38,15 @@ def status(
     inventory: InventoryOption = DEFAULT_INVENTORY, limit: LimitOption = None, as_json: JsonOption = False
 ) -> None:
     """Show the services of the hosts and who holds them."""
+    from testbed.hosts.answer import last_json
+
     lab = _lab(inventory)
-    outcomes = _each(lab, lab.select(limit), lambda host: _command(host, "status", "--json"))
-    answers = {o.host.name: json.loads(o.get()) for o in outcomes if o.ok}
+
+    def ask(host: Host, transport: Transport) -> dict[str, Any]:
+        return last_json(transport.run(_command(host, "status", "--json")), "lease", "services")
+
+    outcomes = _on_each(lab, lab.select(limit), ask)
+    answers = {o.host.name: o.get() for o in outcomes if o.ok}
     if as_json:
         print_json(answers)
     else:
@@ -64,7 +71,11 @@ def logs(
 ) -> None:
     """Print the end of a service's log."""
     lab = _lab(inventory)
-    outcomes = _each(lab, [lab.host(host)], lambda at: _command(at, "logs", service, "--lines", str(lines)))
+
+    def ask(at: Host, transport: Transport) -> str:
+        return transport.run(_command(at, "logs", service, "--lines", str(lines))).stdout
+
+    outcomes = _on_each(lab, [lab.host(host)], ask)
     for outcome in outcomes:
         if outcome.ok:
             typer.echo(outcome.get(), nl=False)
@@ -118,20 +129,14 @@ def _command(host: Host, *arguments: str) -> Command:
     return Command(host.name, payload_command(host_python(host), "services", *arguments), arguments[0])
 
 
-def _each(lab: Inventory, hosts: Sequence[Host], command: Callable[[Host], Command]) -> list[Outcome[str]]:
-    return _on_each(lab, hosts, lambda host, transport: transport.run(command(host)).stdout)
-
-
-def _on_each(
-    lab: Inventory, hosts: Sequence[Host], work: Callable[[Host, Transport], str]
-) -> list[Outcome[str]]:
+def _on_each(lab: Inventory, hosts: Sequence[Host], work: Callable[[Host, Transport], T]) -> list[Outcome[T]]:
     from testbed.hosts.fleet import Fleet
 
     with Fleet(lab) as fleet:
         return fleet.each(work, hosts)
 
 
-def _fail(outcomes: Sequence[Outcome[str]]) -> None:
+def _fail(outcomes: Sequence[Outcome[Any]]) -> None:
     """Name the hosts that failed and end the command if there are any."""
     errors = [outcome.error for outcome in outcomes if outcome.error is not None]
     for error in errors:

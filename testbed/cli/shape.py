@@ -237,10 +237,13 @@ def _lab(inventory: Path | None, limit: list[str] | None) -> Inventory:
 
 
 def _planned(shape: Shape, *, dry_run: bool) -> tuple[Deployed, list[Phase]]:
+    from testbed.campaigns.prepare import refuse_held
     from testbed.campaigns.shape import deployed, open_lab, plan_shape
 
     with open_lab(shape.inventory, connect_timeout_s=PROBE_TIMEOUT_S)() as fleet:
         found = deployed(fleet, assume=dry_run)
+        if not dry_run:
+            refuse_held(fleet)
     return found, plan_shape(shape, found.steps)
 
 

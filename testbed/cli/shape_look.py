@@ -222,9 +222,6 @@ def _fail(outcomes: Sequence[Outcome[str]]) -> None:
     """Name the hosts that failed and end the command if there are any."""
     errors = [outcome.error for outcome in outcomes if outcome.error is not None]
     for error in errors:
-        hint = getattr(error, "hint", "")
-        if "No module named" in str(error):
-            hint = "the host has no payload code yet, or an older one: testbed provision"
-        print_error(str(error), hint)
+        print_error(str(error), getattr(error, "hint", ""))
     if errors:
         end_with(errors)

@@ -16,7 +16,7 @@ from testbed.boards.kinds import refusal
 from testbed.config.mirror import Mirror, mirror_problems
 from testbed.config.model import FilePath, Model, Name, Port, Problem, Rate, problems_error, validate
 from testbed.config.system import Clock, DebianPackage, Disk, GroupName, Memory
-from testbed.config.torch import TorchSources
+from testbed.config.torch import SourceAddress, TorchSources
 from testbed.config.yaml import Place, read_yaml
 from testbed.errors import InputError
 
@@ -65,7 +65,7 @@ class Python(Model):
     """Whether testbed makes an environment (`~/.testbed/venv`) and installs `packages` there."""
     packages: tuple[str, ...] = ()
     """What pip installs in a managed environment, such as `torch==2.5.0`."""
-    index: str | None = None
+    index: SourceAddress | None = None
     """Where pip looks for packages: the address of an index, for the wheels of the host's JetPack."""
     system_packages: Annotated[bool, Field(strict=True)] = True
     """Whether a managed environment also sees what is installed on the host, such as jetson-stats."""

@@ -24,7 +24,8 @@ def _mirror(text: str) -> str:
             port = parts.port
         except ValueError:
             port = 0
-        plain = not (parts.query or parts.fragment or parts.username) and bool(parts.hostname) and port != 0
+        named = parts.username is not None or parts.query or parts.fragment
+        plain = not named and bool(parts.hostname) and port != 0
         if plain and parts.scheme == "http" and not re.search(r"\s", text):
             return text.rstrip("/")
     elif _DEVICE.fullmatch(text):

@@ -8,9 +8,9 @@ from pydantic import ConfigDict, Field, model_validator
 
 from testbed.config.model import Model
 
-__all__ = ["TorchSource", "TorchSources"]
+__all__ = ["SourceAddress", "TorchSource", "TorchSources"]
 
-Address = Annotated[
+SourceAddress = Annotated[
     str,
     Field(
         pattern=r"^(?:https?|file)://[^\s@]+$",
@@ -42,9 +42,9 @@ class TorchSource(Model):
 
     packages: Annotated[tuple[Requirement, ...], Field(min_length=1)] = ("torch",)
     """What is installed from there. What that needs in turn comes from `python.index`, or the general index."""
-    index: Address | None = None
+    index: SourceAddress | None = None
     """The address of a package index, such as that of the Jetson AI Lab for one JetPack and CUDA."""
-    find_links: Address | None = None
+    find_links: SourceAddress | None = None
     """The address of a page, or a folder of the host, that links to wheels."""
     wheels: tuple[WheelAddress, ...] = ()
     """The addresses of the wheels themselves; one that ends with `#sha256=...` is checked against it."""

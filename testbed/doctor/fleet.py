@@ -69,7 +69,7 @@ def _row(plan: HostPlan) -> tuple[str, ...]:
         memory,
         disk,
         facts.power_mode or _UNKNOWN,
-        _UNKNOWN if facts.clock_offset_s is None else f"{facts.clock_offset_s * 1000:+.0f}",
+        _UNKNOWN if facts.clock_offset_s is None else f"{round(facts.clock_offset_s * 1000):+d}",
         "yes" if facts.sudo else "no",
         "systemd" if facts.systemd else "supervisor",
         state_of(plan),

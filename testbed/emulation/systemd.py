@@ -102,6 +102,8 @@ def clear_units(names: Sequence[str]) -> None:
     journal.mkdir(parents=True)
     os.chown(journal, 0, grp.getgrnam("adm").gr_gid)
     journal.chmod(0o2755)
+    # logind makes it when it starts, which on a machine is at boot.
+    Path("/var/lib/systemd/linger").mkdir(parents=True, exist_ok=True)
     # Whatever this machine boots into, a host has no desktop.
     (_UNITS / "default.target").symlink_to("/lib/systemd/system/multi-user.target")
 

@@ -79,6 +79,8 @@ def pump(
     descriptor = channel.fileno()
     ended: Deadline | None = None
     while True:
+        if channel.closed or channel.exit_status_ready():
+            unsent = unsent[:0]  # it has ended without reading all
         if unsent and channel.send_ready():
             unsent = unsent[channel.send(bytes(unsent[:CHUNK_BYTES])) :]
             if not unsent and end_input:

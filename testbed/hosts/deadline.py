@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 __all__ = ["Deadline"]
 
@@ -35,6 +36,15 @@ class Deadline:
     def timeout_s(self, at_most: float = math.inf) -> float:
         """Return a timeout for one wait: what is left, but no more than ``at_most``."""
         return min(self.remaining_s, at_most)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let the time that the block takes not count: a wait for one's turn among others."""
+        before = self._clock()
+        try:
+            yield
+        finally:
+            self._end += self._clock() - before
 
     def sooner(self, seconds: float) -> Deadline:
         """Return a deadline that far away, but no later than this one."""

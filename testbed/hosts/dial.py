@@ -173,6 +173,8 @@ class GatewaySocket(socket.socket):
 
     def close(self) -> None:
         """Close the socket and end the command."""
+        with suppress(OSError):  # what came and was not read any more, since writing failed before
+            self.heard = self.heard or super().recv(1, socket.MSG_DONTWAIT) != b""
         super().close()
         for number in (None, signal.SIGTERM, signal.SIGKILL):  # a good command ends when its input does
             if number is not None:

@@ -13,12 +13,14 @@ from typing import IO
 import paramiko
 
 from testbed.errors import ConnectError, DeadlineError, HostError
+from testbed.hosts.deadline import Deadline
 from testbed.hosts.steps import Fetch, Put
 
 __all__ = ["SftpFiles"]
 
 CHUNK_BYTES = 1 << 15  # what every SFTP server takes in one request
 STALL_TIMEOUT_S = 30.0
+CLEAN_UP_TIMEOUT_S = 2.0
 NEW_FOLDER_MODE = 0o755
 
 
@@ -32,43 +34,50 @@ class SftpFiles:
 
     def __init__(self, host: str, channel: paramiko.Channel) -> None:
         self._host = host
+        self._channel = channel
         channel.settimeout(STALL_TIMEOUT_S)
         self._sftp = paramiko.SFTPClient(channel)
         self._home = self._sftp.normalize(".")
 
-    def put(self, put: Put) -> None:
-        """Write one file, whole or not at all."""
+    def close(self) -> None:
+        """End the session."""
+        self._channel.close()
+
+    def put(self, put: Put, deadline: Deadline) -> None:
+        """Write one file by a deadline, whole or not at all."""
         target = self._path(put.target)
         part = target + ".part"
-        with self._errors(f"cannot write {put.target}"):
+        with self._errors(f"cannot write {put.target}", deadline):
             self._make_folder(posixpath.dirname(target))
             with suppress(FileNotFoundError):
                 self._sftp.remove(part)
             try:
-                self._write(part, put)
+                self._write(part, put, deadline)
                 self._sftp.posix_rename(part, target)
             except BaseException:
                 with suppress(OSError, EOFError, paramiko.SSHException):
+                    self._channel.settimeout(CLEAN_UP_TIMEOUT_S)
                     self._sftp.remove(part)
                 raise
 
-    def _write(self, part: str, put: Put) -> None:
+    def _write(self, part: str, put: Put, deadline: Deadline) -> None:
         # Made by us alone ("x") and with its mode before its content: nobody else can hold it open.
         with _opened(put.content) as source, self._sftp.open(part, "wx") as file:
             file.chmod(put.mode)
             file.set_pipelined(True)
             sent = 0
             while chunk := source.read(CHUNK_BYTES):
+                self._mind(deadline)
                 file.write(chunk)
                 sent += len(chunk)
         there = self._sftp.stat(part).st_size
         if there != sent:
             raise OSError(f"{there} of {sent} bytes arrived")
 
-    def fetch(self, fetch: Fetch) -> None:
-        """Copy a file, or the files of a folder."""
+    def fetch(self, fetch: Fetch, deadline: Deadline) -> None:
+        """Copy a file, or the files of a folder, by a deadline; each file whole or not at all."""
         source = self._path(fetch.source)
-        with self._errors(f"cannot fetch {fetch.source}"):
+        with self._errors(f"cannot fetch {fetch.source}", deadline):
             try:
                 mode = self._sftp.stat(source).st_mode or 0
             except FileNotFoundError:
@@ -76,11 +85,11 @@ class SftpFiles:
                     return
                 raise
             if stat.S_ISDIR(mode):
-                self._fetch_folder(source, fetch.target)
+                self._fetch_folder(source, fetch.target, deadline)
             else:
-                self._fetch_file(source, fetch.target)
+                self._fetch_file(source, fetch.target, deadline)
 
-    def _fetch_folder(self, source: str, target: Path) -> None:
+    def _fetch_folder(self, source: str, target: Path, deadline: Deadline) -> None:
         target.mkdir(parents=True, exist_ok=True)
         for entry in self._sftp.listdir_attr(source):
             if entry.filename in {"", ".", ".."} or "/" in entry.filename:
@@ -89,9 +98,9 @@ class SftpFiles:
             # A link is followed for a file, but not for a folder: it could lead back.
             mode = entry.st_mode or 0
             if stat.S_ISDIR(mode):
-                self._fetch_folder(path, target / entry.filename)
+                self._fetch_folder(path, target / entry.filename, deadline)
             elif stat.S_ISREG(mode) or (stat.S_ISLNK(mode) and self._is_file(path)):
-                self._fetch_file(path, target / entry.filename)
+                self._fetch_file(path, target / entry.filename, deadline)
 
     def _is_file(self, path: str) -> bool:
         try:
@@ -99,15 +108,22 @@ class SftpFiles:
         except FileNotFoundError:
             return False
 
-    def _fetch_file(self, source: str, target: Path) -> None:
+    def _fetch_file(self, source: str, target: Path, deadline: Deadline) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(target.name + ".part")
         try:
             with part.open("wb") as file:
-                self._sftp.getfo(source, file)
+                self._mind(deadline)
+                self._sftp.getfo(source, file, callback=lambda _done, _all: self._mind(deadline))
             part.replace(target)
         finally:
             part.unlink(missing_ok=True)
+
+    def _mind(self, deadline: Deadline) -> None:
+        """Wait no longer for the next answer than the deadline allows."""
+        if deadline.passed:
+            raise TimeoutError
+        self._channel.settimeout(deadline.timeout_s(STALL_TIMEOUT_S))
 
     def _path(self, path: str) -> str:
         if path == "~":
@@ -132,11 +148,15 @@ class SftpFiles:
                     raise
 
     @contextmanager
-    def _errors(self, what: str) -> Iterator[None]:
+    def _errors(self, what: str, deadline: Deadline) -> Iterator[None]:
         try:
+            self._mind(deadline)
             yield
         except TimeoutError as error:
-            raise DeadlineError(self._host, f"{what}: no progress for {STALL_TIMEOUT_S:g} s") from error
+            why = f"no progress for {STALL_TIMEOUT_S:g} s"
+            if deadline.passed:
+                why = f"it took longer than {deadline.seconds:.3g} s and was ended"
+            raise DeadlineError(self._host, f"{what}: {why}") from error
         except (EOFError, paramiko.SSHException) as error:
             raise ConnectError(self._host, f"{what}: the connection was lost") from error
         except OSError as error:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic, Literal, Self, TypeVar, cast
@@ -13,8 +14,9 @@ from typing import Any, Generic, Literal, Self, TypeVar, cast
 from testbed.config.inventory import Host, Inventory
 from testbed.errors import ConnectError, TestbedError
 from testbed.hosts.become import BecomePassword
+from testbed.hosts.deadline import Deadline
 from testbed.hosts.steps import Command, Completed, Fetch, Put, Step
-from testbed.hosts.transport import OnLine, Opens, Stream, Transport
+from testbed.hosts.transport import OnLine, Opens, Stream, Transport, do_step
 
 __all__ = ["Connect", "Event", "Fleet", "Observer", "Outcome"]
 
@@ -110,14 +112,7 @@ class Fleet:
         Raises:
             HostError: The step failed.
         """
-        transport = self.transport(step.host)
-        if isinstance(step, Command):
-            return transport.run(step, on_line=on_line)
-        if isinstance(step, Put):
-            transport.put(step)
-        else:
-            transport.fetch(step)
-        return None
+        return do_step(self.transport(step.host), step, on_line=on_line)
 
     def each(
         self,
@@ -127,6 +122,7 @@ class Fleet:
         on_done: Callable[[Outcome[T]], None] | None = None,
         *,
         reach: bool = True,
+        deadlines: Mapping[str, Deadline] | None = None,
     ) -> list[Outcome[T]]:
         """Call a function for many hosts at once.
 
@@ -138,6 +134,7 @@ class Fleet:
             cap: How many at the same time.
             on_done: Is given each outcome when it is there, in the order in which they come.
             reach: Whether to connect first; the function connects by itself otherwise, or not at all.
+            deadlines: By when to be connected, by the host's name. A host's wait for its turn does not count.
 
         Returns:
             The outcomes in the inventory's order. An error that is no TestbedError and no OSError is a
@@ -150,11 +147,14 @@ class Fleet:
         places = threading.Semaphore(cap)
 
         def one(host: Host) -> Outcome[T]:
+            deadline = (deadlines or {}).get(host.name) or Deadline(math.inf)
             try:
                 transport = self.transport(host.name)
                 if reach and isinstance(transport, Opens):
-                    transport.open()
-                with places:
+                    transport.open(deadline)
+                with ExitStack() as turn:
+                    with deadline.paused():
+                        turn.enter_context(places)
                     outcome = Outcome(host, value=fn(host, transport))
             except (TestbedError, OSError) as error:
                 outcome = Outcome(host, error=error)
@@ -237,9 +237,9 @@ class _Observed:
         self._observe(step, "end", info)
         return result
 
-    def open(self) -> None:
+    def open(self, deadline: Deadline | None = None) -> None:
         if isinstance(self._inner, Opens):
-            self._inner.open()
+            self._inner.open(deadline)
 
     def run(self, command: Command, *, on_line: OnLine | None = None) -> Completed:
         return self._do(command, lambda: self._inner.run(command, on_line=on_line))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import paramiko
@@ -109,9 +111,9 @@ class SshTransport:
             stream.write(before + command.stdin)
         return stream
 
-    def open(self) -> None:
+    def open(self, deadline: Deadline | None = None) -> None:
         """Connect and log in, if that is not done yet, see :meth:`Opens.open`."""
-        self._open(Deadline(2 * self._connect_timeout_s))
+        self._open((deadline or Deadline(math.inf)).sooner(2 * self._connect_timeout_s))
 
     def tunnel(self, address: str, port: int) -> paramiko.Channel:
         """Return a connection from the host to an address that it reaches.
@@ -131,13 +133,15 @@ class SshTransport:
 
     def put(self, put: Put) -> None:
         """Write one file on the host, see :meth:`Transport.put`."""
-        with self._sftp_lock:
-            self._sftp().put(put)
+        deadline = Deadline(put.timeout_s)
+        with self._sftp(deadline) as files:
+            files.put(put, deadline)
 
     def fetch(self, fetch: Fetch) -> None:
         """Copy files from the host, see :meth:`Transport.fetch`."""
-        with self._sftp_lock:
-            self._sftp().fetch(fetch)
+        deadline = Deadline(fetch.timeout_s)
+        with self._sftp(deadline) as files:
+            files.fetch(fetch, deadline)
 
     def close(self) -> None:
         """Close the connection, see :meth:`Transport.close`."""
@@ -271,8 +275,23 @@ class SshTransport:
         if self._session is session:
             self._session = None
 
-    def _sftp(self) -> SftpFiles:
-        deadline = Deadline(self._connect_timeout_s)
+    @contextmanager
+    def _sftp(self, deadline: Deadline) -> Iterator[SftpFiles]:
+        """Have the SFTP session to oneself. One that broke down in the middle of an answer is not used again."""
+        if not self._sftp_lock.acquire(timeout=deadline.timeout_s(threading.TIMEOUT_MAX)):
+            raise DeadlineError(self.host.name, f"other files took longer than {deadline.seconds:.3g} s")
+        try:
+            files = self._sftp_files(deadline.sooner(self._connect_timeout_s))
+            try:
+                yield files
+            except (ConnectError, DeadlineError):
+                self._files = None
+                files.close()
+                raise
+        finally:
+            self._sftp_lock.release()
+
+    def _sftp_files(self, deadline: Deadline) -> SftpFiles:
         if self._files is None or self._session is None or not self._session.active:
             try:
                 channel = self._channel(deadline)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 __all__ = ["Command", "Completed", "Fetch", "Put", "Step"]
 
+FILES_TIMEOUT_S = 3600.0  # packages of some GB over a slow link; that it stands still is noticed much sooner
+
 
 @dataclass(frozen=True)
 class Command:
@@ -50,6 +52,7 @@ class Put:
         title: A few words for people.
         mode: The file's permission bits.
         secret: Leave the digest out of :meth:`line`.
+        timeout_s: The most seconds it may take, the connect included.
     """
 
     host: str
@@ -58,6 +61,7 @@ class Put:
     title: str = ""
     mode: int = 0o644
     secret: bool = False
+    timeout_s: float = FILES_TIMEOUT_S
 
     def line(self) -> str:
         """Return the step as one line."""
@@ -82,6 +86,7 @@ class Fetch:
         target: The local path of the file or folder.
         title: A few words for people.
         optional: Whether the source may be missing.
+        timeout_s: The most seconds it may take, the connect included.
     """
 
     host: str
@@ -89,6 +94,7 @@ class Fetch:
     target: Path
     title: str = ""
     optional: bool = False
+    timeout_s: float = FILES_TIMEOUT_S
 
     def line(self) -> str:
         """Return the step as one line."""

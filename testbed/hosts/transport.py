@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Protocol, runtime_checkable
 
-from testbed.hosts.steps import Command, Completed, Fetch, Put
+from testbed.hosts.deadline import Deadline
+from testbed.hosts.steps import Command, Completed, Fetch, Put, Step
 
-__all__ = ["OnLine", "Opens", "Stream", "Transport"]
+__all__ = ["OnLine", "Opens", "Stream", "Transport", "do_step"]
 
 OnLine = Callable[[str], None]
 
@@ -108,10 +109,28 @@ class Transport(Protocol):
 class Opens(Protocol):
     """A transport that can connect before there is anything to do."""
 
-    def open(self) -> None:
+    def open(self, deadline: Deadline | None = None) -> None:
         """Connect and log in, if that is not done yet.
+
+        Args:
+            deadline: By when, at the latest.
 
         Raises:
             HostError: As :meth:`Transport.run`.
         """
         ...
+
+
+def do_step(transport: Transport, step: Step, *, on_line: OnLine | None = None) -> Completed | None:
+    """Do one step; a command's answer is returned.
+
+    Raises:
+        HostError: The step failed.
+    """
+    if isinstance(step, Command):
+        return transport.run(step, on_line=on_line)
+    if isinstance(step, Put):
+        transport.put(step)
+    else:
+        transport.fetch(step)
+    return None

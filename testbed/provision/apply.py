@@ -10,7 +10,6 @@ from testbed.config.inventory import Host
 from testbed.errors import HostError, TestbedError
 from testbed.hosts.deadline import Deadline
 from testbed.hosts.fleet import Fleet, Outcome
-from testbed.hosts.transport import Transport
 from testbed.provision.aspect import Change, Site
 from testbed.provision.hands import Hands, Progress
 from testbed.provision.limit import FailLimit
@@ -101,11 +100,10 @@ def provision_fleet(
     way = way or Way()
     work = _Work(fleet, site, way, FailLimit(len(hosts), way.fail_percent))
 
-    def one(host: Host, transport: Transport) -> HostResult:
+    def one(host: Host, deadline: Deadline) -> HostResult:
         work.limit.check(host.name)
-        deadline = Deadline(way.host_timeout_s)
         way.progress(host.name, "ask for facts")
-        facts = ask_host(fleet, host, transport, afresh=way.afresh)
+        facts = ask_host(fleet, host, deadline, afresh=way.afresh)
         return work.apply(plan_host(host, facts, site), deadline)
 
     return _results(fleet, hosts, work, one, on_result)
@@ -131,9 +129,9 @@ def apply_plans(
     work = _Work(fleet, site, way, FailLimit(len(plans), way.fail_percent))
     by_name = {plan.host.name: plan for plan in plans}
 
-    def one(host: Host, transport: Transport) -> HostResult:
+    def one(host: Host, deadline: Deadline) -> HostResult:
         plan = by_name[host.name]
-        return HostResult(plan, error=plan.error) if plan.error else work.apply(plan)
+        return HostResult(plan, error=plan.error) if plan.error else work.apply(plan, deadline)
 
     return _results(fleet, [plan.host for plan in plans], work, one, lambda result: None)
 
@@ -142,7 +140,7 @@ def _results(
     fleet: Fleet,
     hosts: Sequence[Host],
     work: _Work,
-    one: Callable[[Host, Transport], HostResult],
+    one: Callable[[Host, Deadline], HostResult],
     on_result: Callable[[HostResult], None],
 ) -> list[HostResult]:
     def result_of(outcome: Outcome[HostResult]) -> HostResult:
@@ -156,7 +154,11 @@ def _results(
         work.way.progress(outcome.host.name, "")
         on_result(result)
 
-    return [result_of(outcome) for outcome in fleet.each(one, hosts, on_done=done)]
+    deadlines = {host.name: Deadline(work.way.host_timeout_s) for host in hosts}
+    outcomes = fleet.each(
+        lambda host, transport: one(host, deadlines[host.name]), hosts, on_done=done, deadlines=deadlines
+    )
+    return [result_of(outcome) for outcome in outcomes]
 
 
 @dataclass(frozen=True)
@@ -168,11 +170,10 @@ class _Work:
     way: Way
     limit: FailLimit
 
-    def apply(self, plan: HostPlan, deadline: Deadline | None = None) -> HostResult:
+    def apply(self, plan: HostPlan, deadline: Deadline) -> HostResult:
         """Do what was planned on one host and look again, until nothing new comes up."""
         if not plan.ok or not plan.changes:
             return HostResult(plan)
-        deadline = deadline or Deadline(self.way.host_timeout_s)
         done = _Done()
         with Hands(self.fleet, plan.host, "provision", deadline, self.way.progress) as hands:
             after: HostPlan | None = None
@@ -180,7 +181,7 @@ class _Work:
                 for _ in range(ROUNDS):
                     last = after or plan
                     self._do(last, done.new(last.changes), done, hands)
-                    after = self._look_again(plan.host)
+                    after = self._look_again(plan.host, deadline)
                     if not after.ok or not done.new(after.changes):
                         break
             except (TestbedError, OSError) as error:
@@ -198,9 +199,9 @@ class _Work:
             if change.reconnect:
                 self.fleet.reconnect(plan.host.name)
 
-    def _look_again(self, host: Host) -> HostPlan:
+    def _look_again(self, host: Host, deadline: Deadline) -> HostPlan:
         self.way.progress(host.name, "look again")
-        facts = ask_host(self.fleet, host, self.fleet.transport(host.name))
+        facts = ask_host(self.fleet, host, deadline)
         return plan_host(host, facts, self.site)
 
 

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 from testbed.config.model import Model
 from testbed.errors import InputError
 from testbed.hosts.facts import Facts
-from testbed.hosts.payload import HOME
+from testbed.hosts.payload import HOME, shell_path
 from testbed.hosts.steps import Put
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "Manifest",
     "WheelSet",
     "load_bundle",
+    "taken_away",
     "target_of",
 ]
 
@@ -152,6 +153,13 @@ def target_of(facts: Facts) -> str | None:
         return None
     major, minor = version.split(".")[:2]
     return f"cp{major}{minor}-{facts.machine}-glibc{environment.glibc or '2.17'}"
+
+
+def taken_away(folder: str) -> str:
+    """Return the command that takes a bundle's files away from a folder of a host."""
+    remote = shell_path(REMOTE)
+    tidy = f"if [ -d {remote} ]; then rmdir --ignore-fail-on-non-empty {remote}; fi"
+    return f"rm -rf {shell_path(folder)} && {tidy}"
 
 
 def load_bundle(folder: Path) -> Bundle:

@@ -15,7 +15,7 @@ import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from testbed.errors import CommandError, HostError, TestbedError
+from testbed.errors import CommandError, HostError, InputError, TestbedError
 from testbed.hosts.steps import Command
 from testbed.hosts.transport import Transport
 from testbed.provision.bundle import MANIFEST, DebSet, FileEntry, Manifest, WheelSet
@@ -23,6 +23,8 @@ from testbed.provision.bundle_plan import Deb, Download, debs_in, pip_arguments,
 
 __all__ = ["BundleMaker", "ask_for_debs"]
 
+STARTED = ".bundle"
+"""Is there while a bundle is made: one that was cut off is gone on with."""
 PIP_TIMEOUT_S = 3600.0
 FETCH_TIMEOUT_S = 60.0
 CHUNK_BYTES = 1 << 20
@@ -46,6 +48,9 @@ class BundleMaker:
     Args:
         folder: Where it is made; whatever an earlier bundle there held and this one does not need is removed.
         run_pip: Runs pip with the markers of another Python.
+
+    Raises:
+        InputError: The folder holds something else than a bundle.
     """
 
     def __init__(self, folder: Path, run_pip: RunPip | None = None) -> None:
@@ -55,6 +60,11 @@ class BundleMaker:
         self._wheels: list[WheelSet] = []
         self._debs: dict[str, dict[str, None]] = {}
         folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()) and not ((folder / MANIFEST).exists() or (folder / STARTED).exists()):
+            raise InputError(
+                f"{folder} holds something else than a bundle", hint="name a new or an empty folder"
+            )
+        (folder / STARTED).touch()
 
     def add_wheels(self, download: Download) -> WheelSet:
         """Fetch a set of wheels.
@@ -111,6 +121,7 @@ class BundleMaker:
         part = self._folder / f"{MANIFEST}.part"
         part.write_text(json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
         part.replace(self._folder / MANIFEST)
+        (self._folder / STARTED).unlink()
         known = {self._folder / entry.path for entry in manifest.files}
         for kind in ("wheels", "debs"):
             for path in (self._folder / kind).glob("*/*"):
@@ -207,8 +218,8 @@ def _fetch(deb: Deb, path: Path) -> None:
         with path.open("rb") as file:
             if hashlib.file_digest(file, names[kind]).hexdigest() != digest:
                 raise TestbedError(f"{deb.name}: its {names[kind]} is not what apt says")
-    elif kind:
+    else:
         raise TestbedError(
-            f"{deb.name}: apt gives only {kind} of it, which proves nothing",
+            f"{deb.name}: apt gives {f'only {kind}' if kind else 'no digest'} of it, which proves nothing",
             hint="on the host: sudo apt-get update",
         )

@@ -101,7 +101,7 @@ class Deb:
         address: Where it is.
         name: Its file's name.
         bytes: Its size.
-        digest: Its digest, as apt writes it: ``SHA256:...``; empty where apt knows none.
+        digest: Its digest, as apt writes it: ``SHA256:...``; empty where apt knows none, which is not enough.
     """
 
     address: str
@@ -182,7 +182,8 @@ def debs_in(text: str) -> list[Deb]:
     """Return the packages in what ``apt-get install --print-uris`` says."""
     found = []
     for line in text.splitlines():
-        match = re.fullmatch(r"'([^']+)' (\S+\.deb) (\d+) ?(\S*)", line.strip())
+        # The name becomes that of a file here, and a host says it: no folder is in it.
+        match = re.fullmatch(r"'([^']+)' (\w[^\s/]*\.deb) (\d+) ?(\S*)", line.strip())
         if match:
             found.append(Deb(match[1], match[2].replace("%3a", "."), int(match[3]), match[4]))
     return found

@@ -124,7 +124,7 @@ def _without_own(text: str, own: Sequence[tuple[str, str]]) -> str:
 
 
 def _skeleton(text: str, own: Sequence[tuple[str, str]]) -> str:
-    return _QUANTITY.sub("#", _without_own(text, own))
+    return _QUANTITY.sub("\0", _without_own(text, own))
 
 
 def _joined(group: Sequence[Told]) -> Problem:

@@ -14,6 +14,8 @@ from testbed.hosts.deadline import Deadline
 from testbed.hosts.fleet import Fleet
 from testbed.hosts.leases import Leases, holding_command
 from testbed.hosts.steps import Command, Step
+from testbed.hosts.transport import do_step
+from testbed.provision.bounded import Bounded
 
 __all__ = ["Hands", "Progress"]
 
@@ -47,7 +49,7 @@ class Hands:
         self._fleet = fleet
         self._host = host
         self._purpose = purpose
-        self._deadline = deadline
+        self._way = Bounded(fleet, host, deadline)
         self._progress = progress
         self._leases: Leases | None = None
 
@@ -57,23 +59,19 @@ class Hands:
         Raises:
             HostError: It failed, or took too long, or somebody else has the host.
         """
-        name = self._host.name
-        if self._deadline.passed:
-            text = f"not done within {self._deadline.seconds:.3g} s; next would have been: {step.title}"
-            raise DeadlineError(name, text, hint="allow more by --host-timeout, and run it again")
+        self._way.check(step.title)
         if self._leases is None:
+            hold = holding_command(self._host, self._purpose)
             leases = Leases(self._fleet)
-            leases.take(holding_command(self._host, self._purpose))
+            leases.take(replace(hold, timeout_s=self._way.deadline.timeout_s(hold.timeout_s)))
             self._leases = leases
         self._leases.check()
-        self._progress(name, step.title)
-        if isinstance(step, Command):
-            step = replace(step, timeout_s=self._deadline.timeout_s(step.timeout_s))
+        self._progress(self._host.name, step.title)
         try:
             if isinstance(step, Command) and step.reboots:
                 self._reboot(step)
             else:
-                self._fleet.do(step)
+                do_step(self._way, step)
         except CommandError as error:
             raise _in_words(error, step) from error
         self.done = True
@@ -82,7 +80,7 @@ class Hands:
         """Do a step in which the host may go down, and wait until it is there again."""
         before, failure = self._boot_id(), None
         try:
-            self._fleet.do(step)
+            self._way.run(step)
         except HostKeyError:
             raise
         except HostError as error:  # its connection is cut, or it is ended itself, where the host goes down
@@ -102,7 +100,7 @@ class Hands:
         Raises:
             DeadlineError: It did not come back.
         """
-        deadline, going_down = self._deadline.sooner(REBOOT_TIMEOUT_S), Deadline(GOING_DOWN_S)
+        deadline, going_down = self._way.deadline.sooner(REBOOT_TIMEOUT_S), Deadline(GOING_DOWN_S)
         self._fleet.reconnect(self._host.name)
         pause_s = FIRST_PAUSE_S
         last: HostError | None = None
@@ -128,7 +126,7 @@ class Hands:
         command = Command(
             self._host.name, "cat /proc/sys/kernel/random/boot_id", "look which boot it is", LOOK_TIMEOUT_S
         )
-        return self._fleet.transport(self._host.name).run(command).stdout.strip()
+        return self._way.run(command).stdout.strip()
 
     def __enter__(self) -> Self:
         return self

@@ -60,14 +60,16 @@ class UndoResult:
     """What came of one host.
 
     Attributes:
-        plan: What was to be undone; None where the host could not be asked.
         host: The host.
+        plan: What was to be undone; None where the host could not be asked.
+        undone: How many of it were undone, from the first on.
         changed: Whether something was done.
         error: What went wrong.
     """
 
     host: Host
     plan: UndoPlan | None = None
+    undone: int = 0
     changed: bool = False
     error: TestbedError | OSError | None = None
 
@@ -84,8 +86,13 @@ class UndoResult:
             "ok": self.ok,
             "changed": self.changed,
             "undone": [
-                {"item": one.item, "unix_s": one.unix_s, "steps": [step.line() for step in one.steps]}
-                for one in undoings
+                {
+                    "item": one.item,
+                    "unix_s": one.unix_s,
+                    "steps": [step.line() for step in one.steps],
+                    "done": index < self.undone,
+                }
+                for index, one in enumerate(undoings)
             ],
             "error": str(self.error) if self.error else None,
         }
@@ -176,22 +183,26 @@ def undo_fleet(
     way = way or Way()
     limit = FailLimit(len(hosts), way.fail_percent)
 
-    def one(host: Host, transport: Transport) -> UndoResult:
+    deadlines = {host.name: Deadline(way.host_timeout_s) for host in hosts}
+
+    def one(host: Host, _transport: Transport) -> UndoResult:
         limit.check(host.name)
-        deadline = Deadline(way.host_timeout_s)
+        deadline = deadlines[host.name]
         way.progress(host.name, "ask for facts")
-        plan = plan_undo(host, ask_host(fleet, host, transport), site)
+        plan = plan_undo(host, ask_host(fleet, host, deadline), site)
         if dry_run or not plan.undoings:
             return UndoResult(host, plan)
+        undone = 0
         with Hands(fleet, host, "provision --undo", deadline, way.progress) as hands:
             try:
                 for undoing in plan.undoings:
                     limit.check(host.name)
                     for step in undoing.steps:
                         hands.do(step)
+                    undone += 1
             except (TestbedError, OSError) as error:
-                return UndoResult(host, plan, hands.done, error)
-        return UndoResult(host, plan, changed=True)
+                return UndoResult(host, plan, undone, hands.done, error)
+        return UndoResult(host, plan, undone, changed=True)
 
     def result_of(outcome: Outcome[UndoResult]) -> UndoResult:
         return outcome.get() if outcome.error is None else UndoResult(outcome.host, error=outcome.error)
@@ -202,4 +213,5 @@ def undo_fleet(
         way.progress(outcome.host.name, "")
         on_result(result)
 
-    return [result_of(outcome) for outcome in fleet.each(one, hosts, on_done=done)]
+    outcomes = fleet.each(one, hosts, on_done=done, deadlines=deadlines)
+    return [result_of(outcome) for outcome in outcomes]

@@ -19,7 +19,10 @@ BROADCAST_TABLES = (
                 "kind",
                 "learned, digital (a codec at capacity) or practical (a codec, a real code and modulation)",
             ),
-            text("plays", "how the users share the channel: fusion, joint_division, time_division or superposition"),
+            text(
+                "plays",
+                "how the users share the channel: fusion, joint_division, time_division or superposition",
+            ),
             text("codec", "jpeg2000, webp or avif; null where a network encodes", nullable=True),
             text(
                 "ablates", "the scheme that this is without something; null where it is none's", nullable=True

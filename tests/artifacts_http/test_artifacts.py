@@ -35,13 +35,6 @@ WANTED = Wanted(digest_of(CONTENT), len(CONTENT))
 
 
 @pytest.fixture
-def key_file(tmp_path) -> Path:
-    path = tmp_path / "key"
-    path.write_text("ab" * 32 + "\n")
-    return path
-
-
-@pytest.fixture
 def base(tmp_path, key_file) -> Iterator[ObjectServer]:
     store = Store(tmp_path / "base")
     store.path(WANTED.digest).write_bytes(CONTENT)
@@ -52,11 +45,6 @@ def base(tmp_path, key_file) -> Iterator[ObjectServer]:
     server.shutdown()
     thread.join()
     server.server_close()
-
-
-@pytest.fixture
-def device(tmp_path) -> Store:
-    return Store(tmp_path / "device")
 
 
 def url_of(server: HTTPServer) -> str:
@@ -138,6 +126,12 @@ def test_a_full_disk_is_seen_before_anything_is_sent(base, device, key_file, mon
     with pytest.raises(ArtifactError, match="1 objects need 1 MB, but only 0 MB are free"):
         pull_all(device, [WANTED], puller)
     assert puller.received_bytes == {url_of(base): 0}
+
+
+def test_a_disk_that_fills_up_meanwhile_is_not_the_servers_fault(base, device, key_file):
+    device.part(WANTED.digest).symlink_to("/dev/full")
+    with pytest.raises(ArtifactError, match=r"^/\S+\.part: No space left on device$"):
+        pull_all(device, [WANTED], puller_for(base, device, key_file))
 
 
 def test_only_objects_are_served(base, key_file):

@@ -25,7 +25,8 @@ def described(name, state, restarts=0, reason="", last_line="", ready=True):
 
 
 def answer(*services):
-    return Answer(json.dumps({"services": services}), times=None)
+    # The words before are a login script's.
+    return Answer("welcome\n" + json.dumps({"services": services}) + "\n", times=None)
 
 
 @pytest.fixture

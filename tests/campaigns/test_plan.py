@@ -56,8 +56,12 @@ def test_every_trial_sets_its_links_and_a_new_scenario_is_verified(target):
 
 def test_leases_come_before_services_and_the_links_go_back_before_the_end(target):
     kinds = [phase.kind for phase in plan_run(inputs_of(target))]
-    names = [phase.name for phase in plan_run(inputs_of(target))]
-    assert names.index("hold the hosts") < names.index("serve the shards")
+    phases = plan_run(inputs_of(target))
+    names = [phase.name for phase in phases]
+    assert names.index("hold the hosts") < names.index("provision") < names.index("serve the shards")
+    (_, first), (_, others) = phases[names.index("hold the hosts")].rounds()
+    assert [step.host for step in first] == [target.inventory.base_station.name]
+    assert {step.host for step in (*first, *others)} == set(target.inventory.hosts)
     assert kinds[-2:] == [Kind.RESTORE, Kind.COLLECT]
 
 

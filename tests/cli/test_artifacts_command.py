@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from testbed.artifacts.kept import age_seconds, in_bytes, size_bytes
 from testbed.cli import main
 from testbed.errors import InputError
-from testbed.hosts.fake import FakeTransport
+from testbed.hosts.fake import Answer, FakeTransport
 from testbed.hosts.fleet import Fleet
 
 LAB = """\
@@ -74,6 +74,33 @@ def test_what_hosts_hold_is_a_table(testbed):
     assert [line.split("  ")[0] for line in out.splitlines()] == ["host", "bs", "nano"]
     for words in ("4.2 MB", "1 (200.0 kB)", "2 d", "5.0 GB"):
         assert words in out
+
+
+def test_what_a_login_script_says_is_no_answer_and_nonsense_is_the_hosts_failure(testbed):
+    scripts = {
+        "bs": [("artifacts show", f"welcome\n{SHOWN}\n")],
+        "nano": [("artifacts show", "Segmentation")],
+    }
+    code, out, err = testbed(scripts, "show")
+    assert code == 1
+    assert "4.2 MB" in out
+    assert err.startswith("error: nano: ")
+    assert "answered what was not expected: 'Segmentation'" in err
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (1, "(ModuleNotFoundError: No module named 'payloads')"),
+        (127, "sh: 1: exec: /home/ann/.testbed/venv/bin/python: not found"),
+    ],
+)
+def test_a_host_that_was_never_provisioned_is_named_with_the_remedy(testbed, status, said):
+    failure = Answer(stderr=said, exit_status=status)
+    code, _, err = testbed({"nano": [("artifacts show", failure)]}, "show", "--limit", "nano")
+    assert code == 1
+    assert said in err
+    assert "testbed provision" in err
 
 
 def test_a_collection_asks_whose_the_host_is_first(testbed):

@@ -131,6 +131,7 @@ def ready(lab, monkeypatch, link):
     monkeypatch.setattr("testbed.campaigns.shape.deployed", lambda *_args, **_kwargs: Deployed((), {}))
     for host in lab.script:
         lab.script[host] += [
+            ("services lease show", '{"held": null, "reserved": null}'),
             ("services hold", Answer('{"held": true}', times=None)),
             ("put secret", Answer(times=None)),
             ("services (start|stop)", Answer(times=None)),

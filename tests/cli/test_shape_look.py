@@ -40,7 +40,7 @@ def test_backends_of_a_lab_that_can_do_it_are_no_error_and_limited(lab, shape):
 
 
 def test_a_host_without_the_code_is_named_with_what_to_do(lab, shape):
-    failure = CommandError("bs", "python", 1, "/usr/bin/python3: No module named payloads")
+    failure = CommandError("bs", "python -m payloads.linkd", 1, "python3: No module named payloads")
     lab.script["bs"].append(("linkd capabilities", failure))
     done = shape("backends", "-l", "bs")
     assert done.exit_code == 1

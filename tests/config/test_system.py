@@ -33,6 +33,7 @@ def inventory(tmp_path: Path) -> Callable[[str], Path]:
         ("memory: {swap_mib: 0}", "memory.swap_mib", "an integer from 1 to"),
         ("memory: {swap_file: swap}", "memory.swap_file", "an absolute path"),
         ("memory: {swap: 1}", "memory.swap", "unknown key; did you mean `swap_"),
+        ("python: {index: 'https://me:word@wheels.example/'}", "python.index", "an address that begins with"),
         ("disk: {free_gib: -1}", "disk.free_gib", "a number of at least 0"),
     ],
 )

@@ -76,6 +76,8 @@ def test_what_differs_in_more_than_a_quantity_stays_apart():
         Told("d", "warning", "python", "JetPack 4.5 is not supported"),
         Told("e", "warning", "clock", "its clock is 60 ms ahead of ours"),
         Told("f", "warning", "clock", "its clock is 60 ms behind ours"),
+        Told("g", "warning", "disk", "it needs # s"),
+        Told("h", "warning", "disk", "it needs 5 s"),
     ]
     assert [problem.hosts for problem in group_problems(told)] == [(one.host,) for one in told]
 

@@ -59,17 +59,16 @@ class Lab:
         line = [*cli_line(verb), "--inventory", str(self.inventory), *arguments]
         return subprocess.run(line, capture_output=True, text=True, timeout=90, check=check, cwd=REPOSITORY)
 
-    def command(self, host: str, *argv: str) -> list[str]:
+    def command(self, host: str, *argv: str, user: str | None = None) -> list[str]:
         """Return the command line that runs a command on a host, over SSH through the gateway."""
-        return lab_module.shell_command(self.spec, host, argv)
+        return lab_module.shell_command(self.spec, host, argv, user=user)
 
     def run(
-        self, host: str, *argv: str, check: bool = True, text: str = ""
+        self, host: str, *argv: str, check: bool = True, text: str = "", user: str | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run a command on a host."""
-        return subprocess.run(
-            self.command(host, *argv), input=text, capture_output=True, text=True, timeout=90, check=check
-        )
+        line = self.command(host, *argv, user=user)
+        return subprocess.run(line, input=text, capture_output=True, text=True, timeout=90, check=check)
 
     def state(self) -> dict[str, Any]:
         """Return what the lab's keeper wrote about itself."""

@@ -12,6 +12,7 @@ import pytest
 
 from testbed.emulation import lab as lab_module
 from testbed.emulation.settings import load_lab
+from testbed.hosts.sent import sent_program
 from tests.emulated.conftest import Lab, need_root
 
 pytestmark = pytest.mark.emulated
@@ -236,3 +237,22 @@ def test_services_of_a_systemd_keep_to_their_limits(rack):
             "orin", "sh", "-c", f"sudo -S -p '' {unit} python3 -c '{code}'; echo ended with $?", text=password
         )
         assert done.stdout.endswith("ended with 0\n") == (ended == 0)
+
+
+def test_a_reservation_outlives_its_session_where_systemd_ends_what_is_left_of_one(rack, wait_for):
+    """As logind does with KillUserProcesses=yes."""
+    left = ["sh", "-c", 'setsid sleep 300 >/dev/null 2>&1 & exec "$@"', "session"]
+    session = ["systemd-run", "--quiet", "--scope", "--unit=session-9", *left]
+
+    def lease(*words, within=()):
+        services = ["python3", "-c", "import sys; exec(sys.stdin.buffer.readline())", "services", "lease"]
+        line = [*within, *services, *words]
+        return json.loads(rack.run("orin", *line, text=sent_program().decode(), user="root").stdout)
+
+    assert lease("take", "--owner", "ann@laptop", within=session)["reserved"]
+    wait_for(lambda: lease("show")["keeper"])
+    rack.run("orin", "systemctl", "stop", "session-9.scope", user="root")
+    assert lease("show")["keeper"]["owner"] == "ann@laptop"
+    assert lease("release", "--owner", "ann@laptop")["released"] is True
+    wait_for(lambda: lease("show")["keeper"] is None)
+    assert rack.run("orin", "ls", "-A", "/var/tmp", user="root").stdout == ""

@@ -158,7 +158,7 @@ def test_the_probe_runs_on_a_real_host_of_any_python(python: str, tmp_path: Path
     (home / "current").symlink_to("code/0123456789abcdef")
     plain = {"manage": False, "interpreter": python}
     host = Host.model_validate(NANO | {"role": "base_station", "python": plain})
-    command = facts_command(host)
+    command = facts_command(host, ("json",))
     programs = tmp_path / "bin"
     programs.mkdir()
     (programs / "python3").symlink_to(python)

@@ -1,4 +1,6 @@
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -76,7 +78,7 @@ class Slow(FakeTransport):
         super().__init__(name)
         self._others = others
 
-    def open(self) -> None:
+    def open(self, deadline: Deadline | None = None) -> None:
         if self.host == "dev0":
             assert self._others.wait(30)
             raise ConnectError(self.host, "no answer")
@@ -100,3 +102,38 @@ def test_a_dead_host_keeps_no_other_from_its_turn(inventory: Inventory, cap: int
         assert [outcome.host.name for outcome in outcomes if not outcome.ok] == ["dev0"]
         # Where nothing is to be reached, nothing is tried.
         assert all(outcome.ok for outcome in fleet.each(name_of, cap=cap, reach=False))
+
+
+def test_a_hosts_deadline_covers_its_connect_and_not_the_wait_for_its_turn(inventory: Inventory) -> None:
+    now = [0.0]
+    left: list[float] = []
+    hosts = [inventory.hosts["dev0"], inventory.hosts["dev1"]]
+    paused: list[str] = []
+    connected = threading.Barrier(2)
+
+    class Late(FakeTransport):
+        def open(self, deadline: Deadline | None = None) -> None:
+            assert deadline is deadlines[self.host]
+            if self.host == "dev0":
+                now[0] += 3.0
+            connected.wait(30)
+
+    def work(host: Host, transport: object) -> None:
+        if not left:  # the first: the other stands in line meanwhile
+            while len(paused) < 2:
+                threading.Event().wait(0.001)
+        left.append(deadlines[host.name].remaining_s)
+        now[0] += 50.0
+
+    class Watched(Deadline):
+        @contextmanager
+        def paused(self) -> Iterator[None]:
+            with super().paused():
+                paused.append("stands in line")
+                yield
+
+    deadlines = {host.name: Watched(100.0, clock=lambda: now[0]) for host in hosts}
+    with Fleet(inventory, connect=lambda host: Late(host.name)) as fleet:
+        outcomes = fleet.each(work, hosts, cap=1, deadlines=deadlines)
+    assert [outcome.error for outcome in outcomes] == [None, None]
+    assert left == [97.0, 97.0]

@@ -159,3 +159,36 @@ def test_the_interpreter_of_an_environment_says_what_it_is() -> None:
 def test_what_is_run_there_is_read_by_an_old_python_too() -> None:
     for text in (probe.CHECK, probe.CLIENT, probe.BASE, probe.SERVICE, probe.FINGERPRINT):
         ast.parse(text, feature_version=(3, 6))
+
+
+def test_an_interpreter_is_not_started_while_all_its_files_are_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    starts = tmp_path / "starts"
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho >>{starts}\nPYTHONPATH={packages} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+
+    def started(known: str) -> tuple[bool, str]:
+        starts.write_text("")
+        seen = probe.seen_by(str(python), known)
+        return bool(starts.read_text()), seen
+
+    before, seen = started("")
+    assert (before, started(seen)) == (True, (False, seen))
+    (packages / "more.pth").write_text("")  # something was installed
+    again, other = started(seen)
+    assert again
+    assert other != seen
+    assert started(other) == (False, other)
+    (packages / "more.pth").write_text("/srv\n")  # or written over, which its folder does not show
+    assert started(other)[0]
+    _, other = started("")
+    monkeypatch.setenv("PYTHONPATH", "/srv")  # or the login is another one
+    assert started(other)[0]
+    _, other = started("")
+    python.write_text(python.read_text() + "# another one\n")
+    assert started(other)[0]
+    assert probe.seen_by("/none/python", other) == ""

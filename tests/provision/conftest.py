@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from testbed.hosts.fake import Answer, FakeStream
 from testbed.hosts.fleet import Fleet
 from testbed.hosts.probes import main as probe_main
 from testbed.hosts.steps import Command, Completed, Fetch, Put, Step
-from testbed.hosts.transport import OnLine, Stream
+from testbed.hosts.transport import OnLine, Stream, Transport
 from testbed.provision.aspect import Aspect, Change, Finding, Site
 from testbed.provision.aspects.board import BoardKind
 from testbed.provision.aspects.code import Code
@@ -61,8 +62,10 @@ class LocalHost:
             )
         assert process.stdin is not None
         assert process.stdout is not None
-        with process.stdin as stdin:
-            stdin.write(command.stdin)
+        with suppress(BrokenPipeError):  # it may fail before it reads
+            process.stdin.write(command.stdin)
+        with suppress(BrokenPipeError):
+            process.stdin.close()
         lines = []
         with process.stdout as stdout:
             for line in stdout:
@@ -200,18 +203,19 @@ def only(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 @pytest.fixture
-def quick_facts(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick_facts(monkeypatch: pytest.MonkeyPatch, local: dict[str, LocalHost]) -> None:
     """Let the probe run in this process, where its Python is not what a test is about."""
     one_home = threading.Lock()  # the process has one; its hosts are side by side
 
-    def gather(host: Host, transport: LocalHost, **options: object) -> Facts:
+    def gather(host: Host, transport: Transport, **options: object) -> Facts:
         transport.run(Command(host.name, "true", "ask for facts"))
         asked = asked_of(host, ()) | {"python": "/none"}
         with one_home, monkeypatch.context() as patch:
-            patch.setenv("HOME", str(transport.home))
+            patch.setenv("HOME", str(local[host.name].home))
             raw = probe_main.facts(asked)
         return parse_facts(host, [(0.0, json.dumps({"facts": raw}))])
 
+    monkeypatch.setattr(probe_main, "tell_clock", lambda: None)
     monkeypatch.setattr("testbed.provision.survey.gather_facts", gather)
 
 

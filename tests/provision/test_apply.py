@@ -12,12 +12,14 @@ from testbed.hosts.deadline import Deadline
 from testbed.hosts.facts import Facts
 from testbed.hosts.fake import Answer, FakeTransport, Reply
 from testbed.hosts.fleet import Fleet
-from testbed.hosts.steps import Command
+from testbed.hosts.steps import Command, Put
 from testbed.provision.apply import Way, provision_fleet
 from testbed.provision.aspect import Site
 from testbed.provision.code import PayloadCode
 from testbed.provision.hands import Hands
 from testbed.provision.limit import FailLimit
+from testbed.provision.survey import survey_fleet
+from testbed.provision.undo import undo_fleet
 from tests.provision.conftest import LocalHost, Mark
 
 OpenFleet = Callable[[Inventory], Fleet]
@@ -93,6 +95,48 @@ def test_nothing_is_begun_after_a_hosts_time(lab: Inventory, monkeypatch: pytest
         with pytest.raises(DeadlineError, match="next would have been: brew tea"):
             both.do(Command("bs", "tea", "brew tea"))
         assert not both.done
+
+
+def test_no_step_outlasts_a_hosts_time(lab: Inventory, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    deadline = Deadline(100.0, clock=lambda: now[0])
+
+    def late(step: Any) -> DeadlineError:
+        now[0] += step.timeout_s
+        return DeadlineError("bs", "`tea` took longer")
+
+    script = (("put", ""), ("tea", late))
+    with (
+        bs_of(lab, monkeypatch, *script) as fleet,
+        Hands(fleet, lab.base_station, "", deadline, lambda *_: None) as both,
+    ):
+        now[0] = 70.0
+        both.do(Put("bs", b"", "cup", "bring a cup"))
+        with pytest.raises(DeadlineError, match="not done within 100 s; it was at: brew tea") as caught:
+            both.do(Command("bs", "tea", "brew tea"))
+        fake: Any = fleet.transport("bs")
+    assert "--host-timeout" in caught.value.hint
+    assert [step.timeout_s for step in fake.steps] == [30.0, 30.0, 30.0]  # the first holds the host
+
+
+def test_a_hosts_time_begins_before_its_connect(
+    lab: Inventory, code: PayloadCode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(FakeTransport):
+        def open(self, deadline: Deadline | None = None) -> None:
+            assert deadline is not None
+            while not deadline.passed:
+                threading.Event().wait(0.001)
+
+    with Fleet(lab, connect=lambda host: Slow(host.name)) as fleet:
+        for results in (
+            provision_fleet(fleet, [lab.base_station], Site(code), Way(0.01)),
+            undo_fleet(fleet, [lab.base_station], Site(code), Way(0.01)),
+            survey_fleet(fleet, [lab.base_station], Site(code), host_timeout_s=0.01),
+        ):
+            assert "not done within 0.01 s; next would have been: ask for facts" in str(results[0].error)
+        fake: Any = fleet.transport("bs")
+        assert fake.steps == []
 
 
 def test_nothing_is_done_on_a_host_that_another_has(

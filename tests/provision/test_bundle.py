@@ -140,6 +140,21 @@ def test_what_no_longer_belongs_to_a_bundle_goes(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle.json", "wheels"]
 
 
+def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
+    mine = tmp_path / "wheels" / "mine" / "notes.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(InputError, match="holds something else than a bundle"):
+        BundleMaker(tmp_path, Pip())
+    assert mine.read_text() == "mine"
+    # One that was cut off is gone on with, and one that is done is made anew.
+    for _ in range(2):
+        BundleMaker(tmp_path / "new", Pip())
+    BundleMaker(tmp_path / "new", Pip()).finish()
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"bundle.json"}
+    BundleMaker(tmp_path / "new", Pip())
+
+
 def test_a_damaged_bundle_is_refused_by_name(tmp_path: Path) -> None:
     bundle = made(tmp_path, Download(TARGET, ("a",), ("a",)))
     (file,) = bundle.wheels_for(FACTS, ["a"]) or ()
@@ -231,6 +246,11 @@ def test_whatever_apt_says_is_read_or_passed_over(text: str) -> None:
     assert all(deb.name.endswith(".deb") and deb.bytes >= 0 for deb in debs_in(text))
 
 
+@pytest.mark.parametrize("name", ["../x.deb", "/etc/x.deb", "a/x.deb", "..deb", ".x.deb"])
+def test_no_package_that_a_host_names_leads_out_of_its_folder(name: str) -> None:
+    assert debs_in(f"'http://ports.example/x.deb' {name} 7 SHA256:{'a' * 64}") == []
+
+
 @pytest.fixture
 def served(tmp_path: Path) -> Any:
     """Serve a folder over HTTP; give the folder and its address."""
@@ -281,6 +301,7 @@ def test_packages_are_fetched_checked_and_indexed(served: Any, tmp_path: Path) -
         (replace(right, digest="SHA256:" + "0" * 64), "its sha256 is not what apt says"),
         (replace(right, bytes=1), "1 bytes were expected"),
         (replace(right, digest="MD5Sum:" + "0" * 32), "only MD5Sum"),
+        (replace(right, digest=""), "no digest"),
         (replace(right, address=f"{address}/none.deb"), "404"),
         (replace(right, address="file:///etc/passwd"), "only http and https"),
     ]

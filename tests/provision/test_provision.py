@@ -31,7 +31,7 @@ def few_aspects(only: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.fixture
-def run(tmp_path: Path, lab: Inventory) -> Callable[..., Result]:
+def run(tmp_path: Path, lab: Inventory, quick_facts: None) -> Callable[..., Result]:
     """Run `testbed provision` on the lab."""
     hosts = {
         name: {"role": host.role, "address": host.address, "python": host.python.model_dump(mode="json")}
@@ -63,6 +63,7 @@ def test_the_first_run_makes_a_host_ready_and_the_second_changes_nothing(
     assert local["bs"].changing_steps() == []
 
 
+@pytest.mark.usefixtures("quick_facts")
 def test_what_was_damaged_is_put_right(
     lab: Inventory, code: PayloadCode, open_fleet: OpenFleet, local: Any
 ) -> None:
@@ -79,6 +80,7 @@ def test_what_was_damaged_is_put_right(
     assert frames.read_bytes() == b"SIZE = 3\n"
 
 
+@pytest.mark.usefixtures("quick_facts")
 def test_a_step_that_fails_stops_its_host_only(
     lab: Inventory, code: PayloadCode, open_fleet: OpenFleet, local: Any
 ) -> None:
@@ -163,6 +165,15 @@ def test_provision_and_undo_by_the_command(run: Callable[..., Result], local: An
     assert lines[2:] == ["undone: nothing"]
 
 
+def test_what_was_undone_of_a_host_that_failed_is_said(run: Callable[..., Result], local: Any) -> None:
+    assert run().exit_code == 0
+    local["bs"].left_to_do = 1
+    cut = run("--undo")
+    assert cut.exit_code == 1
+    assert "bs: code; not undone: folders, record\n" in cut.stdout
+    assert cut.stdout.endswith("undone: dev\nundone in part: bs\nfailed: bs\n")
+
+
 def test_a_password_is_read_from_a_pipe_and_goes_to_the_fleet_only(
     run: Callable[..., Result], local: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,7 +204,7 @@ def test_json_holds_facts_changes_and_outcome(
     bs, dev = json.loads(result.stdout)
     assert (bs["host"], bs["ok"], bs["changed"]) == ("bs", True, True)
     assert [change["item"] for change in bs["changes"]] == ["folders", "code"]
-    assert bs["facts"]["python"]
+    assert bs["facts"]["kernel"]
     assert (dev["ok"], dev["changed"], dev["findings"][0]["level"]) == (False, False, "failure")
 
 

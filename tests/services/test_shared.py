@@ -141,7 +141,13 @@ def test_a_record_that_is_none_is_named(home, text):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"until_ns": -1}, {"since_ns": 1 << 63}, {"pid": 1 << 99}, {"until_unix": 1e300}, {"since_unix": float("nan")}],
+    [
+        {"until_ns": -1},
+        {"since_ns": 1 << 63},
+        {"pid": 1 << 99},
+        {"until_unix": 1e300},
+        {"since_unix": float("nan")},
+    ],
 )
 def test_numbers_that_could_not_be_told_are_none(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}: .* was expected"):

@@ -37,7 +37,8 @@ case "$1" in
     -m) case "$2" in
             0) echo MAXN >mode ;;
             1) echo 15W >mode ;;
-            *) echo "NVPM WARN: Reboot required for changing to this power mode: $2"; read -r yes; exit 1 ;;
+            *) echo "NVPM WARN: Reboot required for changing to this power mode: $2"
+               while read -r yes; do [ "$yes" = NO ] && exit 1; done; echo "no answer"; sleep 1000 ;;
         esac ;;
 esac
 """
@@ -88,7 +89,7 @@ def jetson(tmp_path, monkeypatch):
     monkeypatch.setenv("TESTBED_HOME", str(tmp_path / "home"))
     conf = tmp_path / "nvpmodel.conf"
     conf.write_text(CONF)
-    monkeypatch.setattr(power, "CONF", conf)
+    monkeypatch.setattr(power, "CONFS", (str(conf), str(tmp_path / "modes/*.conf")))
     return board
 
 
@@ -111,7 +112,8 @@ def said(done):
 
 def feed_until(holder, done):
     while not done():
-        with contextlib.suppress(BrokenPipeError):  # it may end just now; nothing is left to be sent at its close
+        with contextlib.suppress(BrokenPipeError):  # it may end just now
+            # Past the buffer: what stays there would be sent at its close.
             os.write(holder.stdin.fileno(), b".")
         time.sleep(0.02)
 
@@ -303,6 +305,16 @@ def test_a_mode_that_needs_a_reboot_changes_nothing_and_says_so(jetson):
     assert jetson.now == ("MAXN", 100)
     with pytest.raises(ServiceError, match="it has no power mode 40W: it has 15W, 30W, MAXN"):
         power.set_power("40W", clocks=False)
+
+
+def test_the_modes_are_read_where_the_link_to_them_is_missing_too(jetson, tmp_path):
+    folder = tmp_path / "modes"
+    folder.mkdir()
+    (tmp_path / "nvpmodel.conf").rename(folder / "nvpmodel_p3767.conf")
+    assert power.set_power("15W", clocks=False)["mode"] == "15W"
+    (folder / "nvpmodel_p3701.conf").write_text(CONF)  # whose would it be?
+    with pytest.raises(ServiceError, match=r"its power modes are unknown: one file .* was expected"):
+        power.set_power("MAXN", clocks=False)
 
 
 def test_what_cannot_be_put_back_is_said_and_stays_noted(jetson):

@@ -194,11 +194,17 @@ def test_a_service_of_root_keeps_nothing_that_makes_root_almighty():
     given = properties("worker", system=True)
     assert "CapabilityBoundingSet=" in given
     assert "ProtectSystem=strict" in given
-    assert "ReadWritePaths=/root/.testbed -/run/testbed -/root/.cache -/root/.nv" in given
+    assert "ReadWritePaths=/root/.testbed -/run/testbed" in given
+    assert {"InaccessiblePaths=-/root/.ssh", "InaccessiblePaths=-/etc/ssh"} <= set(given)
+    # Named at once: with one device alone, as ProtectClock= adds it, the GPU would be closed.
+    assert {"DevicePolicy=closed", "DeviceAllow=char-* rw"} <= set(given)
     links = properties("linkd", system=True)
     assert [each for each in links if each.startswith("Cap")] == [
-        "CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_RAW CAP_SYS_MODULE"
+        "CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_RAW CAP_SYS_MODULE CAP_SYS_ADMIN"
     ]
+    # It makes network namespaces to try the kernel in, and may do nothing else with so wide a capability.
+    assert "RestrictNamespaces=net" in links
+    assert "SystemCallFilter=~@mount @swap @reboot @raw-io" in links
     assert "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK" not in links
 
 

@@ -14,7 +14,12 @@ __all__ = ["asked_of"]
 
 
 def asked_of(
-    host: Host, modules: Sequence[str] | None = None, *, known: str = "", known_client: str = ""
+    host: Host,
+    modules: Sequence[str] | None = None,
+    *,
+    known: str = "",
+    known_client: str = "",
+    seen: str = "",
 ) -> dict[str, Any]:
     """Return what a host's probe is asked, as JSON has it: the parts of the probe take what is theirs.
 
@@ -23,6 +28,7 @@ def asked_of(
         modules: What to try to import; what the payload code needs where left out.
         known: The fingerprint of an environment where they could be imported; nothing is tried if it is still that.
         known_client: Likewise that of a client of jtop whom the service answered.
+        seen: What both were made from, so that a host need not start its Python to see that nothing has changed.
     """
     wanted = required_modules(host) if modules is None else modules
     return {
@@ -30,6 +36,7 @@ def asked_of(
         "modules": list(wanted),
         "known": known,
         "known_client": known_client,
+        "seen": seen,
         # What makes an environment; where none is made, it need not be started.
         "interpreter": host.python.interpreter if host.python.manage else None,
         "jtop": host.is_device,

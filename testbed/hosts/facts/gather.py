@@ -31,7 +31,12 @@ FACTS_TIMEOUT_S = 180.0
 
 
 def facts_command(
-    host: Host, modules: Sequence[str] | None = None, *, known: str = "", known_client: str = ""
+    host: Host,
+    modules: Sequence[str] | None = None,
+    *,
+    known: str = "",
+    known_client: str = "",
+    seen: str = "",
 ) -> Command:
     """Return the one command that asks a host for everything.
 
@@ -40,12 +45,13 @@ def facts_command(
         modules: What to try to import, which takes a while; what the payload code needs where left out.
         known: The fingerprint of an environment where they could be imported; nothing is tried if it is still that.
         known_client: Likewise that of a client of jtop whom the service answered.
+        seen: What both were made from.
     """
     interpreter = shell_path(host.python.interpreter)
     # The system's own Python is the quickest to start, more so without its packages. The one that is wanted may be
     # missing: the probe is what says so.
     shell = f'exec "$(command -v python3 || command -v {interpreter} || echo python3)" -I -S -'
-    asked = asked_of(host, modules, known=known, known_client=known_client)
+    asked = asked_of(host, modules, known=known, known_client=known_client, seen=seen)
     return Command(host.name, shell, "ask for facts", FACTS_TIMEOUT_S, stdin=probe_text(asked))
 
 
@@ -76,7 +82,11 @@ def gather_facts(
         modules = None if before is None else ()
         client = known.get("client", {})
         command = facts_command(
-            host, modules, known=known.get("fingerprint", ""), known_client=client.get("fingerprint", "")
+            host,
+            modules,
+            known=known.get("fingerprint", ""),
+            known_client=client.get("fingerprint", ""),
+            seen=known.get("seen", ""),
         )
         transport.run(command, on_line=lambda line: arrivals.append((clock(), line)))
     except CommandError as error:
@@ -100,7 +110,8 @@ def gather_facts(
     if before is None:
         asked = raw["python"].get("client", {})
         # What failed is asked again.
-        remember(host, raw["python"]["environment"] | {"client": {} if asked.get("error") else asked})
+        kept = {"client": {} if asked.get("error") else asked, "seen": raw["python"].get("seen", "")}
+        remember(host, raw["python"]["environment"] | kept)
         return facts
     found = before.environment
     environment = replace(

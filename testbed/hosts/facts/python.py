@@ -92,14 +92,12 @@ class Units:
     Attributes:
         manager: Whether the user has a systemd manager now.
         linger: Whether the user's manager runs without a login too.
-        linger_folder: Whether there is the folder in which systemd notes that.
         journal: Whether the user may read the journal, and so what services say.
         memory: Whether that manager can limit the memory of a service.
     """
 
     manager: bool = False
     linger: bool = False
-    linger_folder: bool = False
     journal: bool = False
     memory: bool = False
 

@@ -14,11 +14,25 @@ from testbed.hosts.probes.start import output, read
 
 CHECK_TIMEOUT_S = 120
 
-# Runs under the Python that will run the payload code: changes with whatever is installed for it.
+# Runs under the Python that will run the payload code: says what changes with whatever is installed for it. What is not
+# there counts too: a folder of the user's own packages may come.
 FINGERPRINT = r"""
-import json, os, sys
-folders = sorted(path for path in sys.path if path and os.path.isdir(path))
-print(json.dumps([sys.version, sys.executable, [[path, os.stat(path).st_mtime_ns] for path in folders]]))
+import glob, json, os, site, sys
+paths = {path for path in sys.path if path}
+try:
+    paths.add(site.getusersitepackages())
+except Exception:  # a Python without it
+    pass
+for path in sorted(paths):
+    paths.update(glob.glob(os.path.join(glob.escape(path), "*.pth")))
+paths.update([sys.executable, os.path.realpath(sys.executable), os.path.join(sys.prefix, "pyvenv.cfg")])
+def mark(path):
+    try:
+        found = os.stat(path)
+    except OSError:
+        return "none"
+    return "%d %d" % (found.st_ino, found.st_mtime_ns)
+print(json.dumps([sys.version, {path: mark(path) for path in sorted(paths)}]))
 """
 
 # Runs under the same Python: what it is, what it can import, and whether torch computes.
@@ -164,7 +178,6 @@ def units(user: pwd.struct_passwd) -> Dict[str, Any]:
     return {
         "manager": os.path.isdir("/run/systemd/system" if number == 0 else "/run/user/%d/systemd" % number),
         "linger": os.path.exists("/var/lib/systemd/linger/" + user.pw_name),
-        "linger_folder": os.path.isdir("/var/lib/systemd/linger"),
         "journal": output(["journalctl", "--quiet", "--no-pager", "--lines=0"]) is not None,
         "memory": "memory" in controllers or (number == 0 and os.path.isdir("/sys/fs/cgroup/memory")),
     }
@@ -187,10 +200,24 @@ def jtop(user: pwd.struct_passwd) -> Dict[str, Any]:
     }
 
 
-def seen_by(python: str) -> str:
-    """Return what changes with whatever is installed for a Python; nothing where it does not run."""
+def seen_by(python: str, known: str = "") -> str:
+    """Return what changes with whatever is installed for a Python; nothing where it does not run.
+
+    Args:
+        python: The interpreter.
+        known: What was returned the last time. Where each file that it names is as it was, so is the rest, and the
+            interpreter is not started.
+    """
     path = shutil.which(os.path.expanduser(python))
-    return output([path, "-c", FINGERPRINT]) or "" if path else ""
+    if not path:
+        return ""
+    begin = "%s %s %s\n" % (path, mark(path), os.environ.get("PYTHONPATH", ""))
+    if known.startswith(begin) and all(
+        mark(one) == was for one, was in json.loads(known[len(begin) :])[1].items()
+    ):
+        return known
+    said = output([path, "-c", FINGERPRINT])
+    return begin + said.strip() if said else ""
 
 
 def jtop_client(python: str, known: str = "", seen: Optional[str] = None) -> Dict[str, Any]:
@@ -261,8 +288,9 @@ def python_facts(asked: Dict[str, Any]) -> Dict[str, Any]:
     """Return what runs the payload code, and the service that it asks about the board."""
     user = pwd.getpwuid(os.geteuid())
     python = asked["python"]
-    seen = seen_by(python)
+    seen = seen_by(python, asked.get("seen", ""))
     return {
+        "seen": seen,
         "environment": environment(python, asked["modules"], asked.get("known", ""), seen),
         "client": jtop_client(python, asked.get("known_client", ""), seen) if asked.get("jtop") else {},
         "base": base_python(asked.get("interpreter")),

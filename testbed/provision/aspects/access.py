@@ -13,11 +13,12 @@ from testbed.hosts.payload import HOME, shell_path
 from testbed.hosts.steps import Command, Step
 from testbed.provision.aspect import Change, Finding
 
-__all__ = ["Access"]
+__all__ = ["JOURNAL_GROUP", "Access"]
 
 GPU_GROUPS = ("video", "render")
 """JetPack gives the GPU's device nodes to these."""
 FILES = "/etc/group /etc/gshadow /etc/group- /etc/gshadow-"
+JOURNAL_GROUP = "systemd-journal"
 SUDO_GROUPS = frozenset({"sudo", "wheel", "admin"})
 
 
@@ -109,7 +110,9 @@ def _give_back(folder: str) -> str:
 
 def _wanted(host: Host, facts: Facts) -> list[str]:
     board = GPU_GROUPS if host.is_device and facts.l4t else ()
-    return list(dict.fromkeys([*host.groups, *board]))
+    # What services say is in the journal. It is not worth a failure where nobody can become root.
+    journal = (JOURNAL_GROUP,) if facts.systemd and facts.sudo and not facts.units.journal else ()
+    return list(dict.fromkeys([*host.groups, *board, *journal]))
 
 
 def _sudo_hint(facts: Facts) -> str:

@@ -114,9 +114,10 @@ class Clock:
             if not recorded["folder"]:
                 folder = path.rpartition("/")[0]
                 parts.append(f"{{ ! test -d {folder} || rmdir --ignore-fail-on-non-empty {folder}; }}")
-        if not recorded["enabled"]:
-            parts.append(f"systemctl disable {unit}")
-        parts.append(f"systemctl {'try-restart' if recorded['active'] else 'stop'} {unit}")
+        state = [] if recorded["enabled"] else [f"systemctl disable {unit}"]
+        state.append(f"systemctl {'try-restart' if recorded['active'] else 'stop'} {unit}")
+        # An undoing that was cut off may have removed the service's package already.
+        parts.append(f"if systemctl cat {unit} >/dev/null 2>&1; then {' && '.join(state)}; fi")
         title = f"give {recorded['unit']} its settings back"
         yield Command(host.name, " && ".join(parts), title, TIMEOUT_S, stdin=stdin, become=True)
 

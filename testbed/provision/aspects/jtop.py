@@ -127,11 +127,13 @@ class Jtop:
 
     def undo(self, host: Host, facts: Facts, recorded: Mapping[str, Any]) -> Iterator[Step]:
         """Yield what brings back the client of before, and stops a service that was started."""
-        if "client" in recorded:
+        made = any(entry.item == "python" and not entry.recorded.get("there") for entry in facts.record)
+        if "client" in recorded and not made:  # an environment that was made goes as a whole
             python = shell_path(f"{VENV}/bin/python")
             shell = f"{python} -m pip uninstall --yes --quiet --disable-pip-version-check jetson-stats"
             if recorded.get("own"):
-                shell = pip_install(host.name, [f"jetson-stats=={recorded['client']}"]).shell
+                index = [f"--index-url {shell_path(host.python.index)}"] if host.python.index else []
+                shell = pip_install(host.name, [f"jetson-stats=={recorded['client']}"], index).shell
             # The environment may be gone, and the client with it.
             guarded = f"if [ -x {python} ] && {python} -m pip --version >/dev/null 2>&1; then {shell}; fi"
             yield Command(host.name, guarded, "go back to the client of jtop of before", 600.0)

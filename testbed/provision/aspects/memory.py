@@ -75,7 +75,9 @@ class Memory:
             yield _root(host, shell, "switch zram on again")
         else:
             keep = "" if recorded["enabled"] else f"systemctl disable {unit}; "
-            yield _root(host, f"{keep}{_zram_off(unit)}", "switch zram off again")
+            # An undoing that was cut off may have removed the service's package already.
+            shell = f"if systemctl cat {unit} >/dev/null 2>&1; then {keep}{_zram_off(unit)}; fi"
+            yield _root(host, shell, "switch zram off again")
 
     def _file(self, host: Host, facts: Facts, size_mib: int) -> Change:
         path = host.memory.swap_file

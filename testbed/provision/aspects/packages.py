@@ -13,7 +13,7 @@ from testbed.hosts.facts.system import package_name, venv_package, wanted_packag
 from testbed.hosts.payload import HOME, shell_path
 from testbed.hosts.steps import Command, Step
 from testbed.provision.aspect import Change, Finding, Level
-from testbed.provision.bundle import REMOTE, Bundle
+from testbed.provision.bundle import REMOTE, Bundle, taken_away
 
 __all__ = ["Packages", "missing_packages"]
 
@@ -32,7 +32,7 @@ class Packages:
     """Debian packages. Only missing ones are installed, and undoing removes exactly what came with them.
 
     What comes is only known to apt, so it is asked on the host, right before: the names go into a note there, and
-    so do the versions of packages that had to be upgraded for it.
+    so do the versions of packages that have to be upgraded for it, or to go (chrony takes the place of timesyncd).
 
     Attributes:
         bundle: Where the packages come from instead of the host's own sources.
@@ -51,8 +51,11 @@ class Packages:
         words = " ".join(shell_path(package) for package in missing)
         path, install = shell_path(note), f"apt install {INSTALL} {words}"
         foresee = f"{install} --dry-run >{path}.said"
-        # "Inst NAME (NEW ...)" is said of what comes, "Inst NAME [OLD] (NEW ...)" of what is upgraded.
-        read = r"sed -n -e 's/^Inst \([^ ]*\) \[\([^]]*\)\].*/\1=\2/p' -e 's/^Inst \([^ ]*\) (.*/\1/p'"
+        # "Inst NAME (NEW ...)" is said of what comes, "Inst NAME [OLD] (NEW ...)" of what is upgraded, and
+        # "Remv NAME [OLD] ..." of what must go for it.
+        read = (
+            r"sed -n -e 's/^\(Inst\|Remv\) \([^ ]*\) \[\([^]]*\)\].*/\2=\3/p' -e 's/^Inst \([^ ]*\) (.*/\1/p'"
+        )
         # A note that is there is of an attempt that was cut off: what it names may have come already.
         look = f"{{ {foresee} || {{ apt update && {foresee}; }}; }} && {read} {path}.said >{path}.part"
         keep = f"rm {path}.said && mv {path}.part {path}"
@@ -70,7 +73,7 @@ class Packages:
                 *(self.bundle.puts(host.name, files, DEBS) if self.bundle else ()),
                 Command(host.name, prepare, "ask apt what it would install", TIMEOUT_S, become=True),
                 Command(host.name, install, f"install {', '.join(missing)}", TIMEOUT_S, become=True),
-                *([Command(host.name, f"rm -rf {shell_path(DEBS)}", become=True)] if self.bundle else []),
+                *([Command(host.name, taken_away(DEBS), become=True)] if self.bundle else []),
             ),
             recorded={"packages": missing, "note": note},
         )
@@ -96,7 +99,7 @@ class Packages:
             yield Finding(host.name, "warning", self.item, text, hint)
 
     def undo(self, host: Host, facts: Facts, recorded: Mapping[str, Any]) -> Iterator[Step]:
-        """Yield what removes the packages that came, and gives upgraded ones their old versions."""
+        """Yield what removes the packages that came, and brings the old versions of others back."""
         note = shell_path(recorded["note"])
         # dpkg, not apt: apt would take along whatever was installed later and needs one of these.
         there = 'dpkg-query -W -f "\\${db:Status-Abbrev}" "$name" 2>/dev/null | grep -q "^.[^n]"'

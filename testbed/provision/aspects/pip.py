@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from urllib.parse import unquote
 
 from testbed.hosts.facts import Facts
 from testbed.hosts.payload import VENV, shell_path
 from testbed.hosts.steps import Command, Step
 from testbed.provision.aspect import Finding
-from testbed.provision.bundle import REMOTE, Bundle, target_of
+from testbed.provision.bundle import REMOTE, Bundle, taken_away, target_of
 
 __all__ = ["INSTALL_TIMEOUT_S", "bundled_finding", "bundled_steps", "pip_install"]
 
@@ -45,12 +46,12 @@ def bundled_steps(host: str, facts: Facts, bundle: Bundle, requirements: Sequenc
         host, f"rm -rf {shell_path(WHEELS)} && mkdir -p {shell_path(WHEELS)}", "make room for wheels"
     )
     yield from bundle.puts(host, bundle.wheels_for(facts, requirements) or (), WHEELS)
-    names = [each.partition("#")[0].rpartition("/")[2] if "://" in each else each for each in requirements]
+    names = [
+        unquote(each.partition("#")[0].rpartition("/")[2]) if "://" in each else each for each in requirements
+    ]
     wanted = [f"{WHEELS}/{name}" if name.endswith(".whl") else name for name in names]
     yield pip_install(host, wanted, ["--no-index", f"--find-links {shell_path(WHEELS)}"])
-    remote = shell_path(REMOTE)
-    tidy = f"rm -rf {shell_path(WHEELS)} && if [ -d {remote} ]; then rmdir --ignore-fail-on-non-empty {remote}; fi"
-    yield Command(host, tidy, "take the wheels away again")
+    yield Command(host, taken_away(WHEELS), "take the wheels away again")
 
 
 def bundled_finding(

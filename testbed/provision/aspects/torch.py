@@ -62,7 +62,7 @@ class Torch:
             self.item,
             "install torch",
             before,
-            _words(recipe),
+            f"{', '.join(source.packages)} from a bundle" if self.bundle else _words(recipe),
             tuple(steps),
             recorded={"there": environment.torch_recipe is not None},
         )

@@ -11,11 +11,9 @@ from testbed.hosts.facts import Facts
 from testbed.hosts.payload import shell_path
 from testbed.hosts.steps import Command, Step
 from testbed.provision.aspect import Change, Finding, Level
+from testbed.provision.aspects.access import JOURNAL_GROUP
 
 __all__ = ["Units"]
-
-LINGER = "/var/lib/systemd/linger"
-JOURNAL_GROUP = "systemd-journal"
 
 
 @dataclass(frozen=True)
@@ -25,8 +23,7 @@ class Units:
     A user who is not root has a manager of systemd only while logged in, unless it *lingers*. Services must outlive the
     login that starts them, so it should.
 
-    Its record: ``user``, who did not linger before, and whether there was the ``folder`` that notes it; ``journal``,
-    who could not read the journal.
+    Its record: ``user``, who did not linger before.
     """
 
     item: str = "units"
@@ -48,20 +45,7 @@ class Units:
                 f"systemd ends what {user} started at logout",
                 f"{user} lingers",
                 (Command(host.name, shell, "let services outlive a login", become=True),),
-                recorded={"user": user, "folder": facts.units.linger_folder},
-            )
-        access = facts.system.access
-        if not facts.units.journal and JOURNAL_GROUP in access.groups and JOURNAL_GROUP not in access.member:
-            shell = f"usermod -aG {JOURNAL_GROUP} {name}"
-            yield Change(
-                host.name,
-                self.item,
-                "let the user read what services say",
-                f"{user} may not read the journal",
-                f"{user} is in {JOURNAL_GROUP}",
-                (Command(host.name, shell, "let the user read what services say", become=True),),
-                recorded={"journal": user},
-                reconnect=True,
+                recorded={"user": user},
             )
 
     def findings(self, host: Host, facts: Facts, changes: Sequence[Change]) -> Iterator[Finding]:
@@ -72,9 +56,11 @@ class Units:
         if user != "root" and not units.linger:
             text = f"systemd ends what {user} started at logout"
             yield self._finding(host, "warning", text, f"on the host: sudo loginctl enable-linger {user}")
-        if not units.journal:
+        if not units.journal and not any(change.item == "access" for change in changes):
             text = f"{user} may not read the journal: what services say stays unknown"
             hint = "on the host: sudo mkdir -p /var/log/journal && sudo systemctl restart systemd-journald"
+            if JOURNAL_GROUP not in facts.system.access.member:
+                hint = f"on the host: sudo usermod -aG {JOURNAL_GROUP} {user}"
             yield self._finding(host, "warning", text, hint)
         if user == "root":
             text = "root logs in, so that services run as root, though with fewer rights"
@@ -90,15 +76,9 @@ class Units:
 
     def undo(self, host: Host, facts: Facts, recorded: Mapping[str, Any]) -> Iterator[Step]:
         """Yield what ends the lingering of a user who did not linger before."""
-        reader = recorded.get("journal")
-        if reader:
-            name = shell_path(reader)
-            shell = f"if id -nG {name} | grep -qw {JOURNAL_GROUP}; then gpasswd -d {name} {JOURNAL_GROUP}; fi"
-            yield Command(host.name, shell, f"take the user out of {JOURNAL_GROUP}", become=True)
         user = recorded.get("user")
         if not user or not facts.systemd:
             return
+        # The folder that notes it is logind's own: without it, that could note nothing until it is started again.
         shell = f"loginctl disable-linger {shell_path(user)}"
-        if not recorded.get("folder"):
-            shell += f" && if [ -d {LINGER} ]; then rmdir --ignore-fail-on-non-empty {LINGER}; fi"
         yield Command(host.name, shell, "let systemd end at logout what the user started", become=True)
