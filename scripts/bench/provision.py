@@ -25,6 +25,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -75,6 +76,7 @@ def main() -> int:
     options = parser.parse_args()
     if os.geteuid() != 0:
         raise SystemExit("emulated boards need root")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the lab is ended
     programs = make_environment(options.environment) if set(options.only) & set(PEERS) else Path()
     rows = [measure(boards, options.only, options.rounds, programs) for boards in options.boards]
     failed = [line for row in rows for line in failures(row)]

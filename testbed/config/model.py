@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,7 +207,8 @@ def shown(value: Any) -> str:
         return "keys and values"
     if isinstance(value, list | tuple):
         return "a list" if value else "an empty list"
-    text = repr(value)
+    # The password of an address does not belong into a message either.
+    text = re.sub(r"//[^/\s]*@", "//...@", repr(value))
     return text if len(text) <= 60 else text[:57] + "..."
 
 

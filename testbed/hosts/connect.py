@@ -267,7 +267,7 @@ def with_retries(
             answer = str(last) or type(last).__name__
             raise ConnectError(
                 host.name,
-                f"no SSH session with {where} within {deadline.seconds:.3g} s: {answer}",
+                f"no SSH session with {where} within {deadline}: {answer}",
                 hint="is it an SSH server, and is it overloaded?",
             ) from last
         called_off.wait(pause_s)

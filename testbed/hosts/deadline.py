@@ -33,6 +33,10 @@ class Deadline:
         """Whether the moment has come."""
         return self.remaining_s <= 0
 
+    def __str__(self) -> str:
+        """Return for people how far away it was."""
+        return f"{self.seconds:.3g} s" if self.seconds < 1000 else f"{self.seconds:.0f} s"
+
     def timeout_s(self, at_most: float = math.inf) -> float:
         """Return a timeout for one wait: what is left, but no more than ``at_most``."""
         return min(self.remaining_s, at_most)

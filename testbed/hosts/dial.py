@@ -69,7 +69,7 @@ def dial(
     if isinstance(last, TimeoutError) or last is None:
         raise ConnectError(
             name,
-            f"no answer from {where} within {deadline.seconds:.3g} s",
+            f"no answer from {where} within {deadline}",
             hint="is the host on and connected?",
         )
     hint = "is its SSH server running?" if last.errno == errno.ECONNREFUSED else ""
@@ -90,7 +90,7 @@ def _addresses(name: str, address: str, port: int, deadline: Deadline) -> Sequen
     thread.start()
     thread.join(deadline.remaining_s)
     if not answer:
-        raise ConnectError(name, f"the name {address} was not resolved within {deadline.seconds:.3g} s")
+        raise ConnectError(name, f"the name {address} was not resolved within {deadline}")
     if isinstance(answer[0], OSError):
         raise ConnectError(name, f"the name {address} cannot be resolved: {answer[0].strerror}")
     return [(family, target) for family, _, _, _, target in answer[0]]
@@ -202,6 +202,6 @@ def gateway_error(sock: object, name: str, where: str, deadline: Deadline) -> Co
     if sock.heard:
         return ConnectError(name, failure) if failure else None
     if deadline.remaining_s < 2 * SLICE_S:  # whatever the command has to say of it, it was ended by us
-        within = f"within {deadline.seconds:.3g} s through the gateway command"
+        within = f"within {deadline} through the gateway command"
         return ConnectError(name, f"no answer from {where} {within}", hint=hint)
     return ConnectError(name, f"no answer from {where}: {failure}", hint=hint) if failure else None

@@ -155,7 +155,7 @@ class SftpFiles:
         except TimeoutError as error:
             why = f"no progress for {STALL_TIMEOUT_S:g} s"
             if deadline.passed:
-                why = f"it took longer than {deadline.seconds:.3g} s and was ended"
+                why = f"it took longer than {deadline} and was ended"
             raise DeadlineError(self._host, f"{what}: {why}") from error
         except (EOFError, paramiko.SSHException) as error:
             raise ConnectError(self._host, f"{what}: the connection was lost") from error

@@ -242,7 +242,7 @@ class SshTransport:
 
     def _open(self, deadline: Deadline) -> Session:
         if not self._connecting.acquire(timeout=deadline.timeout_s(threading.TIMEOUT_MAX)):
-            raise DeadlineError(self.host.name, f"no connection within {deadline.seconds:.3g} s")
+            raise DeadlineError(self.host.name, f"no connection within {deadline}")
         try:
             session = self._session
             if session is None or not session.active:
@@ -258,7 +258,7 @@ class SshTransport:
                 except ConnectError as error:
                     if deadline.passed:
                         raise DeadlineError(
-                            self.host.name, f"no connection within {deadline.seconds:.3g} s: {error.message}"
+                            self.host.name, f"no connection within {deadline}: {error.message}"
                         ) from error
                     raise
                 if self._called_off.is_set():
@@ -279,7 +279,7 @@ class SshTransport:
     def _sftp(self, deadline: Deadline) -> Iterator[SftpFiles]:
         """Have the SFTP session to oneself. One that broke down in the middle of an answer is not used again."""
         if not self._sftp_lock.acquire(timeout=deadline.timeout_s(threading.TIMEOUT_MAX)):
-            raise DeadlineError(self.host.name, f"other files took longer than {deadline.seconds:.3g} s")
+            raise DeadlineError(self.host.name, f"other files took longer than {deadline}")
         try:
             files = self._sftp_files(deadline.sooner(self._connect_timeout_s))
             try:

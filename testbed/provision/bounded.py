@@ -75,5 +75,5 @@ class Bounded:
             raise
 
     def _late(self, where: str) -> DeadlineError:
-        text = f"not done within {self.deadline.seconds:.3g} s; {where}"
+        text = f"not done within {self.deadline}; {where}"
         return DeadlineError(self._host.name, text, hint="allow more by --host-timeout, and run it again")

@@ -118,7 +118,7 @@ class Hands:
                 last = error
         raise DeadlineError(
             self._host.name,
-            f"did not come back from its reboot within {deadline.seconds:.3g} s: {last or 'it never went down'}",
+            f"did not come back from its reboot within {deadline}: {last or 'it never went down'}",
             hint="look at its console; run the same again when it is there",
         )
 

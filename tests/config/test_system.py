@@ -43,6 +43,7 @@ def test_a_mistake_is_named_with_its_line(
     with pytest.raises(InputError) as caught:
         load_inventory(inventory(line))
     assert f"rack.yaml:10: hosts.orin.{key}: {expected}" in str(caught.value)
+    assert "me:word" not in str(caught.value)
     assert caught.value.exit_code == 2
 
 

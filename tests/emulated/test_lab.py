@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from payloads.services.systemd_limits import limits
 from testbed.emulation import lab as lab_module
 from testbed.emulation.settings import load_lab
 from testbed.hosts.sent import sent_program
@@ -237,6 +238,19 @@ def test_services_of_a_systemd_keep_to_their_limits(rack):
             "orin", "sh", "-c", f"sudo -S -p '' {unit} python3 -c '{code}'; echo ended with $?", text=password
         )
         assert done.stdout.endswith("ended with 0\n") == (ended == 0)
+
+
+def test_a_service_of_root_has_the_rights_that_it_needs_and_no_others(rack):
+    """The link daemon makes a namespace to try the kernel in; a worker opens devices, and writes to its own folder."""
+    tries = "unshare -n true && echo namespace; exec 3<>/dev/net/tun && echo device; echo > /root/own/it && echo own"
+    tries += "; (echo > /etc/it) 2>&1 || echo closed; umount /tmp 2>/dev/null && echo unmounted"
+    rack.run("orin", "mkdir", "-p", "/root/own", user="root")
+    for service, allowed in (("linkd", ["namespace"]), ("worker", [])):
+        given = limits(service, system=True, home=Path("/root/own"), user_home=Path("/root"))
+        unit = ["systemd-run", "--quiet", "--pipe", "--wait", *(f"--property={each}" for each in given)]
+        done = rack.run("orin", *unit, "sh", "-c", tries, user="root", check=False)
+        words = [line for line in done.stdout.splitlines() if " " not in line]
+        assert words == [*allowed, "device", "own", "closed"], done.stderr
 
 
 def test_a_reservation_outlives_its_session_where_systemd_ends_what_is_left_of_one(rack, wait_for):

@@ -32,6 +32,10 @@ def test_deadlines_never_add_up(whole: float, spent: float, part: float) -> None
     assert 0 <= deadline.timeout_s(part) <= part
 
 
+def test_a_deadline_is_told_without_powers_of_ten() -> None:
+    assert [str(Deadline(seconds)) for seconds in (0.25, 14.99993, 7200.0)] == ["0.25 s", "15 s", "7200 s"]
+
+
 def test_a_deadline_can_be_never() -> None:
     deadline = Deadline(math.inf)
     assert not deadline.passed
