@@ -264,7 +264,8 @@ def with_retries(
         pause_s = random.uniform(pause_s, 2 * pause_s)
         if called_off.is_set() or deadline.remaining_s < pause_s:
             where = f"{endpoint.address}:{endpoint.port}"
-            answer = str(last) or type(last).__name__
+            # What paramiko adds is that its socket was closed, by us.
+            answer = str(last).partition("[Errno ")[0] or str(last) or type(last).__name__
             raise ConnectError(
                 host.name,
                 f"no SSH session with {where} within {deadline}: {answer}",

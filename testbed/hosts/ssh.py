@@ -250,17 +250,10 @@ class SshTransport:
                     raise ConnectError(self.host.name, "the connection is closed")
                 if session is not None:
                     self._drop(session)
-                try:
-                    # A host's time begins when it is its turn.
-                    with self._gate.place(deadline):
-                        soon = deadline.sooner(self._connect_timeout_s)
-                        session = connect(self.host, self._settings, soon, self._called_off)
-                except ConnectError as error:
-                    if deadline.passed:
-                        raise DeadlineError(
-                            self.host.name, f"no connection within {deadline}: {error.message}"
-                        ) from error
-                    raise
+                # What reaching it may take is counted from when it is its turn.
+                with self._gate.place(deadline):
+                    soon = deadline.sooner(self._connect_timeout_s)
+                    session = connect(self.host, self._settings, soon, self._called_off)
                 if self._called_off.is_set():
                     session.close()
                     raise ConnectError(self.host.name, "the connection is closed")

@@ -109,7 +109,7 @@ def test_a_hosts_deadline_covers_its_connect_and_not_the_wait_for_its_turn(inven
     left: list[float] = []
     hosts = [inventory.hosts["dev0"], inventory.hosts["dev1"]]
     paused: list[str] = []
-    connected = threading.Barrier(2)
+    connected, stands = threading.Barrier(2), threading.Event()
 
     class Late(FakeTransport):
         def open(self, deadline: Deadline | None = None) -> None:
@@ -120,8 +120,7 @@ def test_a_hosts_deadline_covers_its_connect_and_not_the_wait_for_its_turn(inven
 
     def work(host: Host, transport: object) -> None:
         if not left:  # the first: the other stands in line meanwhile
-            while len(paused) < 2:
-                threading.Event().wait(0.001)
+            assert stands.wait(30)
         left.append(deadlines[host.name].remaining_s)
         now[0] += 50.0
 
@@ -130,6 +129,8 @@ def test_a_hosts_deadline_covers_its_connect_and_not_the_wait_for_its_turn(inven
         def paused(self) -> Iterator[None]:
             with super().paused():
                 paused.append("stands in line")
+                if len(paused) == 2:
+                    stands.set()
                 yield
 
     deadlines = {host.name: Watched(100.0, clock=lambda: now[0]) for host in hosts}
