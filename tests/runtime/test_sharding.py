@@ -62,7 +62,7 @@ print(survived)
 
 
 def names_in(out: Path) -> set[str]:
-    return {path.name for path in (out / "objects").iterdir()}
+    return {path.name for path in (out / "objects").iterdir() if path.is_file()}
 
 
 def named_by(out: Path) -> set[str]:
