@@ -116,7 +116,7 @@ def main() -> int:
 
 def give_back(folder: Path) -> None:
     """Give the results to the user who called sudo."""
-    owner = os.environ.get("TESTBED_OWNER", "")
+    owner = os.environ.get("TESTBED_FILES_OF", "")
     if owner and owner != "0:0" and folder.exists():
         subprocess.run(["chown", "-R", owner, str(folder)], check=True)
 
