@@ -257,4 +257,4 @@ def pyinfra(rack: Rack, folder: Path, programs: Path) -> Peer:
     )
 
 
-PEERS = {"ansible": ansible, "pyinfra": pyinfra}
+PEERS = {"pyinfra": pyinfra, "ansible": ansible}
