@@ -11,6 +11,7 @@ import subprocess
 from typing import Any, Dict, List, Optional
 
 from testbed.hosts.probes.start import output, read
+from testbed.hosts.probes.system import unit_states
 
 CHECK_TIMEOUT_S = 120
 
@@ -175,10 +176,11 @@ def units(user: pwd.struct_passwd) -> Dict[str, Any]:
     own = "/sys/fs/cgroup/user.slice/user-%d.slice/user@%d.service/cgroup.controllers" % (number, number)
     whole = "/sys/fs/cgroup/cgroup.controllers"
     controllers = (read(whole if number == 0 else own) or "").split()
+    running = os.path.isdir("/run/systemd/system")
     return {
-        "manager": os.path.isdir("/run/systemd/system" if number == 0 else "/run/user/%d/systemd" % number),
+        "manager": running and (number == 0 or os.path.isdir("/run/user/%d/systemd" % number)),
         "linger": os.path.exists("/var/lib/systemd/linger/" + user.pw_name),
-        "journal": output(["journalctl", "--quiet", "--no-pager", "--lines=0"]) is not None,
+        "journal": running and output(["journalctl", "--quiet", "--no-pager", "--lines=0"]) is not None,
         "memory": "memory" in controllers or (number == 0 and os.path.isdir("/sys/fs/cgroup/memory")),
     }
 
@@ -190,13 +192,12 @@ def jtop(user: pwd.struct_passwd) -> Dict[str, Any]:
         there, member = True, user.pw_name in group.gr_mem or user.pw_gid == group.gr_gid
     except KeyError:
         there, member = False, False
-    unit = output(["systemctl", "show", "-p", "LoadState", "--value", "jtop.service"])
     return {
         "program": shutil.which("jtop"),
         "group": there,
         "member": member or user.pw_uid == 0,
         "socket": os.path.exists(JTOP_SOCKET),
-        "unit": (unit or "").strip() == "loaded",
+        "unit": "jtop" in unit_states(["jtop"]),
     }
 
 
