@@ -155,7 +155,7 @@ def connect(host: Host, settings: SshSettings, deadline: Deadline, called_off: t
             port=endpoint.port,
             gateway=False,
             forward_agent=False,
-            config=settings.config,
+            config=settings.config(),
             connect_kwargs=endpoint.connect
             | {
                 "sock": sock,

@@ -29,9 +29,16 @@ class SshSettings:
 
     def __init__(self, known_hosts: Path) -> None:
         self.known_hosts = known_hosts
-        # Lazy: of fabric's own configuration files, nothing is wanted here.
-        self.config = fabric.Config(lazy=True)
-        self.config.load_ssh_config()
+        read = fabric.Config(lazy=True)
+        read.load_ssh_config()
+        self._ssh_config = read.base_ssh_config
+
+    def config(self) -> fabric.Config:
+        """Return a configuration for one connection, which changes it: threads that shared one would find it empty.
+
+        Lazy: of fabric's own configuration files, nothing is wanted here.
+        """
+        return fabric.Config(lazy=True, ssh_config=self._ssh_config)
 
     def endpoint(self, host: Host) -> Endpoint:
         """Return where a host's SSH server is.
@@ -40,13 +47,13 @@ class SshSettings:
             ConnectError: The host's key file cannot be read.
         """
         given = host.model_fields_set
-        asked = self.config.base_ssh_config.lookup(host.address)
+        asked = self._ssh_config.lookup(host.address)
         connection = fabric.Connection(
             host=host.address,
             user=host.user if "user" in given else asked.get("user", host.user),
             port=host.port if "port" in given else int(asked.get("port", host.port)),
             gateway=False if host.gateway else None,
-            config=self.config,
+            config=self.config(),
         )
         gateway, jump = None, None
         if host.gateway:
@@ -73,6 +80,8 @@ class SshSettings:
                     hint="an emulated lab makes its own: testbed emulate up; elsewhere see `key_file` in the inventory",
                 )
             connect |= {"key_filename": [str(host.key_file)], "look_for_keys": False}
+        elif "key_filename" in connection.connect_kwargs:  # an IdentityFile of ~/.ssh/config
+            connect["key_filename"] = list(connection.connect_kwargs["key_filename"])
         return Endpoint(connection.host, connection.port, connection.user, gateway, jump, connect)
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from testbed.errors import CommandError, ConnectError, DeadlineError, HostError, HostKeyError
 from testbed.hosts.deadline import Deadline
+from testbed.hosts.endpoint import SshSettings
 from testbed.hosts.files import CHUNK_BYTES
 from testbed.hosts.ssh import SshTransport, ssh_connect
 from testbed.hosts.steps import Command, Fetch, Put
@@ -371,3 +372,11 @@ def test_root_works_in_the_home_of_the_user(sshd: Any, tmp_path: Path) -> None:
         text=True,
     )
     assert done.stdout == "as root\n/home/nvidia a b\n"
+
+
+def test_connections_share_no_configuration(tmp_path: Path) -> None:
+    settings = SshSettings(tmp_path / "known_hosts")
+    first, second = settings.config(), settings.config()
+    first.port = 2222
+    assert second.port == 22
+    assert second.authentication.strategy_class is None
