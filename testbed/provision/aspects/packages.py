@@ -105,6 +105,7 @@ class Packages:
         there = 'dpkg-query -W -f "\\${db:Status-Abbrev}" "$name" 2>/dev/null | grep -q "^.[^n]"'
         come = f'$(for name in $(grep -v = {note}); do if {there}; then echo "$name"; fi; done)'
         # apt would keep a mark for each that came along; it has none for those that are wanted for themselves.
+        # Where apt cannot take it away, the mark stays and does no harm: the packages go all the same.
         mark = "{ apt-mark manual $come >/dev/null 2>&1 || true; }"
         purge = f'come="{come}"; test -z "$come" || {{ {mark} && dpkg --purge $come; }}'
         back = f'old="$(grep = {note})"; test -z "$old" || apt install {INSTALL} $old'
