@@ -19,7 +19,7 @@ from testbed.errors import HeldError, HostError, HostKeyError, TestbedError
 from testbed.hosts.authority import Authority, host_certificates, new_authority
 from testbed.hosts.facts import Facts, assume_facts, facts_command, gather_facts
 from testbed.hosts.fleet import Fleet
-from testbed.hosts.leases import lease_command, refuse_others, together
+from testbed.hosts.leases import ask_lease, lease_command, refuse_others, together
 from testbed.hosts.steps import Command
 from testbed.hosts.transport import Transport
 from testbed.provision.plan import plan_fleet
@@ -136,7 +136,7 @@ def refuse_held(fleet: Fleet) -> None:
     """
 
     def ask(host: Host, transport: Transport) -> None:
-        refuse_others(host, transport.run(lease_command(host, "show")).stdout)
+        refuse_others(host, ask_lease(host, transport, lease_command(host, "show")))
 
     failures = [outcome.error for outcome in fleet.each(ask) if outcome.error is not None]
     held = [failure for failure in failures if isinstance(failure, HeldError)]

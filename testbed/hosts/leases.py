@@ -56,18 +56,17 @@ def lease_command(host: Host, action: str, *args: str, timeout_s: float = 60.0) 
     return sent_command(host, "lease", action, *args, title=f"lease {action}", timeout_s=timeout_s)
 
 
-def refuse_others(host: Host, answer: str | Mapping[str, Any], owner: str = "") -> None:
+def refuse_others(host: Host, said: Mapping[str, Any], owner: str = "") -> None:
     """Raise where a host said that somebody else has it.
 
     Args:
         host: The host.
-        answer: What it said when it was asked for its lease, as it came or as an object.
+        said: What it said when it was asked for its lease, by :func:`ask_lease`.
         owner: Who is no other; the operator where left out.
 
     Raises:
         HeldError: Somebody else has it.
     """
-    said = _object(answer.strip().rpartition("\n")[2]) if isinstance(answer, str) else answer
     for by in (said.get("reserved"), said.get("held")):
         if isinstance(by, dict) and by.get("owner") != (owner or this_owner()):
             raise held_error(host.name, by)

@@ -126,10 +126,10 @@ def test_an_answer_of_refusal_names_who_has_the_host(one_host):
 
 
 def test_what_one_s_own_is_refuses_nobody(one_host):
-    refuse_others(one_host, json.dumps({"held": RUN | {"owner": "bob@desk"}, "reserved": None}))
+    refuse_others(one_host, {"held": RUN | {"owner": "bob@desk"}, "reserved": None})
     for key in ("held", "reserved"):
         with pytest.raises(HeldError):
-            refuse_others(one_host, json.dumps({key: RESERVED}))
+            refuse_others(one_host, {key: RESERVED})
 
 
 def test_several_refusals_are_one():
