@@ -12,15 +12,49 @@ import threading
 import time
 import traceback
 from types import TracebackType
-from typing import Optional, Tuple, Type
+from typing import TYPE_CHECKING, Optional, Tuple, Type
 
 from payloads.metrics import CONTENT_TYPE, Metrics
+from payloads.wire.counts import REFUSALS
 
-__all__ = ["MetricsServer"]
+if TYPE_CHECKING:
+    from payloads.wire.server import Server
+
+__all__ = ["MetricsServer", "follow_server"]
 
 _CLIENT_TIMEOUT_S = 2.0
 _MOST_REQUEST_BYTES = 8192
 _PAUSE_S = 0.1
+
+
+def follow_server(metrics: Metrics, prefix: str, server: Server) -> None:
+    """Tell from now on what a server of the data plane counts: connections, bytes, and who was refused.
+
+    Args:
+        metrics: Where.
+        prefix: What the names begin with.
+        server: The server.
+    """
+    counts = server.counts
+    counter, gauge = metrics.counter, metrics.gauge
+    gauge(f"{prefix}_connections", "Connections now.").labels().follow(lambda: server.peers)
+    gauge(f"{prefix}_queue_bytes", "Bytes that have arrived and wait to be read.").labels().follow(
+        server.queued_bytes
+    )
+    counter(f"{prefix}_connections_total", "Connections that proved themselves.").labels().follow(
+        lambda: counts.connected
+    )
+    counter(f"{prefix}_closed_total", "Connections that ended.").labels().follow(lambda: counts.closed)
+    refused = counter(f"{prefix}_refused_total", "Connections that were refused, by reason.", ("reason",))
+    for reason in REFUSALS:
+        refused.labels(reason).follow(lambda reason=reason: counts.refused[reason])  # type: ignore[misc]
+    moved = counter(
+        f"{prefix}_wire_bytes_total",
+        "Bytes of all connections, the handshakes and what TLS adds included.",
+        ("direction",),
+    )
+    moved.labels("in").follow(lambda: server.wire_bytes()[0])
+    moved.labels("out").follow(lambda: server.wire_bytes()[1])
 
 
 class MetricsServer:

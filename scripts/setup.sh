@@ -101,3 +101,18 @@ need_stock_kernel() {
     say "no package user-mode-linux here: the tests under a stock kernel are skipped"
   fi
 }
+
+# What runs the tests of the device code under the Pythons of boards: a few packages, pure Python, in one folder for all.
+need_board_packages() {
+  local list=tests/payloads/requirements.txt folder=.cache/board-tests
+  cmp -s "$list" "$folder/requirements.txt" && return
+  rm -rf "$folder"
+  mkdir -p "$folder"
+  if "$VENV/bin/pip" install --quiet --disable-pip-version-check --no-compile --no-deps --only-binary=:all: \
+    --python-version 3.8 --implementation py --abi none --platform any --target "$folder" -r "$list"; then
+    cp "$list" "$folder/"
+  else
+    say "the packages of $list could not be installed: the tests of the device code run under this Python alone"
+    rm -rf "$folder"
+  fi
+}

@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable, Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 # The machine may be busy: no property is judged by the clock. And the same examples every time, so that a change is not
 # refused for what a new one finds in code that it does not touch; TESTBED_EXPLORE=1 looks for new ones.
+# TESTBED_EXAMPLES is how many are tried of each: what is run once more under another Python tries fewer.
 settings.register_profile(
     "testbed",
     deadline=None,
+    max_examples=int(os.environ.get("TESTBED_EXAMPLES", 100)),
     derandomize="TESTBED_EXPLORE" not in os.environ,
     suppress_health_check=[HealthCheck.too_slow],
 )
@@ -48,16 +48,13 @@ def own_data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def old_python() -> Callable[[str], str]:
     """Return what finds an interpreter of a board's version, such as 3.8; the test is skipped without one."""
 
+    from testbed.emulation.pythons import find_python
+
     def find(version: str) -> str:
-        managed = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
-        for candidate in (*map(str, reversed(managed)), shutil.which(f"python{version}")):
-            # A version manager's stand-in is on the path for versions that it then refuses to run.
-            if (
-                candidate
-                and subprocess.run([candidate, "-V"], capture_output=True, check=False).returncode == 0
-            ):
-                return candidate
-        pytest.skip(f"there is no Python {version} here")
+        found = find_python(version)
+        if found is None:
+            pytest.skip(f"there is no Python {version} here")
+        return str(Path(found.prefix) / found.program)
 
     return find
 

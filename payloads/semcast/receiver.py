@@ -14,15 +14,18 @@ import gc
 import json
 import signal
 import sys
+import time
 import traceback
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Optional, Sequence, Tuple
 
 import torch
 
 from payloads.board.busy import BusyCounter
 from payloads.board.options import add_board, board_of, expanded
 from payloads.board.pace import Pace
+from payloads.metrics import Metrics
+from payloads.metrics_http import MetricsServer, follow_server
 from payloads.semcast.hearing import Listener, TrialError
 from payloads.semcast.kept import KeepError
 from payloads.semcast.messages import What, pack_done, what_is
@@ -44,6 +47,7 @@ class Receiver:
 
     Attributes:
         description: What it says of itself, as JSON.
+        metrics: What it counts.
 
     Args:
         shelf: The models.
@@ -63,6 +67,14 @@ class Receiver:
     ) -> None:
         self._listener = Listener(shelf, folder, pace, busy, device or torch.device("cpu"))
         self.description = json.dumps({"models": shelf.identities(), "pace": pace._asdict()}).encode()
+        self.metrics = Metrics()
+        counter, errors = self.metrics.counter, "Messages that were answered with an error."
+        self._failed = counter("testbed_receiver_errors_total", errors).labels()
+        self._trials = counter(
+            "testbed_receiver_trials_total", "Trials that were heard to their end."
+        ).labels()
+        text = "From the last byte of a frame to its report, a pace included."
+        self._frame = self.metrics.histogram("testbed_receiver_frame_seconds", text).labels()
 
     def handle(self, header: Header, payload: memoryview, received_ns: int) -> Sequence[Buffer]:
         """Answer one frame.
@@ -82,6 +94,7 @@ class Receiver:
         except Exception as error:
             # The trial has failed as a whole, so what it has kept goes at once: a full disk has room again.
             self.close()
+            self._failed.add()
             return [pack_error(_told(error), header.sequence)]
         return [pack_header(Kind.RESULT, len(answer), header.sequence), answer]
 
@@ -95,10 +108,12 @@ class Receiver:
             listener.begin(payload)
         elif what == What.END:
             listener.end()
-        elif what == What.FRAME:
-            return listener.frame(payload, received_ns)
-        elif what == What.PIECES:
-            return listener.pieces(payload)
+            self._trials.add()
+        elif what in (What.FRAME, What.PIECES):
+            answer = listener.frame(payload, received_ns) if what == What.FRAME else listener.pieces(payload)
+            if what_is(memoryview(answer)) == What.REPORT:  # and not what it lacks
+                self._frame.observe((time.monotonic_ns() - received_ns) * 1e-9)
+            return answer
         else:
             raise FrameError(f"message {what} is not for a receiver")
         return pack_done()
@@ -124,6 +139,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         credentials = credentials_of(options)
         receiver = Receiver(shelf, options.folder, *board)
         server = Server(listen(*options.listen), credentials, receiver.handle, NAME)
+        shown = _show_metrics(receiver, server, options.metrics)
         kept = shelf.kept()
     except (AuthError, OSError, ShelfError) as error:
         print(f"{NAME}: {error}", file=sys.stderr)
@@ -140,7 +156,23 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         kept.close()
         server.close()
         receiver.close()
+        if shown is not None:
+            shown.close()
     return 0
+
+
+def _show_metrics(
+    receiver: Receiver, server: Server, address: Optional[Tuple[str, int]]
+) -> Optional[MetricsServer]:
+    """Serve a receiver's metrics where an address is given."""
+    if address is None:
+        return None
+    follow_server(receiver.metrics, "testbed_receiver", server)
+    shown = MetricsServer(receiver.metrics, address)
+    print(
+        f"{NAME}: metrics at http://{':'.join(map(str, shown.address))}/metrics", file=sys.stderr, flush=True
+    )
+    return shown
 
 
 def _parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
@@ -150,6 +182,8 @@ def _parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument("--listen", type=parse_listen, required=True, metavar="ADDRESS:PORT")
     add_credentials(parser)
     add_board(parser)
+    text = "serve Prometheus metrics there, such as at 127.0.0.1:7079; off by default"
+    parser.add_argument("--metrics", type=parse_listen, metavar="ADDRESS:PORT", help=text)
     return parser.parse_args(arguments)
 
 

@@ -78,6 +78,7 @@ class Airing:
         traffic: What counts the trial's bytes.
         sender: What sends by multicast; ``None`` where every user gets a copy over its connection.
         rate: Follows the links, and says how fast that is to be.
+        heard: Told of each frame that all have heard, warm-ups included.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Airing:
         traffic: FrameTraffic,
         sender: Optional[Sender] = None,
         rate: Rate = lambda: None,
+        heard: Callable[[FrameReport], None] = lambda report: None,
     ) -> None:
         self.traffic = traffic
         self.again = {"pieces": 0, "bytes": 0}
@@ -97,7 +99,7 @@ class Airing:
         self._models = spec.schemes[self._trial.scheme]
         self._shelf = shelf
         self._receivers = receivers
-        self._sender, self._rate = sender, rate
+        self._sender, self._rate, self._all_heard = sender, rate, heard
         self._key, self._session = secrets.token_bytes(KEY_BYTES), secrets.randbits(32)
 
     def begin(self) -> None:
@@ -215,7 +217,7 @@ class Airing:
             sent.scale_codes,
         )
         timed = self._heard(head, sent, counts=kept)
-        return FrameReport(
+        report = FrameReport(
             frame.number,
             block.pair,
             sent.symbols,
@@ -228,6 +230,8 @@ class Airing:
             timed.done_ns,
             timed.reports,
         )
+        self._all_heard(report)
+        return report
 
     def _heard(self, head: FrameHead, sent: Sent, *, counts: bool) -> _Timed:
         """Send a frame, and again what was lost of it, until all have reported."""

@@ -17,13 +17,15 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional, Sequence
+from typing import Any, Callable, Dict, Optional, Sequence, Type
 
 import torch
 
+from payloads.metrics import Metrics
+from payloads.metrics_http import MetricsServer
 from payloads.semcast.multicast import Group, MulticastError, Sender, parse_group
 from payloads.semcast.receivers import FrameTraffic, Receivers, devices_by_name
-from payloads.semcast.reports import Reports
+from payloads.semcast.reports import FrameReport, Reports
 from payloads.semcast.sending import Airing
 from payloads.semcast.shelf import Shelf, ShelfError
 from payloads.semcast.spec import Spec, read_spec
@@ -40,6 +42,7 @@ from payloads.wire.client import DeviceError, Exchange
 from payloads.wire.clock import BSClock
 from payloads.wire.credentials import Credentials, add_credentials, credentials_of
 from payloads.wire.frames import FrameError
+from payloads.wire.server import parse_listen
 
 __all__ = ["Transmitter", "main", "serve"]
 
@@ -65,6 +68,7 @@ class Transmitter:
 
     Attributes:
         clock: The base station's clock.
+        metrics: What it counts.
 
     Args:
         shelf: The models.
@@ -91,6 +95,21 @@ class Transmitter:
         self._receivers = Receivers(self._exchange, credentials)
         self._links, self._pacing = links, pacing
         self._group = group
+        self.metrics = Metrics()
+        counter, histogram = self.metrics.counter, self.metrics.histogram
+        text = "Bytes of frames that all have heard, each copy and what was sent again included."
+        self._bytes = counter("testbed_transmitter_frame_bytes_total", text).labels()
+        text = "Trials that ended, by how."
+        self._trials = counter("testbed_transmitter_trials_total", text, ("outcome",))
+        text = "From a frame's first byte to the last report of it."
+        self._frame = histogram("testbed_transmitter_frame_seconds", text).labels()
+        self._encode = histogram("testbed_transmitter_encode_seconds", "Encoding of a frame.").labels()
+
+    def _heard(self, frame: FrameReport) -> None:
+        """Count a frame that all have heard."""
+        self._bytes.add(frame.bytes)
+        self._frame.observe((frame.done_ns - min(frame.sent_ns)) * 1e-9)
+        self._encode.observe(frame.encode_ns * 1e-9)
 
     def close(self) -> None:
         """Close all connections."""
@@ -138,6 +157,7 @@ class Transmitter:
         reports = Reports(name, self.clock)
         traffic = FrameTraffic(self._receivers)
         with ExitStack() as stack:
+            stack.push(self._count)
             try:
                 self._meet(spec, spec.schemes[trial.scheme])
                 before = self._receivers.offsets()
@@ -169,6 +189,10 @@ class Transmitter:
                 for place, user in enumerate(spec.users)
             },
         }
+
+    def _count(self, kind: Optional[Type[BaseException]], *_: object) -> None:
+        """Count a trial at its end."""
+        self._trials.labels("completed" if kind is None else "failed").add()
 
     def _meet(self, spec: Spec, models: Sequence[str]) -> None:
         """Connect the receivers of a run's users, who must hold the very models that are here."""
@@ -202,7 +226,8 @@ class Transmitter:
             rates = [feed.rates.get(user, (None, None))[0] for user in spec.users]
             return min((one for one in rates if one is not None), default=None)
 
-        return Airing(spec, name, self._shelf, self._receivers, traffic, self._sender(stack), rate)
+        sender = self._sender(stack)
+        return Airing(spec, name, self._shelf, self._receivers, traffic, sender, rate, self._heard)
 
     def _sender(self, stack: ExitStack) -> Optional[Sender]:
         """Return what sends to the group until the stack is left; ``None`` where there is no group."""
@@ -234,6 +259,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         given = options.links, options.pacing, options.multicast
         transmitter = Transmitter(shelf, options.devices, credentials, *given)
         control = Control(options.control, transmitter.describe)
+        shown = None if options.metrics is None else MetricsServer(transmitter.metrics, options.metrics)
         kept = shelf.kept()
     except (AuthError, ControlError, OSError, ShelfError) as error:
         _say(str(error))
@@ -250,6 +276,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         kept.close()
         control.close()
         transmitter.close()
+        if shown is not None:
+            shown.close()
     return 0
 
 
@@ -288,6 +316,8 @@ def _parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
         metavar="ADDRESS:PORT",
         help="send every frame once, to this group; otherwise every device gets a copy",
     )
+    text = "serve Prometheus metrics there, such as at 127.0.0.1:7079; off by default"
+    parser.add_argument("--metrics", type=parse_listen, metavar="ADDRESS:PORT", help=text)
     options = parser.parse_args(arguments)
     if options.pacing and options.links is None:
         parser.error("--pacing follows linkd, so it needs --links SOCKET")

@@ -1,4 +1,4 @@
-"""``python -m payloads.services``: start, stop, restart, status, logs, hold, lease and power."""
+"""``python -m payloads.services``: start, stop, restart, status, logs, hold, lease, power and keep."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any, Sequence
 from payloads.services.layout import ServiceError, check_name, service_folder, service_names
 from payloads.services.lease import INITIAL_S, read_lease
 from payloads.services.spec import Spec, read_spec
+from payloads.services.systemd import guard, services_here
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -68,22 +69,13 @@ def _parser() -> argparse.ArgumentParser:
     power.add_argument("--mode", default=None, metavar="NAME", help="the power mode, by its name")
     power.add_argument("--jetson-clocks", action="store_true", help="all clocks at their greatest")
     power.add_argument("--settle", type=float, default=0.0, metavar="S", help="wait so long once it is set")
+    command("keep", _keep, "put back what leases from before a boot have left (a systemd unit of its own)")
     supervise = command("supervise", _supervise, "be the supervisor (started by the others)")
     supervise.add_argument("--ready-fd", type=int, required=True)
     command("guard", _guard, "wait until the lease ends (a systemd unit of its own)").add_argument(
         "--initial-lease", type=float, default=INITIAL_S, metavar="S"
     )
     return parser
-
-
-def _backend() -> Any:
-    from payloads.services.systemd import SystemdBackend, systemd_runs_here
-
-    if systemd_runs_here():
-        return SystemdBackend()
-    from payloads.services.supervised import SupervisorBackend
-
-    return SupervisorBackend()
 
 
 def _start(options: argparse.Namespace, argv: tuple[str, ...]) -> int:
@@ -102,7 +94,7 @@ def _restart(options: argparse.Namespace, _argv: tuple[str, ...]) -> int:
 
 def _report_start(spec: Spec, options: argparse.Namespace, *, again: bool) -> int:
     ready_s = options.ready_timeout or 5.0
-    did = _backend().start(spec, initial_s=options.initial_lease, ready_s=ready_s, again=again)
+    did = services_here().start(spec, initial_s=options.initial_lease, ready_s=ready_s, again=again)
     print(f"{spec.name}: {did}")
     return 0
 
@@ -110,7 +102,7 @@ def _report_start(spec: Spec, options: argparse.Namespace, *, again: bool) -> in
 def _stop(options: argparse.Namespace, _argv: tuple[str, ...]) -> int:
     if bool(options.names) == options.all:
         raise ServiceError("stop: name services, or say --all")
-    backend = _backend()
+    backend = services_here()
     names = [check_name(name) for name in options.names]
     stopped = backend.stop_all("stopped on request") if options.all else backend.stop(names)
     for name in sorted(set(names) | set(stopped)):
@@ -119,7 +111,7 @@ def _stop(options: argparse.Namespace, _argv: tuple[str, ...]) -> int:
 
 
 def _status(options: argparse.Namespace, _argv: tuple[str, ...]) -> int:
-    backend, lease = _backend(), read_lease()
+    backend, lease = services_here(), read_lease()
     services = backend.status()
     held = {"left_s": round(max(lease.left_s(), 0.0), 1), "holder": lease.holder} if lease else None
     if options.json:
@@ -136,14 +128,14 @@ def _status(options: argparse.Namespace, _argv: tuple[str, ...]) -> int:
 
 
 def _logs(options: argparse.Namespace, _argv: tuple[str, ...]) -> int:
-    print(_backend().tail(_known(options.name).name, options.lines))
+    print(services_here().tail(_known(options.name).name, options.lines))
     return 0
 
 
 def _hold(options: argparse.Namespace, _argv: tuple[str, ...]) -> int:
     from payloads.services.hold import hold
 
-    return hold(_backend(), options.ttl, options.wait, options.owner or _this_user(), options.purpose)
+    return hold(services_here(), options.ttl, options.wait, options.owner or _this_user(), options.purpose)
 
 
 def _this_user() -> str:
@@ -159,9 +151,9 @@ def _lease(options: argparse.Namespace, _argv: tuple[str, ...]) -> int:
         if options.action == "show":
             said = show()
         elif options.action == "take":
-            said = take(owner, options.purpose, options.for_s, options.take_over_from, _backend)
+            said = take(owner, options.purpose, options.for_s, options.take_over_from, services_here)
         else:
-            said = release(owner, _backend)
+            said = release(owner, services_here)
     except HeldError as error:
         print(json.dumps({"refused": error.by}))
         print(error, file=sys.stderr)
@@ -188,9 +180,18 @@ def _power(options: argparse.Namespace, _argv: tuple[str, ...]) -> int:
         raise ServiceError("power: nobody holds this host, so nobody would put it back")
     owner = held.owner  # of the run that this is for
     clocks = options.jetson_clocks
-    said = set_power(options.mode, clocks=clocks, noted=lambda: ensure_keeper(owner, _backend))
+    said = set_power(options.mode, clocks=clocks, noted=lambda: ensure_keeper(owner, services_here))
     time.sleep(options.settle)
     print(json.dumps({"power": said}))
+    return 0
+
+
+def _keep(_options: argparse.Namespace, _argv: tuple[str, ...]) -> int:
+    # Loaded now: the code may have been removed once a reservation ends.
+    from payloads.services import supervised  # noqa: F401
+    from payloads.services.keeper import keep_after_boot
+
+    keep_after_boot(services_here)
     return 0
 
 
@@ -201,8 +202,6 @@ def _supervise(options: argparse.Namespace, _argv: tuple[str, ...]) -> int:
 
 
 def _guard(options: argparse.Namespace, _argv: tuple[str, ...]) -> int:
-    from payloads.services.systemd import guard
-
     return guard(options.initial_lease)
 
 

@@ -2,13 +2,15 @@
 
 It is started with what changes a board: a reservation, which notes how the board is set, and the power settings of a
 run. Nothing of theirs has to live for it: it looks at the host's lease once a second, and when that is over it stops
-services that still run and puts power mode and clocks back. It ends when there is nothing left to put back.
+services that still run and puts power mode and clocks back. It ends when there is nothing left to put back. A reboot
+ends it too: where provisioning has made a unit of systemd for that, it goes on at boot.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import signal
 import sys
 import time
@@ -30,7 +32,7 @@ from payloads.services.shared import (
     standing,
 )
 
-__all__ = ["due_notes", "due_now", "ensure_keeper", "keep", "open_notes", "tidy"]
+__all__ = ["due_notes", "due_now", "ensure_keeper", "keep", "keep_after_boot", "open_notes", "tidy"]
 
 _LOOK_S = 1.0
 _TRIES = 3
@@ -117,6 +119,18 @@ def keep(owner: str, backend: Callable[[], Any]) -> None:
             print(error, file=sys.stderr, flush=True)
         return
     tidy()
+
+
+def keep_after_boot(backend: Callable[[], Any]) -> None:
+    """Be the keeper of what leases from before a boot have left: the one of then is gone.
+
+    Where another account has the host by now, it is left as it is: the next with this account puts it back.
+    """
+    record = standing(read_record(), here_and_now())
+    claim = record.reserved or record.held
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    if open_notes() and (claim is None or claim.user == user):
+        keep(claim.owner if claim else user, backend)
 
 
 def _looked_after(owner: str, backend: Callable[[], Any], tries: int = _TRIES) -> bool:

@@ -31,11 +31,20 @@ from payloads.services.service import RESTART_WINDOW_S, RESTARTS, STOP_S
 from payloads.services.spec import Spec, inherited_environment, read_spec
 from payloads.services.systemd_limits import caches, limits
 
-__all__ = ["GUARD", "SystemdBackend", "environment_file", "guard", "run_command", "systemd_runs_here"]
+__all__ = [
+    "GUARD",
+    "SystemdBackend",
+    "environment_file",
+    "guard",
+    "run_command",
+    "services_here",
+    "systemd_runs_here",
+]
 
 GUARD = "testbed_lease.service"
 _SHOWN = "Id,ActiveState,SubState,MainPID,Result,ExecMainStatus,NRestarts,InvocationID"
 _LAST_LINES = 200
+_NO_SUCH_UNIT = 5  # systemctl's status
 _LOOK_S = 2.0
 _POLL_S = 0.05
 
@@ -48,6 +57,15 @@ def systemd_runs_here() -> bool:
     if not Path("/run/systemd/system").is_dir():
         return False
     return os.geteuid() == 0 or Path(f"/run/user/{os.geteuid()}/systemd").is_dir()
+
+
+def services_here() -> Any:
+    """Return what runs the services of this host: systemd, or our own supervisor."""
+    if systemd_runs_here():
+        return SystemdBackend()
+    from payloads.services.supervised import SupervisorBackend
+
+    return SupervisorBackend()
 
 
 def guard(initial_s: float) -> int:
@@ -136,7 +154,7 @@ class SystemdBackend:
             return "already running"
         self._begin_guard(initial_s)
         if active:
-            self._systemctl("stop", unit(spec.name))
+            self._stop(unit(spec.name))
         # A unit that failed keeps its name until it is told to forget; for others this is an error to ignore.
         self._call(["systemctl", *self._scope, "reset-failed", unit(spec.name)], check=False)
         ready = folder / "ready"
@@ -155,16 +173,15 @@ class SystemdBackend:
         """Stop services and wait for their end; return those that ran."""
         running = self._running(names)
         if running:
-            self._systemctl("stop", *(unit(name) for name in running))
+            self._stop(*(unit(name) for name in running))
         return running
 
     def stop_all(self, reason: str) -> list[str]:
         """Stop all services and the unit that guards the lease; return the services that ran."""
         running = self._running(service_names())
-        # systemd has forgotten a transient unit that ended, and calls stopping it an error.
         guard = [GUARD] if self._is_active(GUARD) else []
         if guard or running:
-            self._systemctl("stop", *guard, *(unit(name) for name in running))
+            self._stop(*guard, *(unit(name) for name in running))
         return running
 
     def status(self) -> list[dict[str, Any]]:
@@ -270,16 +287,17 @@ class SystemdBackend:
         by_unit = {block.get("Id", ""): block for block in blocks}
         return {name: by_unit.get(unit(name), {}) for name in names}
 
-    def _systemctl(self, *arguments: str) -> None:
-        self._call(["systemctl", *self._scope, *arguments])
+    def _stop(self, *units: str) -> None:
+        """Stop units and wait for their end. One that ends by itself meanwhile is forgotten, which is no error."""
+        self._call(["systemctl", *self._scope, "stop", *units], fine=(0, _NO_SUCH_UNIT))
 
     @staticmethod
-    def _call(command: Sequence[str], *, check: bool = True) -> str:
+    def _call(command: Sequence[str], *, check: bool = True, fine: Sequence[int] = (0,)) -> str:
         try:
             done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, env=_environment())
         except FileNotFoundError as error:
             raise ServiceError(f"{command[0]}: not installed on this host") from error
-        if check and done.returncode != 0:
+        if check and done.returncode not in fine:
             words = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
             raise ServiceError(
                 f"{' '.join(command[:4])} ... ended with status {done.returncode}: {words[-1]}"

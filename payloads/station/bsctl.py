@@ -7,6 +7,9 @@
     python -m payloads.station.bsctl status
     python -m payloads.station.bsctl ping
 
+Whoever asks for work waits for a base station that is being started again, such as one that was killed: as long as a
+start may take, and no longer than the service is going to run.
+
 Prints JSON lines; the last one holds the result. When this process ends, the base station abandons the work; what was
 served is recorded all the same.
 """
@@ -18,12 +21,21 @@ import json
 import select
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import Any, Dict, Iterator, Optional, Sequence
+
+from payloads.services.layout import ServiceError
+from payloads.services.systemd import services_here
 
 __all__ = ["main"]
 
 NAME = "bsctl"
+SERVICE = "base-station"
+START_S = 90.0
+"""How long a base station that starts is waited for: as long as a campaign waits for its first start."""
+AT_ONCE = ("status", "stop")  # these want to know what is now
+_LOOK_S = 0.5
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
@@ -36,7 +48,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     if getattr(options, "concurrency", None) is not None:
         request["concurrency"] = options.concurrency
     try:
-        return _ask(options.control, request)
+        with _connected(options.control, 0.0 if options.do in AT_ONCE else START_S) as connection:
+            return _ask(connection, request)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -47,18 +60,50 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         return 1
 
 
-def _ask(control: Path, request: Dict[str, Any]) -> int:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.connect(str(control))
-        connection.sendall(json.dumps(request).encode() + b"\n")
-        for line in _lines(connection):
-            answer = json.loads(line.decode())
-            if "error" in answer:
-                print(answer["error"], file=sys.stderr)
-                return 1
-            print(json.dumps(answer), flush=True)
-            if "result" in answer:
-                return 0
+def _connected(control: Path, wait_s: float) -> socket.socket:
+    """Connect to the base station; one that is being started is waited for.
+
+    Args:
+        control: The control socket.
+        wait_s: The longest wait, in seconds.
+
+    Raises:
+        OSError: There is none, and none is about to be there.
+    """
+    deadline = time.monotonic() + wait_s
+    while True:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.connect(str(control))
+            return connection
+        except OSError:
+            connection.close()
+            if time.monotonic() >= deadline or not _will_be_there():
+                raise
+        time.sleep(_LOOK_S)
+
+
+def _will_be_there() -> bool:
+    """Tell whether the base station runs or is going to, by what looks after the services of this host."""
+    try:
+        services = services_here().status()
+    except ServiceError:
+        return False
+    # One that was killed just now is still said to run; one that is given up is not.
+    states = ("running", "waiting", "ending")
+    return any(each["name"] == SERVICE and each["state"] in states for each in services)
+
+
+def _ask(connection: socket.socket, request: Dict[str, Any]) -> int:
+    connection.sendall(json.dumps(request).encode() + b"\n")
+    for line in _lines(connection):
+        answer = json.loads(line.decode())
+        if "error" in answer:
+            print(answer["error"], file=sys.stderr)
+            return 1
+        print(json.dumps(answer), flush=True)
+        if "result" in answer:
+            return 0
     print(f"{NAME}: the base station went away", file=sys.stderr)
     return 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple, Tuple
 
-from payloads.wire.connection import RECORD_BYTES, RECORD_OVERHEAD_BYTES
+from payloads.wire.connection import RECORD_OVERHEAD_BYTES, record_bytes
 from payloads.wire.frames import DISPATCH_HEAD_BYTES, HEADER_BYTES, RESULT_HEAD_BYTES
 
 if TYPE_CHECKING:
@@ -159,6 +159,4 @@ def message_bytes(loads: Loads, row_bytes: int, tls: bool = False) -> Tuple[NDAr
     lists = _LIST_ENTRY_BYTES * (2 * loads.experts + loads.pairs)
     out = loaded * (HEADER_BYTES + DISPATCH_HEAD_BYTES) + loads.tokens * row_bytes + lists
     back = loaded * (HEADER_BYTES + RESULT_HEAD_BYTES) + loads.pairs * row_bytes
-    if tls:
-        out, back = (size + RECORD_OVERHEAD_BYTES * -(-size // RECORD_BYTES) for size in (out, back))
-    return out, back
+    return (record_bytes(out), record_bytes(back)) if tls else (out, back)

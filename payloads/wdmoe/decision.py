@@ -219,17 +219,14 @@ class Decider:
     def _demand(self, loads: Loads) -> Demand:
         return self._unshaped.demand(loads)
 
-    def observe(self, layer: int, step: int, loads: Loads, seconds: Floats) -> None:
-        """Tell the selection what a layer took.
+    @property
+    def observe(self) -> Optional[Callable[[int, int, Loads, Floats], None]]:
+        """What tells the selection what a layer took; ``None`` where it does not learn from that.
 
-        Args:
-            layer: The layer.
-            step: The token step.
-            loads: What was asked.
-            seconds: (D,), how long each device took from the first byte sent to the last received; NaN where it had
-                no load.
+        It is called with the layer, the token step, what was asked, and (D,) how long each device took from the first
+        byte sent to the last received, in seconds; NaN where it had no load.
         """
-        self.selector.observe(layer, step, loads, seconds)
+        return getattr(self.selector, "observe", None)
 
 
 def _same(one: Selection, other: Selection) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Protocol, Tuple
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional, Protocol, Tuple
 
 from payloads.wdmoe.decision import Decision
 from payloads.wdmoe.routing import Loads, Routing
@@ -34,8 +34,9 @@ class Decides(Protocol):
     ) -> Decision:
         """Decide what is sent out in a layer."""
 
-    def observe(self, layer: int, step: int, loads: Loads, seconds: NDArray[floating[Any]]) -> None:
-        """Hear what a layer took."""
+    @property
+    def observe(self) -> Optional[Callable[[int, int, Loads, NDArray[floating[Any]]], None]]:
+        """What hears what a layer took; ``None`` where nobody learns from it."""
 
 
 class Expected:

@@ -49,6 +49,10 @@ class Selector(Protocol):
     def select(self, view: LayerView) -> Selection:
         """Choose for the tokens of one layer."""
 
+
+class Learner(Selector, Protocol):
+    """A selector that learns from measured times: it is told of every layer before the next is decided."""
+
     def observe(self, layer: int, step: int, loads: Loads, seconds: NDArray[floating[Any]]) -> None:
         """Learn how long the dispatches of a layer took.
 

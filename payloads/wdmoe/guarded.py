@@ -81,6 +81,8 @@ class Guarded:
     def __init__(self, selector: Any, kind: str) -> None:
         self._selector = selector
         self._path, self._name = split_kind(kind)
+        #: What learns from measured times; ``None`` where it does not.
+        self.observe = self._observe if hasattr(selector, "observe") else None
 
     def select(self, view: LayerView) -> Selection:
         """Choose for the tokens of one layer.
@@ -108,7 +110,7 @@ class Guarded:
             weights = np.array(selection.weights, routing.weights.dtype)
         return Selection(index, np.array(selection.keep), weights)
 
-    def observe(self, layer: int, step: int, loads: Loads, seconds: NDArray[np.floating[Any]]) -> None:
+    def _observe(self, layer: int, step: int, loads: Loads, seconds: NDArray[np.floating[Any]]) -> None:
         """Let it learn how long the dispatches of a layer took.
 
         Raises:

@@ -19,7 +19,6 @@ from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Tuple
 
-from payloads.wdmoe.routing import LayerView, Loads, Selection
 
 __all__ = [
     "UserPolicy",
@@ -121,7 +120,7 @@ def make_user_selector(settings: Mapping[str, Any]) -> Any:
         selector = made(**arguments)
     except (Exception, SystemExit) as error:  # whatever the user's code says of its settings
         raise UserPolicyError(f"{policy.name}: {type(error).__name__}: {error}") from error
-    return selector if hasattr(selector, "observe") else _Deaf(selector)
+    return selector
 
 
 def check_user_policy(settings: Mapping[str, Any]) -> List[str]:
@@ -140,20 +139,6 @@ def follows_links(settings: Mapping[str, Any]) -> bool:
         UserPolicyError: The class cannot be loaded.
     """
     return bool(getattr(_class_of(read_user_policy(*split_kind(settings["kind"]))), "follows_links", True))
-
-
-class _Deaf:
-    """A selector that learns nothing from measured times."""
-
-    def __init__(self, selector: Any) -> None:
-        self._selector = selector
-
-    def select(self, view: LayerView) -> Selection:
-        selection: Selection = self._selector.select(view)
-        return selection
-
-    def observe(self, layer: int, step: int, loads: Loads, seconds: Any) -> None:
-        pass
 
 
 _LOADED: Dict[Tuple[str, str], Any] = {}

@@ -12,11 +12,15 @@ import contextlib
 import socket
 import ssl
 import struct
-from typing import Any, Dict, List, Optional, Sequence, Union
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, TypeVar, Union
 
 from payloads.wire.frames import Buffer
 from payloads.wire.pacing import cut, retransmitted_bytes, send_paced, set_pace
 from payloads.wire.sockets import unsent
+
+if TYPE_CHECKING:
+    from numpy import int64
+    from numpy.typing import NDArray
 
 __all__ = [
     "RECORD_BYTES",
@@ -37,10 +41,11 @@ _RECEIVE_BYTES = 1 << 18
 #: All that a handshake may take; ours, with certificates of one level, take less than 2 KiB.
 MAX_HANDSHAKE_BYTES = 1 << 15
 _WAITING = memoryview(b"")
+Bytes = TypeVar("Bytes", int, "NDArray[int64]")
 
 
-def record_bytes(message_bytes: int) -> int:
-    """Return the bytes of the TLS records of one message that is given to one :meth:`Tls.send`."""
+def record_bytes(message_bytes: Bytes) -> Bytes:
+    """Return the bytes of the TLS records of one message given to one :meth:`Tls.send`, or of an array of such."""
     return message_bytes + RECORD_OVERHEAD_BYTES * -(-message_bytes // RECORD_BYTES)
 
 

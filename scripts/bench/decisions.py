@@ -169,7 +169,7 @@ def measure(tokens: int, ports: list[int], key: Path, linkd: Path, rounds: int) 
                 begun = time.perf_counter()
                 dispatcher.layer(0, hidden, index, weights, scores)
                 took_us = (time.perf_counter() - begun) * 1e6
-            dispatcher.rows.clear()
+            dispatcher.booking.rows.clear()
             if number >= 10:
                 times[name].append(took_us)
                 if timed is not None:

@@ -114,7 +114,7 @@ def layer(stack: ExitStack, folder: Path) -> Rounds:
         def run() -> None:
             with torch.inference_mode():
                 dispatcher.layer(0, rows, index, weights)
-            dispatcher.rows.clear()
+            dispatcher.booking.rows.clear()
 
         return run
 

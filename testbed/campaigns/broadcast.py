@@ -84,18 +84,18 @@ class Broadcasting:
 
     @property
     def _on_rack(self) -> list[Trial]:
-        return [trial for trial in self.all_trials if self.runs_on_rack(trial)]
+        return [trial for trial in self.all_trials if self.campaign.scheme(trial.policy).kind == "learned"]
 
     def device_service(self, at: Place, device: Host) -> Step:
         """Return what starts a user's receiver."""
         receiver = ["--models", MODELS_FILE, "--folder", at.remote, *at.lab.credentials()]
         receiver += ["--listen", f"0.0.0.0:{self.inventory.network.data_port}", *at.lab.paced(device)]
-        return at.lab.service(device, "receiver", "semcast.receiver", *receiver)
+        return at.lab.service(device, "receiver", "semcast.receiver", *receiver, *at.lab.metrics(device))
 
     def base_station_service(self, at: Place) -> Step:
         """Return what starts the transmitter."""
         transmitter = ["--models", MODELS_FILE, "--devices", "~/.testbed/devices.json"]
-        transmitter += [*at.lab.credentials(), *at.lab.controlled()]
+        transmitter += [*at.lab.credentials(), *at.lab.controlled(), *at.lab.metrics(at.lab.bs)]
         if self.inventory.network.multicast is not None:
             transmitter += ["--multicast", self.inventory.network.multicast]
         return at.lab.service(at.lab.bs, "base-station", "semcast.transmitter", *transmitter)
@@ -134,10 +134,6 @@ class Broadcasting:
     @cached_property
     def _stage(self) -> Stage:
         return stage_of(self.campaign, self.run, self.sets, self.models)
-
-    def runs_on_rack(self, trial: Trial) -> bool:
-        """Return whether a trial's scheme is learned; the others are computed."""
-        return self.campaign.scheme(trial.policy).kind == "learned"
 
     def begin(self, records: RecordWriter) -> None:
         """Write the table of the schemes, and the images that are shown as they were sent."""

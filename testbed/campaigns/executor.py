@@ -111,8 +111,14 @@ class Executor:
             self._tell_of_leases()
 
     def _tell_of_leases(self) -> None:
+        """Say what the hosts had to say, what is the same for several of them once."""
+        hosts: dict[str, list[str]] = {}
         while self.leases.told:
-            self.reporter.note(self.leases.told.pop(0))
+            host, _, text = self.leases.told.pop(0).partition(": ")
+            hosts.setdefault(text, []).append(host)
+        for text, names in hosts.items():
+            whose = names[0] if len(names) == 1 else f"{len(names)} hosts ({', '.join(names)})"
+            self.reporter.note(f"{whose}: {text}")
 
     def answered(self, phase: Phase, answers: Sequence[Completed]) -> None:
         """Take what a phase's commands answered, in the plan's order."""

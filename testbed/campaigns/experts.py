@@ -160,10 +160,6 @@ class Experts:
         """Return the tables of the base station's records."""
         return read_payload_records(fetched, run, trial, started_unix)
 
-    def runs_on_rack(self, trial: Trial) -> bool:
-        """Return that a trial does."""
-        return True
-
     def begin(self, records: RecordWriter) -> None:
         """Write nothing."""
 

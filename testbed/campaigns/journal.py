@@ -10,13 +10,14 @@ import json
 import os
 import threading
 import time
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from testbed.hosts.steps import Step
 
-__all__ = ["Entry", "Journal", "read_journal"]
+__all__ = ["Entry", "Journal", "is_collected", "read_journal"]
 
 
 @dataclass(frozen=True)
@@ -83,3 +84,24 @@ def read_journal(path: Path) -> list[Entry]:
         except json.JSONDecodeError:
             continue
     return entries
+
+
+def is_collected(entries: Sequence[Entry], hosts: Collection[str]) -> bool:
+    """Return whether the logs of some hosts were fetched since the last trial that ran on them, if any did.
+
+    Args:
+        entries: The journal.
+        hosts: The hosts that log.
+    """
+    trials = [place for place, entry in enumerate(entries) if entry.phase.startswith("trial ")]
+    if not trials:
+        return True
+    since: dict[int, dict[str, set[str]]] = {}
+    for entry in entries[trials[-1] + 1 :]:
+        if entry.phase == "collect":
+            since.setdefault(entry.session, {}).setdefault(entry.state, set()).add(entry.line)
+    return any(
+        states.get("begin") == (ended := states.get("end", set()))
+        and set(hosts) <= {line.partition(":")[0] for line in ended}
+        for states in since.values()
+    )

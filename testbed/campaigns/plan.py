@@ -44,6 +44,7 @@ class RunInputs:
         key: The key of this deploy, in hexadecimal.
         certificates: The certificate files of each host, by its name; empty where the data plane is plain.
         folder: The run's local folder.
+        rack: Whether the hosts are needed for any of it.
     """
 
     run: str
@@ -57,10 +58,13 @@ class RunInputs:
     key: str = field(repr=False)
     certificates: Mapping[str, Mapping[str, bytes]] = field(repr=False)
     folder: Path
+    rack: bool = True
 
 
 def plan_run(inputs: RunInputs) -> list[Phase]:
-    """Return the phases of a run (or of what is left of it) in order."""
+    """Return the phases of a run (or of what is left of it) in order; none where no host is needed any more."""
+    if not inputs.rack:
+        return []
     planner = _Planner(inputs)
     phases = [
         planner.lab.hold(f"run {inputs.run}"),

@@ -9,9 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from testbed.campaigns.journal import Journal
+from testbed.campaigns.journal import Journal, is_collected, read_journal
 from testbed.campaigns.phases import Phase
 from testbed.campaigns.plan import RunInputs
+from testbed.campaigns.trials import Trial
 from testbed.campaigns.work import Work
 from testbed.config.broadcast import BroadcastCampaign
 from testbed.config.inventory import Host, Inventory
@@ -27,7 +28,7 @@ from testbed.provision.plan import plan_fleet
 if TYPE_CHECKING:
     from testbed.campaigns.target import Target
 
-__all__ = ["Probed", "gather", "probe_hosts", "probe_phase", "refuse_held"]
+__all__ = ["Probed", "gather", "needs_rack", "probe_hosts", "probe_phase", "refuse_held"]
 
 T = TypeVar("T")
 
@@ -167,21 +168,35 @@ def gather(target: Target, probed: Probed, authority: Authority | None = None) -
             forgotten at once.
     """
     work = _work(target, probed)
-    whole = _whole_trials(target.folder)
-    trials = [trial for trial in target.trials if trial.name not in whole]
+    trials, rack = _trials_left(target), needs_rack(target)
     return RunInputs(
         run=target.run,
         campaign=target.campaign,
         inventory=target.inventory,
         work=work,
-        trials=[trial for trial in trials if work.runs_on_rack(trial)],
-        computed=[trial for trial in trials if not work.runs_on_rack(trial)],
-        provision=plan_fleet(target.inventory, probed.facts),
+        trials=[trial for trial in trials if not target.on_paper(trial)],
+        computed=[trial for trial in trials if target.on_paper(trial)],
+        provision=plan_fleet(target.inventory, probed.facts) if rack else (),
         objects_at_bs=probed.objects_at_bs,
         key=secrets.token_hex(32),
         certificates=_certificates(target.inventory, authority),
         folder=target.folder,
+        rack=rack,
     )
+
+
+def needs_rack(target: Target) -> bool:
+    """Return whether hosts are needed for what is left of a run: for what runs there, or the logs of what ran there."""
+    left = _trials_left(target)
+    if not left or not all(map(target.on_paper, left)):
+        return True
+    devices = {device.name for device in target.inventory.devices}
+    return not is_collected(read_journal(target.folder / "journal.jsonl"), devices)
+
+
+def _trials_left(target: Target) -> list[Trial]:
+    whole = _whole_trials(target.folder)
+    return [trial for trial in target.trials if trial.name not in whole]
 
 
 def _work(target: Target, probed: Probed) -> Work:

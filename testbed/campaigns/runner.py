@@ -71,6 +71,9 @@ class Runner(Executor):
         read: Makes tables of what was fetched of a trial; those of the base station's records where left out.
     """
 
+    keeps_failed = False
+    """Whether all records of a trial that failed are kept, and not only what happened to the devices in it."""
+
     def __init__(
         self,
         open_fleet: Callable[[], Fleet],
@@ -214,7 +217,7 @@ class Runner(Executor):
             self.outcome.failed[trial.name] = error.message
             self._failures_in_row += 1
             self.reporter.note(f"{trial.name} failed: {error.message}")
-            tables = self._events_of_failed(first, phase, trial, float(row["t_start_s"]))
+            tables = self._tables_of_failed(first, phase, trial, float(row["t_start_s"]))
         self.records.write_trial(row, tables)
         self.progress.trial_done(trial)
         if self._failures_in_row >= GIVE_UP_AFTER:
@@ -223,10 +226,10 @@ class Runner(Executor):
                 hint=f"mend the cause, then: testbed run --resume {self.folder}",
             )
 
-    def _events_of_failed(
+    def _tables_of_failed(
         self, first: int, phase: Phase, trial: Trial, begun_s: float
     ) -> dict[str, list[dict[str, Any]] | pd.DataFrame]:
-        """Return what happened to the devices in a trial that failed: it tells why; nothing else of it is kept."""
+        """Return what is kept of a trial that failed: what happened to the devices, since it tells why."""
         name = f"{trial.name}.failed"
         try:
             for place, step in enumerate(phase.steps):
@@ -240,7 +243,7 @@ class Runner(Executor):
             return {"events": []}  # the trial's own error is told; events of an earlier start are gone
         # A folder of that name may be of an earlier start of this run.
         events = [row for row in tables.get("events", []) if row["t_s"] >= begun_s - CLOCKS_APART_S]
-        return {"events": events}
+        return {**(tables if self.keeps_failed else {}), "events": events}
 
     def _measured(
         self, trial: Trial, answers: Sequence[Completed], row: dict[str, Any]

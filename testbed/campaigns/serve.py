@@ -183,6 +183,8 @@ class Door:
 class ServeRunner(Runner):
     """Carries out a run that serves: lets clients in when the base station does, and ends it when it is told to."""
 
+    keeps_failed = True  # what was answered before was answered
+
     def prepare(self, target: Target, door: Door, on_up: OnUp, for_s: float | None) -> None:
         """Take what is to be done; see :func:`serve`."""
         assert target.serving is not None

@@ -16,7 +16,7 @@ from testbed.campaigns.files import check_unchanged, file_digests
 from testbed.campaigns.journal import Journal, read_journal
 from testbed.campaigns.passes import passes_of
 from testbed.campaigns.plan import plan_run
-from testbed.campaigns.prepare import gather, probe_hosts, probe_phase, refuse_held
+from testbed.campaigns.prepare import Probed, gather, needs_rack, probe_hosts, probe_phase, refuse_held
 from testbed.campaigns.progress import Progress
 from testbed.campaigns.runner import Runner
 from testbed.campaigns.spec import load_prompts
@@ -48,6 +48,8 @@ __all__ = [
 ]
 
 PROBE_TIMEOUT_S = 8.0
+NOBODY = Probed({}, {}, frozenset())
+"""What is known where no host was asked, since none is needed."""
 
 
 def new(results: Path, campaign_file: Path, inventory_file: Path | None, limit: Sequence[str]) -> Target:
@@ -172,6 +174,8 @@ def resumed(results: Path, run: str, limit: Sequence[str]) -> Target:
 
 def dry_run(target: Target) -> Plan:
     """Return what a run would do; a host that does not answer gets assumed facts."""
+    if target.resumed and not needs_rack(target):
+        return Plan(target, NOBODY, [])
     with Fleet(target.inventory, connect_timeout_s=PROBE_TIMEOUT_S) as fleet:
         probed = probe_hosts(fleet, assume=True)
     inputs = gather(target, probed)
@@ -204,10 +208,11 @@ def execute(target: Target, make_runner: Callable[..., Runner] = Runner) -> Fini
 
 
 def _execute(target: Target, journal: Journal, make_runner: Callable[..., Runner]) -> Finished:
-    probing = probe_phase(target.inventory)
-    with Fleet(target.inventory, connect_timeout_s=PROBE_TIMEOUT_S) as fleet:
-        probed = probe_hosts(fleet, assume=False, journal=journal)
-        refuse_held(fleet)
+    probing, probed = probe_phase(target.inventory), NOBODY
+    if not target.resumed or needs_rack(target):
+        with Fleet(target.inventory, connect_timeout_s=PROBE_TIMEOUT_S) as fleet:
+            probed = probe_hosts(fleet, assume=False, journal=journal)
+            refuse_held(fleet)
     inputs = gather(target, probed, lab_authority(target.inventory))
     offsets = {name: facts.clock_offset_s or 0.0 for name, facts in probed.facts.items()}
     if target.resumed:

@@ -16,6 +16,7 @@ from testbed.campaigns.phases import Phase, phase_lines, phases_json
 from testbed.campaigns.prepare import Probed
 from testbed.campaigns.serving import Serving
 from testbed.campaigns.trials import Trial, trials_of
+from testbed.config.broadcast import BroadcastCampaign
 from testbed.config.campaign import Campaign
 from testbed.config.inventory import Inventory
 from testbed.config.workloads import AnyCampaign
@@ -84,6 +85,11 @@ class Target:
         if self.serving is not None:
             return [self.serving.trial]
         return trials_of(self.campaign)
+
+    def on_paper(self, trial: Trial) -> bool:
+        """Return whether a trial is computed here and needs no rack, as those of rivals that send nothing."""
+        campaign = self.campaign
+        return isinstance(campaign, BroadcastCampaign) and campaign.scheme(trial.policy).kind != "learned"
 
     @property
     def command(self) -> str:

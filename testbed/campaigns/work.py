@@ -87,9 +87,6 @@ class Work(Protocol):
             InputError: A record does not fit its table.
         """
 
-    def runs_on_rack(self, trial: Trial) -> bool:
-        """Return whether a trial needs the rack; the others are computed when the rack is done."""
-
     def begin(self, records: RecordWriter) -> None:
         """Write the tables that are known before the first trial."""
 

@@ -11,6 +11,7 @@ import typer
 from testbed.cli.common import (
     DEFAULT_INVENTORY,
     DryRunOption,
+    HostProgress,
     InventoryOption,
     JsonOption,
     LimitOption,
@@ -88,6 +89,8 @@ def gc(
     arguments = gc_arguments(older_than, keep_bytes)
     answers, outcomes = _ask(inventory, limit, "gc", *arguments, dry_run=dry_run)
     print_json(answers) if as_json else print_table(collected_rows(answers))
+    if dry_run and not as_json:
+        print("dry run: nothing was removed")
     _fail(outcomes)
 
 
@@ -112,13 +115,15 @@ def _ask(
         return Command(host.name, shell, f"artifacts {action}", timeout_s=3600.0)
 
     def ask(host: Host, transport: Transport) -> dict[str, Any]:
+        progress(host.name, action)
         if not dry_run:
             refuse_others(host, ask_lease(host, transport, lease_command(host, "show")))
         return last_json(transport.run(command(host)))
 
     lab = load_inventory(inventory)
-    with Fleet(lab) as fleet:
-        outcomes = fleet.each(ask, lab.select(limit))
+    hosts = lab.select(limit)
+    with Fleet(lab) as fleet, HostProgress(f"artifacts {action}", len(hosts)) as progress:
+        outcomes = fleet.each(ask, hosts, on_done=lambda outcome: progress.done(outcome.host.name))
     return {outcome.host.name: outcome.get() for outcome in outcomes if outcome.ok}, outcomes
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -86,11 +87,32 @@ def print_json(value: Any) -> None:
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Write rows to standard output in columns; the first row is the heading."""
+    """Write rows to standard output in columns; the first row is the heading.
+
+    Columns that a terminal has no room for follow beneath, each time after the first one.
+    """
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        print("  ".join(cells).rstrip())
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for number, columns in enumerate(_fitting(widths, room)):
+        if number:
+            print()
+        for row in rows:
+            print("  ".join(row[column].ljust(widths[column]) for column in columns).rstrip())
+
+
+def _fitting(widths: Sequence[int], room: int | None) -> Iterator[list[int]]:
+    """Yield the columns of each part of a table that is to fit into some room; each begins with the first column."""
+    part = [0]
+    for column in range(1, len(widths)):
+        width = sum(widths[one] + 2 for one in part) + widths[column]
+        last = (
+            column == len(widths) - 1
+        )  # alone beneath it would belong to nothing: long lines of it are folded
+        if room is not None and width > room and len(part) > 1 and not last:
+            yield part
+            part = [0]
+        part.append(column)
+    yield part
 
 
 class HostProgress:
@@ -117,7 +139,8 @@ class HostProgress:
                 done = sum(not what for what in self._doing.values())
                 from rich.text import Text
 
-                self._status.update(Text(f"{self._title} ({done} of {self._hosts} done) {doing}"))
+                line = f"{self._title} ({done} of {self._hosts} done) {doing}"
+                self._status.update(Text(line, no_wrap=True, overflow="ellipsis"))
 
     def done(self, host: str) -> None:
         """Note that a host is done."""
@@ -135,6 +158,13 @@ class HostProgress:
                 if self._status is not None:
                     self._status.start()
 
+    def end(self) -> None:
+        """Take the display away for good: while it is there, all that is printed is folded to its width."""
+        with self._lock:
+            if self._status is not None:
+                self._status.stop()
+                self._status = None
+
     def __enter__(self) -> Self:
         if sys.stderr.isatty():
             from rich.console import Console
@@ -146,5 +176,4 @@ class HostProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._status is not None:
-            self._status.stop()
+        self.end()

@@ -57,8 +57,9 @@ def probe(
         problems = fleet_problems(plans)
         for problem in problems:
             print("\n".join(problem.lines()))
-        if problems:
+        if problems and any(plan.facts for plan in plans):
             print()
-        print_table(fleet_rows(plans))
+        if any(plan.facts for plan in plans):
+            print_table(fleet_rows(plans))
     if not all(plan.ok for plan in plans):
         end_with(plan.error for plan in plans if plan.error is not None)

@@ -139,11 +139,11 @@ def _provision(
             show(result)
     else:
         results = provision_fleet(fleet, hosts, site, way, on_result=show)
+    way.progress.end()
     if as_json:
         print_json([result.as_json() for result in results])
     elif dry_run:
-        count = sum(len(result.plan.changes) for result in results)
-        print(f"dry run: {count} changes on {len(results)} hosts would be made; nothing was changed")
+        _print_dry(sum(len(result.plan.changes) for result in results), len(results), "made")
     else:
         _print_end([(result.plan.host.name, result) for result in results])
     told = [told_finding(result.plan.host, finding) for result in results for finding in result.last.findings]
@@ -160,11 +160,12 @@ def _undo(
 
     show = _quiet if as_json else _aside(way.progress, lambda result: _print_undo(result, steps=dry_run))
     results = undo_fleet(fleet, hosts, site, way, dry_run=dry_run, on_result=show)
+    way.progress.end()
     if as_json:
         print_json([result.as_json() for result in results])
     elif dry_run:
         count = sum(len(result.plan.undoings) for result in results if result.plan)
-        print(f"dry run: {count} changes on {len(results)} hosts would be undone; nothing was changed")
+        _print_dry(count, len(results), "undone")
     else:
         _print_end([(result.host.name, result) for result in results], verb="undone")
     told = [told_error(result.host, result.error) for result in results if result.error is not None]
@@ -178,6 +179,9 @@ def print_plan(plan: HostPlan, *, steps: bool) -> None:
     if plan.facts is None:
         print(f"{plan.host.name}: could not be asked")
         return
+    if not plan.changes and plan.ok:
+        print(f"{plan.host.name}: nothing to change")
+        return
     print(f"{plan.host.name}: {plan.facts.describe()}")
     if plan.facts.assumed:
         print(f"  could not be reached, so all its facts are assumed: {plan.error}")
@@ -186,15 +190,19 @@ def print_plan(plan: HostPlan, *, steps: bool) -> None:
         print(f"  {change.item}: {change.before}{assumed} -> {change.after}")
         for step in steps_of(change, plan.facts) if steps else ():
             print(f"    {step.line()}")
-    if not plan.changes and plan.ok:
-        print("  nothing to change")
 
 
 def _print_result(result: HostResult, *, dry_run: bool) -> None:
     """Print what came of one host."""
     print_plan(result.plan, steps=dry_run)
-    if not dry_run and result.plan.changes and not result.changed:
+    if dry_run or not result.plan.changes:
+        return
+    if not result.changed:
         print("  nothing of this was done")
+        return
+    states = {state: ", ".join(result.items(state)) for state in ("failed", "not reached")}
+    if any(states.values()):
+        print("  of this " + "; ".join(f"{state}: {items}" for state, items in states.items() if items))
 
 
 def _print_undo(result: UndoResult, *, steps: bool) -> None:
@@ -210,6 +218,11 @@ def _print_undo(result: UndoResult, *, steps: bool) -> None:
     for one in result.plan.undoings if steps else ():
         for step in one.steps:
             print(f"    {step.line()}")
+
+
+def _print_dry(changes: int, hosts: int, what: str) -> None:
+    much, many = "s" * (changes != 1), "s" * (hosts != 1)
+    print(f"dry run: {changes} change{much} on {hosts} host{many} would be {what}; nothing was changed")
 
 
 def _print_end(results: Sequence[tuple[str, HostResult | UndoResult]], verb: str = "changed") -> None:

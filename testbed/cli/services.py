@@ -53,7 +53,8 @@ def status(
         rows = [("host", "service", "state", "process", "last line")]
         for name, answer in answers.items():
             held = answer["lease"]
-            rows.append((name, "(lease)", f"{held['left_s']} s left" if held else "none", "", ""))
+            holds = held and held["left_s"] > 0
+            rows.append((name, "(lease)", f"{held['left_s']} s left" if holds else "none", "", ""))
             for s in answer["services"]:
                 rows.append((name, s["name"], s["state"], str(s["pid"] or ""), s.get("last_line", "")))
         print_table(rows)

@@ -95,10 +95,10 @@ def _agree(new: list[FoundKey], file: Path, *, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise RefusedError(
-            f"{len(new)} new host keys were not recorded: nobody is here to be asked",
+            f"new host keys were not recorded ({len(new)}): nobody is here to be asked",
             hint="compare the fingerprints, then give --yes",
         )
-    if not typer.confirm(f"Record {len(new)} new keys in {file}?", err=True):
+    if not typer.confirm(f"Record {len(new)} new key{'s' * (len(new) != 1)} in {file}?", err=True):
         raise RefusedError("no key was recorded")
 
 

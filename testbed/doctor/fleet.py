@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,8 +17,6 @@ HEADING = (
     "services", "state",
 )  # fmt: skip
 _UNKNOWN = "-"
-# What every board's name has and says nothing.
-_NEEDLESS = re.compile(r"^NVIDIA (?:Jetson )?| (?:Engineering Reference )?Developer Kit")
 
 
 def fleet_problems(plans: Sequence[HostPlan]) -> list[Problem]:
@@ -61,7 +58,7 @@ def _row(plan: HostPlan) -> tuple[str, ...]:
     disk = _UNKNOWN if facts.disk_free_bytes is None else f"{facts.disk_free_bytes / GIB:.1f}"
     return (
         name,
-        _NEEDLESS.sub("", facts.board_model or facts.machine or _UNKNOWN),
+        facts.board_name or _UNKNOWN,
         jetpack,
         facts.python or _UNKNOWN,
         _torch(facts),

@@ -47,11 +47,13 @@ class HostKeys:
 
     Attributes:
         private: Its private key, in OpenSSH's format.
+        public: Its public key, as its console would show it.
         authorized: The public key of the lab's client.
         password_hash: The password of users whose sudo asks for one, as in ``/etc/shadow``.
     """
 
     private: str
+    public: str
     authorized: str
     password_hash: str = ""
 
@@ -196,6 +198,7 @@ def _configure(spec: LabSpec, host: HostSpec, keys: HostKeys) -> None:
         f"{_HOME}/services.json": (json.dumps(services(spec, host)), 0o644),
         f"{_HOME}/sshd_config": (_sshd_config(host), 0o600),
         f"{_HOME}/host_key": (keys.private, 0o600),
+        "/etc/ssh/ssh_host_ed25519_key.pub": (f"{keys.public}\n", 0o644),
         # sshd reads it as the user who logs in.
         f"{_HOME}/authorized_keys": (keys.authorized, 0o644),
         "/etc/hostname": (f"{host.name}\n", 0o644),

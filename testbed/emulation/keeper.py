@@ -119,6 +119,7 @@ class Keeper:
     def _host_keys(self, host: str) -> HostKeys:
         return HostKeys(
             self._keys["hosts"][host]["private"],
+            self._keys["hosts"][host]["public"],
             self._keys["client"]["public"] + "\n",
             self._keys["password"]["hash"],
         )

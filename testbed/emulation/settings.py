@@ -42,8 +42,8 @@ class Limits(Model):
     """The release of its system; the one that the kind of board comes with if left out."""
     jtop: Annotated[bool, Field(strict=True)] | None = None
     """Whether it runs the jtop service; what `emulation.jtop` says if left out."""
-    sudo: Literal["nopasswd", "password", "none"] = "nopasswd"
-    """How the user who logs in, if not root, may use sudo."""
+    sudo: Literal["nopasswd", "password", "none"] | None = None
+    """How the user who logs in, if not root, may use sudo; without a password if left out."""
     systemd: Annotated[bool, Field(strict=True)] | None = None
     """Whether process 1 is systemd; what `emulation.systemd` says if left out."""
     clock_offset_s: Annotated[float, Field(ge=-86400, le=86400)] = 0.0
@@ -122,11 +122,9 @@ def lab_spec(inventory: Inventory, settings: Emulation, document: Document) -> L
         place = ("emulation", "hosts", name)
         if name not in inventory.hosts:
             problems.append(document.problem(place, "no host of that name in `hosts`"))
-        elif own.l4t is not None:
-            problems += [
-                document.problem((*place, "l4t"), text)
-                for text in _release_problems(inventory.hosts[name], own.l4t)
-            ]
+        else:
+            limits = _limit_problems(inventory.hosts[name], own)
+            problems += [document.problem((*place, key), text) for key, text in limits]
     hosts = []
     for name, host in inventory.hosts.items():
         found = _host_problems(host, network, gateway)
@@ -150,13 +148,21 @@ def lab_spec(inventory: Inventory, settings: Emulation, document: Document) -> L
     )
 
 
-def _release_problems(host: Host, l4t: str) -> Iterator[str]:
-    known = kind(host.board or "")
-    if not host.is_device:
-        yield "the base station of an emulated lab is a plain machine without such a release"
-    elif isinstance(known, Kind) and not known.runs(l4t):
+def _limit_problems(host: Host, own: Limits) -> Iterator[tuple[str, str]]:
+    """Yield what one host cannot differ in, by key."""
+    known, plain = kind(host.board or ""), "the base station of an emulated lab is a plain machine without"
+    if own.sudo is not None and host.user == "root":
+        yield (
+            "sudo",
+            f"a host whose user is not root was expected: root logs in to {host.name} and needs no sudo",
+        )
+    if own.jtop is not None and not host.is_device:
+        yield "jtop", f"a device was expected: {plain} jtop"
+    if own.l4t is not None and not host.is_device:
+        yield "l4t", f"a device was expected: {plain} such a release"
+    elif own.l4t is not None and isinstance(known, Kind) and not known.runs(own.l4t):
         majors = ", ".join(map(str, known.l4t.majors))
-        yield f"a release that runs on the {known.title} was expected (L4T {majors}), not {l4t}"
+        yield "l4t", f"a release that runs on the {known.title} was expected (L4T {majors}), not {own.l4t}"
 
 
 def _host_problems(
@@ -202,7 +208,7 @@ def _host_spec(host: Host, settings: Emulation) -> HostSpec:
         disk_mib=own.disk_mib or settings.disk_mib,
         noise_percent=settings.noise_percent if own.noise_percent is None else own.noise_percent,
         user=host.user,
-        sudo=own.sudo,
+        sudo=own.sudo or "nopasswd",
         jtop=board is not None and (settings.jtop if own.jtop is None else own.jtop),
         systemd=settings.systemd if own.systemd is None else own.systemd,
         kind=board,

@@ -23,6 +23,17 @@ ENVIRONMENT = {"container": "testbed"}
 _UNITS = Path("/etc/systemd/system")
 _KEPT = ("dbus.", "dev-mqueue.", "systemd-journal")
 """Of the units that every boot of a Debian starts: what a host needs."""
+LINGER = """[Unit]
+Description=logind at boot, as machines have it, where a user's services are to run without a login
+ConditionDirectoryNotEmpty=/var/lib/systemd/linger
+
+[Service]
+Type=oneshot
+ExecStart=/bin/systemctl --no-block start systemd-logind.service
+
+[Install]
+WantedBy=multi-user.target
+"""
 _SAFE = MS_NOSUID | MS_NODEV | MS_NOEXEC
 
 
@@ -66,6 +77,7 @@ def unit_files(services: Sequence[Mapping[str, object]], folder: Path = _UNITS) 
         assert isinstance(argv, list)
         assert isinstance(environment, dict)
         files[f"{folder}/{name}.service"] = unit_text(name, argv, environment)
+    files[f"{folder}/linger.service"] = LINGER
     files["/etc/systemd/journald.conf.d/testbed.conf"] = (
         "[Journal]\nStorage=persistent\nSystemMaxUse=16M\nForwardToSyslog=no\nForwardToKMsg=no\n"
     )

@@ -216,7 +216,7 @@ def _explained(
         return HostKeyError(
             host.name,
             f"the host's key is not recorded in {known}: {error}",
-            hint=f"compare it with the host's own, then record it by `testbed trust --limit {host.name}`",
+            hint="`testbed trust` shows it, to be compared with the host's own, and records it",
         )
     if isinstance(error, AuthenticationException):
         tried = f"key file {host.key_file}" if host.key_file else "SSH agent and keys in ~/.ssh"

@@ -95,8 +95,10 @@ def _kept(power: Mapping[str, Any], no_root: str) -> str:
         return f"; power mode and clocks will not be put back: {no_root}"
     clocks = power["jetson_clocks"]
     if clocks is None:
-        return f"; power mode {power['mode']} then; its clocks cannot be read, so they are not put back"
-    return f"; power mode {power['mode']} then, jetson_clocks {'on' if clocks else 'off'}"
+        return (
+            f"; then back to power mode {power['mode']}; its clocks cannot be read, so they are not put back"
+        )
+    return f"; then back to power mode {power['mode']}, jetson_clocks {'on' if clocks else 'off'}"
 
 
 def released_words(answers: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:

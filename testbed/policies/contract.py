@@ -215,5 +215,6 @@ def _learns(make: Make, view: LayerView) -> str:
     for _ in range(3):
         loads = loads_of(selector.select(view), view.device_of, devices)
         seconds = np.where(loads.pairs > 0, view.costs.dispatch_s(loads), np.nan)
-        selector.observe(view.layer, view.step, loads, seconds)
+        if hasattr(selector, "observe"):
+            selector.observe(view.layer, view.step, loads, seconds)
     return ""

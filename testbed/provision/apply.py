@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from testbed.config.inventory import Host
-from testbed.errors import HostError, TestbedError
+from testbed.errors import HeldError, HostError, TestbedError
 from testbed.hosts.deadline import Deadline
 from testbed.hosts.fleet import Fleet, Outcome
 from testbed.provision.aspect import Change, Site
@@ -19,6 +19,7 @@ from testbed.provision.survey import ask_host
 __all__ = ["HOST_TIMEOUT_S", "HostResult", "Way", "apply_plans", "provision_fleet"]
 
 HOST_TIMEOUT_S = 7200.0
+NOT_REACHED = "not reached"
 ROUNDS = 3  # how often a host is planned anew, for what shows itself only when other things are done
 
 
@@ -48,12 +49,22 @@ class HostResult:
         changed: Whether something was done.
         after: What the host is afterwards, where something was done.
         error: What went wrong.
+        states: What became of each of the plan's changes: ``done``, ``failed`` or ``not reached``; empty where none was
+            begun.
     """
 
     plan: HostPlan
     changed: bool = False
     after: HostPlan | None = None
     error: TestbedError | OSError | None = None
+    states: tuple[str, ...] = ()
+
+    def items(self, state: str) -> list[str]:
+        """Return the items of the changes that are in some state."""
+        states = self.states or (NOT_REACHED,) * len(self.plan.changes)
+        return [
+            change.item for change, found in zip(self.plan.changes, states, strict=True) if found == state
+        ]
 
     @property
     def last(self) -> HostPlan:
@@ -67,8 +78,11 @@ class HostResult:
 
     def as_json(self) -> dict[str, Any]:
         """Return the result as plain data."""
-        last = self.last
-        return self.plan.as_json() | {
+        last, plan = self.last, self.plan.as_json()
+        states = self.states or (NOT_REACHED,) * len(plan["changes"])
+        changes = [one | {"state": state} for one, state in zip(plan["changes"], states, strict=True)]
+        return plan | {
+            "changes": changes,
             "ok": self.ok,
             "changed": self.changed,
             "findings": last.as_json()["findings"],
@@ -176,24 +190,32 @@ class _Work:
             return HostResult(plan)
         done = _Done()
         with Hands(self.fleet, plan.host, "provision", deadline, self.way.progress) as hands:
-            after: HostPlan | None = None
+            after = plan
             try:
                 for _ in range(ROUNDS):
-                    last = after or plan
+                    last = after
+                    done.planned += _without(last.changes, done.planned)
                     self._do(last, done.new(last.changes), done, hands)
                     after = self._look_again(plan.host, deadline)
                     if not after.ok or not done.new(after.changes):
                         break
             except (TestbedError, OSError) as error:
-                return HostResult(done.over(plan), hands.done, error=error)
-        return HostResult(done.over(plan), changed=True, after=after, error=_left(after, done))
+                if isinstance(error, HeldError) and not hands.done:
+                    done.begun, done.at = [], None  # refused before anything was begun
+                failed = () if done.at is None else (done.at,)
+                return done.result(plan, failed, changed=hands.done, error=error)
+        done.planned += _without(after.changes, done.planned)
+        left = _left(after, done)
+        return done.result(plan, left, changed=True, after=after, error=_not_held(plan.host, left))
 
     def _do(self, plan: HostPlan, changes: Sequence[Change], done: _Done, hands: Hands) -> None:
         for change in changes:
             self.limit.check(plan.host.name)
-            done.changes.append(change)
+            done.begun.append(change)
+            done.at = change
             for step in steps_of(change, plan.facts):
                 hands.do(step)
+            done.at = None
             if change.reboots:
                 return  # what else there is to do shows itself when it has been looked at again
             if change.reconnect:
@@ -207,29 +229,54 @@ class _Work:
 
 @dataclass
 class _Done:
-    """The changes that were begun on one host."""
+    """The changes of one host.
 
-    changes: list[Change] = field(default_factory=list)
+    Attributes:
+        planned: All that came up, in order.
+        begun: Those that were begun.
+        at: The one that is at work; None between two.
+    """
+
+    planned: list[Change] = field(default_factory=list)
+    begun: list[Change] = field(default_factory=list)
+    at: Change | None = None
 
     def new(self, changes: Sequence[Change]) -> list[Change]:
         """Return those of some changes that were not begun before."""
-        known = {(change.item, change.title, change.reboots) for change in self.changes}
-        return [change for change in changes if (change.item, change.title, change.reboots) not in known]
+        return _without(changes, self.begun)
 
-    def over(self, plan: HostPlan) -> HostPlan:
-        """Return a plan with the changes that came up later."""
-        return replace(
-            plan, changes=(*plan.changes, *(one for one in self.changes if one not in plan.changes))
+    def result(self, plan: HostPlan, failed: Sequence[Change], **about: Any) -> HostResult:
+        """Return a host's result: its plan with the changes that came up later, and what became of each.
+
+        Args:
+            plan: What was to be done at first.
+            failed: The changes that failed or did not hold.
+            **about: What else the result says.
+        """
+        wrong, begun = set(map(_key, failed)), set(map(_key, self.begun))
+        states = tuple(
+            "failed" if _key(one) in wrong else "done" if _key(one) in begun else NOT_REACHED
+            for one in self.planned
         )
+        return HostResult(replace(plan, changes=tuple(self.planned)), states=states, **about)
 
 
-def _left(after: HostPlan | None, done: _Done) -> HostError | None:
-    """Return the error for a host where something that was done did not hold, or where there is no end to it."""
-    if after is None or not after.changes:
-        return None
+def _key(change: Change) -> tuple[str, str, bool]:
+    """Return what a change is known by: before and after may be worded otherwise when it is planned again."""
+    return change.item, change.title, change.reboots
+
+
+def _without(changes: Sequence[Change], known: Sequence[Change]) -> list[Change]:
+    keys = set(map(_key, known))
+    return [change for change in changes if _key(change) not in keys]
+
+
+def _left(after: HostPlan, done: _Done) -> Sequence[Change]:
+    """Return what was done and did not hold, or has no end; what else there is to do a failure keeps from beginning."""
     new = done.new(after.changes)
-    left = after.changes if after.ok else [change for change in after.changes if change not in new]
-    if not left:
-        return None  # what else there is to do was not begun: a failure says why
+    return after.changes if after.ok else [change for change in after.changes if change not in new]
+
+
+def _not_held(host: Host, left: Sequence[Change]) -> HostError | None:
     items = ", ".join(dict.fromkeys(change.item for change in left))
-    return HostError(after.host.name, f"still not as it should be: {items}")
+    return HostError(host.name, f"still not as it should be: {items}") if left else None

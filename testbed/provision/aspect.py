@@ -12,7 +12,10 @@ from testbed.hosts.steps import Step
 from testbed.provision.bundle import Bundle
 from testbed.provision.code import PayloadCode
 
-__all__ = ["Aspect", "Change", "Finding", "Level", "Site"]
+__all__ = ["NEEDS_REBOOT", "Aspect", "Change", "Finding", "Level", "Site"]
+
+NEEDS_REBOOT = 75
+"""The status of a step that did nothing, since it would have to reboot the host."""
 
 Level = Literal["failure", "warning", "note"]
 

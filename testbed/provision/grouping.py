@@ -17,6 +17,9 @@ _LEVELS: tuple[Level, ...] = ("failure", "warning", "note")
 # A quantity with its unit: it differs from host to host where the problem is the same.
 _QUANTITY = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)(?= ?(?:ms|s|GiB|MiB|GB|MB|%)(?!\w))")
 
+# A key that nobody has recorded yet; one that has changed is each host's own matter.
+_UNRECORDED = re.compile(r"key is not recorded in .*: (\S+ SHA256:\S+)$")
+
 
 @dataclass(frozen=True)
 class Told:
@@ -93,8 +96,10 @@ def told_error(host: Host, error: Exception) -> Told:
         item = "host key"
     elif isinstance(error, ConnectError | DeadlineError):
         item = "connection"
-    text = str(error).removeprefix(f"{host.name}: ")
-    return Told(host.name, "failure", item, text, getattr(error, "hint", ""), _own(host))
+    text, own = str(error).removeprefix(f"{host.name}: "), _own(host)
+    if found := _UNRECORDED.search(text):
+        own = *own, ("KEY", found[1])
+    return Told(host.name, "failure", item, text, getattr(error, "hint", ""), own)
 
 
 def group_problems(told: Iterable[Told]) -> list[Problem]:

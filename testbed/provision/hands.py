@@ -15,6 +15,7 @@ from testbed.hosts.fleet import Fleet
 from testbed.hosts.leases import Leases, holding_command
 from testbed.hosts.steps import Command, Step
 from testbed.hosts.transport import do_step
+from testbed.provision.aspect import NEEDS_REBOOT
 from testbed.provision.bounded import Bounded
 
 __all__ = ["Hands", "Progress"]
@@ -25,6 +26,10 @@ Progress = Callable[[str, str], None]
 REBOOT_TIMEOUT_S = 600.0
 GOING_DOWN_S = 30.0
 LOOK_TIMEOUT_S = 10.0
+GOES_ON = (
+    "what was done before is noted: once this is mended, the same command goes on from there, "
+    "and `testbed provision --undo` brings back what there was"
+)
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 4.0
 
 
@@ -73,7 +78,7 @@ class Hands:
             else:
                 do_step(self._way, step)
         except CommandError as error:
-            raise _in_words(error, step) from error
+            raise _in_words(error, step, GOES_ON if self.done else "") from error
         self.done = True
 
     def _reboot(self, step: Command) -> None:
@@ -138,9 +143,12 @@ class Hands:
             self._leases.release()
 
 
-def _in_words(error: CommandError, step: Step) -> HostError:
+def _in_words(error: CommandError, step: Step, hint: str) -> HostError:
     """Return a command's failure as what was to be done and what the host said; the command may fill a screen."""
     said = error.stderr.strip().splitlines()
-    hint = error.hint or ("on the host: sudo apt install python3-venv" if "ensurepip" in error.stderr else "")
+    if error.exit_status == NEEDS_REBOOT:
+        hint = "the same with `--reboot` reboots it, when nobody else works there"
+    elif "ensurepip" in error.stderr:
+        hint = "on the host: sudo apt install python3-venv"
     answer = said[-1] if said else f"no message, status {error.exit_status}"
-    return HostError(error.host, f"could not {step.title or 'do a step'}: {answer}", hint=hint)
+    return HostError(error.host, f"could not {step.title or 'do a step'}: {answer}", hint=error.hint or hint)

@@ -116,25 +116,14 @@ def compare(simulated: Run, measured: Run) -> Comparison:
         simulated: The simulated run.
         measured: The run that it predicts.
     """
-    predicted = {
-        (row.policy, row.scenario, row.repeat): _means(simulated, row.trial) for row in _trials(simulated)
-    }
+    predicted, found = _means(simulated), _means(measured)
     rows = []
-    for trial in _trials(measured):
-        means = predicted.get((trial.policy, trial.scenario, trial.repeat))
-        found = _means(measured, trial.trial)
-        if means and found:
-            shared = [name for name in found if name in means]
-            rows.append(
-                Row(
-                    str(trial.trial),
-                    str(trial.policy),
-                    str(trial.scenario),
-                    int(trial.repeat),
-                    {name: found[name] for name in shared},
-                    {name: means[name] for name in shared},
-                )
-            )
+    for trial in measured.completed.itertuples():
+        key = (str(trial.policy), str(trial.scenario), int(trial.repeat))
+        if predicted.get(key) and found.get(key):
+            shared = [name for name in found[key] if name in predicted[key]]
+            sides = ({name: side[key][name] for name in shared} for side in (found, predicted))
+            rows.append(Row(str(trial.trial), *key, *sides))
     return Comparison(measured.name, tuple(rows), tuple(_notes(simulated, measured)))
 
 
@@ -181,14 +170,13 @@ def _notes(simulated: Run, measured: Run) -> list[str]:
     return notes
 
 
-def _trials(run: Run) -> list[Any]:
-    return list(run.completed.itertuples())
+def _means(run: Run) -> dict[tuple[str, str, int], dict[str, float]]:
+    """Return the means of each trial's measured requests, by policy, scenario and repeat; none of what it has not."""
+    from testbed.report.metrics import trial_means
 
-
-def _means(run: Run, trial: str) -> dict[str, float]:
-    """Return the means of a trial's measured requests; none of what it has not."""
-    requests = run.requests[(run.requests["trial"] == trial) & ~run.requests["warmup"]]
-    tokens = run.tokens[(run.tokens["trial"] == trial) & run.tokens["request"].isin(requests["request"])]
-    later = tokens[tokens["position"] > 0]
-    means = {"ttft": requests["ttft_ms"].mean(), "itl": later["duration_ms"].mean()}
-    return {name: float(value) for name, value in means.items() if value == value}
+    return {
+        (str(row.policy), str(row.scenario), int(row.repeat)): {
+            name: float(value) for name in MEASURES if (value := getattr(row, f"{name}_ms")) == value
+        }
+        for row in trial_means(run).itertuples()
+    }

@@ -199,8 +199,9 @@ class _Simulation:
         predicted_s = self._predicted_s(decision.loads, state)
         begin_s = self._begin_s(decision.loads, predicted_s)
         carried = self._carrier.carry(begin_s, decision.loads, state)
-        seconds = np.where(carried.loaded, carried.done - begin_s, np.nan)
-        self._decider.observe(layer, step, decision.loads, seconds)
+        if self._decider.observe is not None:
+            seconds = np.where(carried.loaded, carried.done - begin_s, np.nan)
+            self._decider.observe(layer, step, decision.loads, seconds)
         if self._bounds is not None:
             done_s = float(carried.done.max(where=carried.loaded, initial=self._now_s))
             best = None if self._links is None else self._links.best(self._now_s, done_s)

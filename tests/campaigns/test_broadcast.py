@@ -12,10 +12,12 @@ import pytest
 from payloads.artifacts.wanted import parse_wanted
 from payloads.semcast.spec import frames_of, noise_seed, read_spec
 from testbed.campaigns.broadcast import Broadcasting, broadcast_of
+from testbed.campaigns.describe import describe_run
+from testbed.campaigns.journal import Journal
 from testbed.campaigns.phases import Kind
 from testbed.campaigns.plan import RunInputs, plan_run
-from testbed.campaigns.prepare import Probed, gather
-from testbed.campaigns.session import evaluation, new
+from testbed.campaigns.prepare import Probed, gather, needs_rack
+from testbed.campaigns.session import dry_run, evaluation, execute, new
 from testbed.campaigns.target import Evaluation, Target
 from testbed.config.broadcast import BroadcastCampaign
 from testbed.errors import InputError
@@ -78,6 +80,18 @@ def test_services_run_on_the_users_and_their_images_are_fetched_when_all_is_told
     receivers = [line for line in lines if "payloads.semcast.receiver" in line]
     assert [line.partition(":")[0] for line in receivers] == ["weak", "strong"]
     assert "--pace-ops-per-s 1e+12" in receivers[0]
+    assert not any("--metrics" in line for line in lines)
+    network = target.inventory.network.model_copy(update={"metrics_port": 7079})
+    shown = replace(target, inventory=target.inventory.model_copy(update={"network": network}))
+    starts = [step.line() for phase in plan_run(inputs_of(shown)) for step in phase.steps]
+    assert (
+        sum(
+            f"--metrics {host.address}:7079" in line
+            for line in starts
+            for host in shown.inventory.hosts.values()
+        )
+        == 3
+    )
     assert "--pace-ops-per-s" not in receivers[1]
     (transmitter,) = [line for line in lines if "payloads.semcast.transmitter" in line]
     assert "--multicast" not in transmitter
@@ -121,6 +135,42 @@ def test_a_run_does_not_go_on_with_other_models_or_images(target: Target, tmp_pa
     schemes = [{"name": "fusion", "kind": "learned", "models": [str(tmp_path / "fused")]}]
     other = new(tmp_path / "results", write_campaign(tmp_path / "other", schemes=schemes), None, [])
     assert work_of(other).changed(manifest) == "the model fused"
+
+
+def test_a_run_with_only_paper_left_goes_on_without_the_rack(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = {name: assume_facts(host) for name, host in target.inventory.hosts.items()}
+    probed = Probed(facts, {}, frozenset())
+    write_manifest(target.folder, describe_run(gather(target, probed), probed, "testbed run", 1000.0))
+    records = RecordWriter(target.folder)
+    trials = [trial for trial in target.trials if not target.on_paper(trial)]
+    for trial in trials:
+        row = {
+            "order": trial.order,
+            "policy": trial.policy,
+            "scenario": trial.scenario,
+            "repeat": trial.repeat,
+        }
+        times = {"state": "completed", "t_start_s": 0.0, "t_end_s": 1.0, "concurrency": 1}
+        records.write_trial({"trial": trial.name, **row, **times}, {})
+    target = replace(target, resumed=True)
+    journal = Journal(target.folder / "journal.jsonl", 1)
+    ask = Command("bs", "bsctl", trials[-1].name)
+    journal.write(0, f"trial {trials[-1].name}", "end", ask)
+    assert needs_rack(target)  # the boards' logs are still to be fetched
+    for number, device in enumerate(target.inventory.devices, 1):
+        for state in ("begin", "end"):
+            assert needs_rack(target)
+            journal.write(number, "collect", state, Command(device.name, "fetch"))
+    journal.close()
+    assert dry_run(target).phases == []
+    monkeypatch.setattr("testbed.hosts.fleet.Fleet.transport", lambda *_: pytest.fail("a host was asked"))
+    finished = execute(target)
+    assert (finished.completed, finished.planned, finished.failed) == (12, 12, {})
+    run = load_run(target.folder)
+    assert (run.manifest["state"], len(run.completed)) == ("completed", 12)
+    assert set(run.manifest["facts"]) == set(facts)  # what was known of the hosts stays
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from testbed.campaigns.journal import Journal, read_journal
 from testbed.campaigns.phases import Kind, Phase
 from testbed.campaigns.progress import Progress, time_left_s
 from testbed.campaigns.runner import Runner
+from testbed.campaigns.serve import ServeRunner
 from testbed.campaigns.trials import Trial
 from testbed.config.inventory import Host
 from testbed.errors import CommandError, ConnectError, HeldError, HostError, RefusedError, TestbedError
@@ -147,6 +148,17 @@ def test_of_a_failed_trial_what_happened_to_its_devices_is_kept(run, script):
     ]
     assert read.requests.empty
     assert read.trials["concurrency"].tolist() == [1]
+
+
+def test_of_a_serving_that_failed_all_is_kept(run, script, records, monkeypatch):
+    """Its trial has failed all the same."""
+    monkeypatch.setattr(Runner, "keeps_failed", ServeRunner.keeps_failed)
+    script["bs"].append(("bsctl trial t001", CommandError("bs", "bsctl trial t001", 1, "linkd went away")))
+    script["bs"].append(("fetch ~/runs/t001.failed", Answer(files=records("t001", STARTED + 10.0))))
+    run([trial_phase("t001", run.folder)])
+    read = load_run(run.folder)
+    assert read.requests["t_start_s"].tolist() == [10.0]
+    assert read.trials["state"].tolist() == ["failed"]
 
 
 def test_an_answer_that_nobody_understands_fails_its_trial_alone(run, script, records):

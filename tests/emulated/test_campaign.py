@@ -22,6 +22,7 @@ pytestmark = pytest.mark.emulated
 
 ROOT = Path(__file__).resolve().parents[2]
 LAB = "campaign-test"
+UNDER_SYSTEMD = "xavier-nx"
 RESTORED_WITHIN_S = 10.0
 
 
@@ -39,11 +40,15 @@ def call(*arguments, check=True):
 
 @pytest.fixture(scope="module")
 def inventory(tmp_path_factory):
-    """The quickstart's lab under another name and with other addresses, brought up."""
+    """The quickstart's lab under another name and with other addresses, brought up; one board as racks have them."""
     text = (ROOT / "inventory" / "emulated.yaml").read_text()
+    lab = yaml.safe_load(text.replace("quickstart", LAB).replace("10.83.", "10.86."))
+    lab["hosts"][UNDER_SYSTEMD]["user"] = "jetson"
+    lab["emulation"]["hosts"] = {UNDER_SYSTEMD: {"systemd": True}}
     path = tmp_path_factory.mktemp("lab") / "lab.yaml"
-    path.write_text(text.replace("quickstart", LAB).replace("10.83.", "10.86."))
+    path.write_text(yaml.safe_dump(lab, sort_keys=False))
     call("emulate", "up", "-i", path)
+    call("provision", "-i", path, "--limit", UNDER_SYSTEMD)  # its user lingers: no run does that by itself
     yield path
     call("emulate", "down", "-i", path)
 
@@ -88,22 +93,22 @@ def results(tmp_path_factory):
     return tmp_path_factory.mktemp("results")
 
 
-@pytest.fixture(scope="module")
-def finished(campaign, results):
-    """A finished small run, and the dry run that was made just before it."""
-    file = campaign()
+def run_as_planned(file, results):
+    """Run a campaign after a dry run of it; its journal must be the plan. Return what was said, and the records."""
     planned = json.loads(call("run", file, "--results", results, "--dry-run", "--json").stdout)
     done = json.loads(call("run", file, "--results", results, "--json").stdout)
-    return planned, done, load_run(done["folder"])
-
-
-def test_the_dry_run_lists_what_the_run_journals(finished):
-    planned, done, _ = finished
     entries = read_journal(Path(done["folder"]) / "journal.jsonl")
     begun = {entry.number: entry.line for entry in entries if entry.state == "begin"}
     assert planned["run"] == done["run"]
     assert [begun[n] for n in sorted(begun)] == [s for phase in planned["phases"] for s in phase["steps"]]
     assert {entry.number for entry in entries if entry.state == "end"} == set(begun)
+    return done, load_run(done["folder"])
+
+
+@pytest.fixture(scope="module")
+def finished(campaign, results):
+    """A small run that has finished."""
+    return run_as_planned(campaign(), results)
 
 
 def test_a_second_provision_changes_nothing(finished, inventory):
@@ -112,7 +117,7 @@ def test_a_second_provision_changes_nothing(finished, inventory):
 
 
 def test_every_dispatch_of_every_layer_is_recorded(finished):
-    run = finished[2]
+    run = finished[1]
     layers = run.manifest["model"]["layers"]
     for trial, policy in zip(run.trials["trial"], run.trials["policy"], strict=True):
         experts_per_token = {"top-2": 2, "top-1": 1}[policy]
@@ -129,7 +134,7 @@ def test_every_dispatch_of_every_layer_is_recorded(finished):
 
 
 def test_the_records_bytes_are_the_bytes_that_the_kernel_counted(finished):
-    rows = finished[2].traffic.to_dict("records")
+    rows = finished[1].traffic.to_dict("records")
     assert len(rows) == 2 * 4 * 2
     for row in rows:
         assert row["dispatch_bytes"] > 0
@@ -138,7 +143,7 @@ def test_the_records_bytes_are_the_bytes_that_the_kernel_counted(finished):
 
 
 def test_dispatches_go_over_tls_and_no_key_is_among_the_results(finished):
-    run = finished[2]
+    run = finished[1]
     assert run.manifest["security"] == "tls"
     files = [path for path in run.path.rglob("*") if path.is_file()]
     assert len(files) > 10
@@ -146,7 +151,7 @@ def test_dispatches_go_over_tls_and_no_key_is_among_the_results(finished):
 
 
 def test_the_stamps_of_a_dispatch_follow_each_other_on_one_clock(finished):
-    run = finished[2]
+    run = finished[1]
     error_s = run.clocks.groupby("device")["rtt_ms"].min().max() / 1000
     rows = run.dispatches[run.dispatches["assignments"] > 0]
     for before, after in [("t_send_s", "t_received_s"), ("t_replied_s", "t_done_s")]:
@@ -158,7 +163,7 @@ def test_the_stamps_of_a_dispatch_follow_each_other_on_one_clock(finished):
 
 
 def test_energy_and_quality_are_there(finished):
-    run = finished[2]
+    run = finished[1]
     energy = run.energy()
     assert len(energy) == 2 * 4
     assert energy["error"].isna().all()
@@ -169,7 +174,7 @@ def test_energy_and_quality_are_there(finished):
 
 
 def test_the_links_were_verified_and_put_back(finished, inventory):
-    probed = finished[2].links.dropna(subset=["message_bytes"])
+    probed = finished[1].links.dropna(subset=["message_bytes"])
     assert len(probed) == 4 * 2
     assert qdiscs(inventory) == untouched()
 
@@ -177,7 +182,7 @@ def test_the_links_were_verified_and_put_back(finished, inventory):
 @pytest.mark.browser
 def test_the_report_of_a_real_run_is_drawn(finished, browser):
     browser.get_log("browser")
-    browser.get(Path(finished[1]["report"]).resolve().as_uri())
+    browser.get(Path(finished[0]["report"]).resolve().as_uri())
     assert browser.execute_script("return document.documentElement.dataset.ready") == "yes"
     assert browser.get_log("browser") == []
     figures = browser.execute_script(
@@ -206,22 +211,12 @@ TINY = {
 }
 
 
-def run_as_planned(file, results):
-    """Run a campaign after a dry run of it, check that the journal is the plan, and return the records."""
-    planned = json.loads(call("run", file, "--results", results, "--dry-run", "--json").stdout)
-    done = json.loads(call("run", file, "--results", results, "--json").stdout)
-    entries = read_journal(Path(done["folder"]) / "journal.jsonl")
-    begun = {entry.number: entry.line for entry in entries if entry.state == "begin"}
-    assert [begun[n] for n in sorted(begun)] == [s for phase in planned["phases"] for s in phase["steps"]]
-    return load_run(done["folder"])
-
-
 def test_the_rates_of_a_trial_follow_its_channel(campaign, results):
     prompts = {"file": str(ROOT / "payloads/prompts/quickstart.jsonl"), "count": 1, "max_new_tokens": 40}
     file = campaign(
         **TINY, campaign="fading", prompts=prompts, scenarios=[{"name": "fading", "channel": FADING}]
     )
-    run = run_as_planned(file, results)
+    _, run = run_as_planned(file, results)
     scenario = load_campaign(file).scenario("fading")
     devices = ["agx-orin", "orin-nx", "orin-nano", "xavier-nx"]
     channel = channel_of(scenario, devices, seed=3, repeat=0)
@@ -294,7 +289,7 @@ def test_other_backends_run_as_planned_too(network, backends, campaign, results,
     changes = {**TINY, "campaign": f"by-{network['shaping']}", "inventory": str(file)}
     if not backends:
         changes |= {"scenarios": [{"name": "as-it-is", "links": {}}], "verify": None}
-    run = run_as_planned(campaign(**changes), results)
+    _, run = run_as_planned(campaign(**changes), results)
     assert run.trials["state"].tolist() == ["completed"]
     assert set(run.links["backend"]) == backends
     assert set(run.traffic["device"]) == {"agx-orin", "orin-nx", "orin-nano", "xavier-nx"}
@@ -392,6 +387,12 @@ def test_a_stopped_controller_leaves_nothing_and_the_run_can_go_on(how, long_cam
 
 def test_a_lost_worker_fails_its_trial_and_the_run_can_go_on(long_campaign, results, inventory):
     process, folder = started(long_campaign, results)
+    properties = "ActiveState,NoNewPrivileges,TasksMax,BindsTo,MemoryMax"
+    ask = f"XDG_RUNTIME_DIR=/run/user/$(id -u) systemctl --user show testbed-worker.service -p {properties}"
+    shown = call("emulate", "shell", UNDER_SYSTEMD, "-i", inventory, "--", "sh", "-c", ask).stdout.split()
+    limits = {"ActiveState=active", "NoNewPrivileges=yes", "TasksMax=4096", "BindsTo=testbed_lease.service"}
+    assert limits < set(shown)
+    assert "MemoryMax=infinity" not in shown
     call("emulate", "shell", "orin-nano", "-i", inventory, "--", "pkill", "-9", "-f", "expert_worker")
     out, said = process.communicate(timeout=180)
     assert process.returncode == 1, said

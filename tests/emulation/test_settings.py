@@ -96,6 +96,8 @@ def test_only_what_the_inventory_says_makes_two_labs_different(tmp_path):
         ("  user: root", "  user: Me", "user", "small letters"),
         ("network: 10.83.0.0/24", "hosts: {orin-nano: {l4t: 36}}", "orin-nano.l4t", "in quotes"),
         ("network: 10.83.0.0/24", "hosts: {orin-nano: {sudo: maybe}}", "orin-nano.sudo", "`nopasswd`"),
+        ("network: 10.83.0.0/24", "hosts: {orin-nano: {sudo: none}}", "orin-nano.sudo", "not root"),
+        ("network: 10.83.0.0/24", "hosts: {bs: {jtop: false}}", "emulation.hosts.bs.jtop", "a device was"),
     ],
 )
 def test_mistakes_are_named_with_their_place(tmp_path, old, new, line, expected):

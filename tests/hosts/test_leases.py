@@ -97,7 +97,7 @@ def test_what_is_said_of_a_host_that_was_taken_and_given_back():
     powerless = taken | {"no_root": "no sudo"}
     answers = {"a": taken, "b": plainly, "c": unknown, "d": powerless}
     first, second, third, fourth = reserved_words(answers, "bob@desk")
-    assert ", taken over from ann@laptop; power mode 15W then, jetson_clocks off" in first
+    assert ", taken over from ann@laptop; then back to power mode 15W, jetson_clocks off" in first
     assert second.startswith("b: bob@desk until ")
     assert "power" not in second
     assert third.endswith("its clocks cannot be read, so they are not put back")

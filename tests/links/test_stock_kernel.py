@@ -95,7 +95,7 @@ def test_a_command_that_is_not_there() -> None:
 
 def _every_test_passes(*tests: str) -> None:
     """Nothing is missing under the stock kernel that could skip one."""
-    names = [f"tests/links/{test}" for test in tests]
+    names = [f"tests/payloads/linkd/{test}" for test in tests]
     done = stock_kernel("python", "-m", "pytest", "-p", "no:cacheprovider", *names, limit_s=400)
     assert done.returncode == 0, _said(done)
     assert " passed" in done.stdout

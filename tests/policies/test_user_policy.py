@@ -127,7 +127,7 @@ def test_a_choice_in_other_numbers_is_taken_and_what_is_the_routers_stays_so(tmp
     assert (turned.index == view.routing.index[:, ::-1]).all()
     assert turned.index.dtype == np.int64
     assert all(array.flags.writeable and array.flags.c_contiguous for array in turned)
-    selector.observe(0, 1, loads_of(same, view.device_of, 4), np.zeros(4))
+    assert getattr(selector, "observe", None) is None
 
 
 def test_a_simulation_says_what_a_policy_did_wrong_and_ends_as_failed(

@@ -163,6 +163,32 @@ def test_what_does_not_hold_is_said(
     (result,) = provision_fleet(open_fleet(lab), [lab.base_station], Site(code))
     assert not result.ok
     assert str(result.error) == "bs: still not as it should be: tea"
+    assert result.states == ("done", "done", "failed")  # the folders and the code come first
+
+
+def test_what_became_of_each_change_is_said(
+    lab: Inventory, code: PayloadCode, open_fleet: OpenFleet, local: Any, only: Callable[..., None]
+) -> None:
+    class Broken(Mark):
+        def changes(self, host: Host, facts: Facts) -> Any:
+            for change in super().changes(host, facts):
+                yield type(change)(**vars(change) | {"steps": (Command(host.name, "false", "boil"),)})
+
+    def states(result: Any) -> list[str]:
+        return [change["state"] for change in result.as_json()["changes"]]
+
+    only(Mark("cup"), Broken("tea"), Mark("milk"))
+    hosts = [lab.base_station]
+    (result,) = provision_fleet(open_fleet(lab), hosts, Site(code))
+    assert states(result) == ["done", "done", "done", "failed", "not reached"]
+    assert (result.items("done"), result.items("not reached")) == (["folders", "code", "cup"], ["milk"])
+    local["bs"].refused = {"owner": "ann@laptop", "purpose": "a run"}
+    (result,) = provision_fleet(open_fleet(lab), hosts, Site(code))
+    assert states(result) == ["not reached", "not reached"]
+    local["bs"].refused = {}
+    only(Mark("milk"))
+    (result,) = provision_fleet(open_fleet(lab), hosts, Site(code))
+    assert states(result) == ["done"]
 
 
 @given(st.integers(1, 50), st.floats(0, 100), st.data())

@@ -1,8 +1,9 @@
-"""Clock, swap and disk."""
+"""Clock, swap, disk, and the keeper at boot."""
 
 import random
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 from testbed.config.inventory import Host
 from testbed.hosts.clock import measure_clock
-from testbed.hosts.facts import Facts
+from testbed.hosts.facts import Facts, Units
+from testbed.hosts.facts.board import Board as BoardFacts
 from testbed.hosts.facts.system import Access, Disk, Swap, SwapArea, System, TimeService, Unit
 from testbed.hosts.fake import Answer, FakeTransport
 from testbed.hosts.probes import system as probe
@@ -20,6 +22,7 @@ from testbed.hosts.steps import Command, Step
 from testbed.provision.aspect import Change
 from testbed.provision.aspects.clock import CHRONY_DROP_IN, TIMESYNCD_DROP_IN, Clock
 from testbed.provision.aspects.disk import Disk as DiskAspect
+from testbed.provision.aspects.keeper import Keeper
 from testbed.provision.aspects.memory import MIB, Memory, swap_unit
 from tests.provision.stubs import Board
 
@@ -375,3 +378,49 @@ def test_a_swap_file_needs_its_room_too() -> None:
     wanted = host(memory={"swap_mib": 4096, "swap_file": "/swap"})
     (finding,) = DiskAspect().findings(wanted, facts(disks=disks), [change("memory")])
     assert finding.text == "only 3.0 GiB of disk are free in /; 4.0 GiB are needed"
+
+
+# --- the keeper at boot
+
+
+@pytest.mark.parametrize(
+    "less",
+    [{"systemd": False}, {"sudo": False}, {"board": BoardFacts()}, {"user": "lab\\ann"}],
+    ids=lambda less: next(iter(less)),
+)
+def test_a_keeper_is_started_at_boot_where_there_is_power_to_put_back(less: dict[str, Any]) -> None:
+    found = replace(facts(), board=BoardFacts(nvpmodel=True))
+    (change,) = Keeper().changes(host(), found)
+    (step,) = change.steps
+    assert isinstance(step, Command)
+    assert b"User=ann" in step.stdin  # nothing of what a user may write is run as root
+    there = replace(found, units=Units(keeper=step.stdin.decode().strip()))
+    assert list(Keeper().changes(host(), there)) == []
+    assert len(list(Keeper().changes(host(python={"manage": False}), there))) == 1  # by another Python
+    assert list(Keeper().changes(host(), replace(found, **less))) == []
+
+
+def test_the_keepers_unit_is_made_and_taken_away_and_runs_its_code(board: Board) -> None:
+    board.program("systemctl", 'echo "systemctl $*" >>"$BOARD/log"')
+    (board.folder / "systemd/system").mkdir(parents=True)
+    wanted = host(python={"manage": False, "interpreter": "/opt/it's 100% $own/python"})
+    (change,) = Keeper().changes(wanted, replace(facts(), board=BoardFacts(nvpmodel=True)))
+    assert [done.returncode for done in board.run(below(list(change.steps), board.folder))] == [0]
+    (unit,) = (board.folder / "systemd/system").iterdir()
+    assert board.log == ["systemctl daemon-reload", f"systemctl enable {unit.name}"]
+    line = next(line for line in unit.read_text().splitlines() if line.startswith("ExecStart="))
+    # As the manager reads it: quotes and backslashes as in a shell's double quotes, then $$ and %%.
+    words = line.partition("-c ")[2].strip("'").replace("\\'", "'").replace("\\\\", "\\")
+    shell = words.replace("$$", "$").replace("%%", "%")
+    said = subprocess.run(
+        ["sh", "-c", shell], env={"HOME": str(board.home)}, capture_output=True, text=True, check=True
+    )
+    assert said.stderr == ""  # no lease has left anything: nothing is even started
+    (board.home / ".testbed-lease").mkdir()
+    said = subprocess.run(["sh", "-c", shell], env={"HOME": str(board.home)}, capture_output=True, text=True)
+    assert "/opt/it's 100% $own/python" in said.stderr
+    for _ in range(2):
+        undo = below(list(Keeper().undo(wanted, facts(), change.recorded)), board.folder)
+        assert not board.run(undo)[-1].returncode
+        assert list((board.folder / "systemd/system").iterdir()) == []
+    assert board.log[2:] == [f"systemctl disable {unit.name}", "systemctl daemon-reload"]

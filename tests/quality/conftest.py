@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -57,7 +58,7 @@ class LocalDispatcher:
         self.activations: str | None = None
         self.request = ""
         self.step = 0
-        self.rows: list[tuple[str, int]] = []
+        self.booking = SimpleNamespace(rows=[])
         self.passes: list[tuple[str, int, int]] = []
 
     def begin_step(self, step: int) -> None:
@@ -67,12 +68,12 @@ class LocalDispatcher:
 
     def layer(self, layer: int, routing: Routing) -> tuple[torch.Tensor, torch.Tensor]:
         self.passes.append((self.request, layer, len(routing.index)))
-        self.rows.append((self.request, layer))
+        self.booking.rows.append((self.request, layer))
         if self.decider is None:
             return torch.from_numpy(routing.index), torch.from_numpy(routing.weights)
         selection = self.decider.decide(layer, self.step, routing, None).selection
         weights = np.where(selection.keep, selection.weights, 0.0).astype(np.float32)
-        self.decider.observe(layer, self.step, None, None)
+        assert self.decider.observe is None  # a quality pass teaches nobody
         return torch.from_numpy(selection.index), torch.from_numpy(weights)
 
 

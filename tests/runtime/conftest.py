@@ -39,6 +39,9 @@ from testbed.artifacts.shard import shard_model
 from testbed.config.inventory import Host
 from testbed.hosts.authority import new_authority
 from testbed.placement.place import DeviceCapacity, Placement, place_auto, placement_json, wanted_list
+from tests.payloads.wire import conftest as wire
+
+serve = wire.serve
 
 UNPACED = Pace(None, None)
 #: Three devices that get 4, 3 and 1 of the 8 experts of a layer.
@@ -333,22 +336,3 @@ def linkd(tmp_path: Path) -> Iterator[LinkDaemon]:
     daemon = LinkDaemon(folder)
     yield daemon
     daemon.stop()
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[[Server], int]]:
-    """Run servers in threads until the test ends; given one, return its port."""
-    running = []
-
-    def begin(one: Server) -> int:
-        stop = threading.Event()
-        thread = threading.Thread(target=lambda: one.serve(stop.is_set, poll_s=0.02))
-        thread.start()
-        running.append((one, stop, thread))
-        return one.address[1]
-
-    yield begin
-    for one, stop, thread in running:
-        stop.set()
-        thread.join()
-        one.close()

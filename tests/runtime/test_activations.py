@@ -61,14 +61,14 @@ def test_wider_rows_change_nothing_and_int8_rows_little(lab, checkpoints):
         expected = local(input_ids=PROMPT).logits
     for activations, most in (("float32", 0.0), ("int8", 0.25)):
         dispatcher.activations = activations
-        dispatcher.rows.clear()
+        dispatcher.booking.rows.clear()
         with torch.inference_mode():
             got = station.model(input_ids=PROMPT).logits
         assert got.dtype == expected.dtype
         off = (got - expected).float().pow(2).mean().sqrt() / expected.float().pow(2).mean().sqrt()
         assert (off == 0) if most == 0 else (0 < off < most)
         row = row_bytes(activations, 48)
-        for sent in dispatcher.rows:
+        for sent in dispatcher.booking.rows:
             assert sent.bytes_back == HEADER_BYTES + RESULT_HEAD_BYTES + sent.assignments * row
 
 

@@ -75,8 +75,8 @@ def test_one_expert_instead_of_two_equals_the_local_model_with_one(make_lab, che
     decide(lab, station, {"kind": "top_k", "k": 1})
     expected = forward(local_model(checkpoints, torch.bfloat16, num_experts_per_tok=1), PROMPT)
     assert torch.equal(forward(station.model, PROMPT), expected)
-    dropped = sum(row.dropped for row in station._dispatcher.rows)
-    assert sum(row.assignments for row in station._dispatcher.rows) == len(PROMPT) * 3
+    dropped = sum(row.dropped for row in station._dispatcher.booking.rows)
+    assert sum(row.assignments for row in station._dispatcher.booking.rows) == len(PROMPT) * 3
     assert dropped <= len(PROMPT) * 3
 
 
@@ -120,7 +120,7 @@ def test_replaced_experts_equal_a_local_model_whose_router_chose_them(make_lab, 
         best = np.take_along_axis(one.routing.scores, one.routing.index, axis=1)
         assert best.sum(axis=1) == pytest.approx(np.sort(one.routing.scores, axis=1)[:, -2:].sum(axis=1))
     # What the router wanted and did not get counts as dropped there.
-    first = [row for row in dispatcher.rows if row.expected is dispatcher.decided[0].expected]
+    first = [row for row in dispatcher.booking.rows if row.expected is dispatcher.decided[0].expected]
     lost = dispatcher.device_of[0][dispatcher.decided[0].routing.index[:, 1]]
     assert {row.device: row.dropped for row in first} == {
         name: int((lost == number).sum()) for number, name in enumerate(dispatcher.devices)
@@ -146,7 +146,7 @@ def test_an_expert_on_two_devices_gives_the_same_result(make_lab, checkpoints):
     assert torch.equal(
         forward(station.model, PROMPT), forward(local_model(checkpoints, torch.bfloat16), PROMPT)
     )
-    assert {row.device for row in station._dispatcher.rows} == {"big", "twin", "middle", "small"}
+    assert {row.device for row in station._dispatcher.booking.rows} == {"big", "twin", "middle", "small"}
     assert everything is not twin.worker
 
 

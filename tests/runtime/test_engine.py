@@ -21,6 +21,7 @@ from transformers import (
 
 from payloads.station.control import AbandonedError
 from payloads.wdmoe.bs.asks import Ask, Sampling
+from payloads.wdmoe.bs.booking import Booking
 from payloads.wdmoe.bs.engine import Engine, most_rows
 from payloads.wdmoe.bs.kv_cache import BatchingError
 from payloads.wire.client import DeviceError, DeviceLostError
@@ -97,6 +98,7 @@ class NoDevices:
     def __init__(self):
         self.wall_ns, self.outcome, self.metrics, self.begun = 0, None, None, []
         self.request, self.iteration, self.batch, self.deadline_ns = "", 0, 1, None
+        self.booking = Booking()
 
     def begin_step(self, step, oldest=None):
         self.begun.append((self.iteration, self.request, step, self.batch, oldest))

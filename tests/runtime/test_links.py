@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -199,6 +200,42 @@ def test_what_cannot_be_allocated_fails_the_trial_with_one_line(lab, linkd, tmp_
     with pytest.raises(LinkControlError, match="the links cannot be followed"):
         lab.run(station)
     assert lab.run(lab.station())[0]["bandwidth"] is None
+
+
+def test_a_serving_that_the_links_end_leaves_its_records(lab, linkd):
+    linkd.set(MBIT)
+    station, path = lab.station(links=linkd.socket), lab.write_spec()
+    spec = read_spec(path)
+    sink = SimpleNamespace(**dict.fromkeys(("begun", "prompt", "token", "end"), nothing))
+
+    class Door:
+        def open(self, intake, deadline_s):
+            self.intake = intake
+            intake.submit(None, station._ask(spec.prompts[0], spec), sink)
+
+        def close(self):
+            """Nobody comes through it."""
+
+    door = Door()
+
+    def over():
+        if door.intake.running == 0 and door.intake.taken == 1:
+            linkd.stop()
+            door.intake.submit(None, station._ask(spec.prompts[1], spec), sink)
+        return False
+
+    with pytest.raises(LinkControlError, match="the links can no longer be followed: linkd went away"):
+        station.serve(spec, "top-2", "serve-001", 1, door, over, nothing)
+    folder = path.parent / "serve-001.failed"
+    rows = {
+        name: [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("requests", "tokens", "dispatches", "clocks")
+    }
+    assert [row["finish"] for row in rows["requests"]] == ["length", "failed"]
+    assert len(rows["tokens"]) >= rows["requests"][0]["output_tokens"]
+    assert rows["dispatches"]
+    assert len(rows["clocks"]) == 2 * len(DEVICES)
+    assert not (path.parent / "serve-001").exists()
 
 
 def test_wrong_settings_in_a_specification_are_said(lab):

@@ -206,7 +206,7 @@ def test_with_replicas_the_result_has_the_same_bits(make_rack, what):
         elif what != "babble":  # that one is back in no time
             assert not rack.station._devices.channels["middle"].connected
             assert torch.equal(rack.forward(), undisturbed)
-            assert not any(row.device == "middle" for row in rack.dispatcher.rows[-6:])
+            assert not any(row.device == "middle" for row in rack.dispatcher.booking.rows[-6:])
         rack.devices["middle"].released.set()
 
 
@@ -215,7 +215,7 @@ def test_a_late_answer_is_never_taken(make_rack):
     with rack.bearing(kind="replica"):
         undisturbed = rack.forward()
         rack.devices["small"].plans = {0: "stall"}
-        begun = len(rack.dispatcher.rows)
+        begun = len(rack.dispatcher.booking.rows)
         assert torch.equal(rack.forward(PROMPT), undisturbed)
         # It computes its answer now, and nobody is there to hear it; later it is asked again, on another connection.
         rack.devices["small"].released.set()
@@ -224,7 +224,7 @@ def test_a_late_answer_is_never_taken(make_rack):
         assert rack.events()[0] == ("deadline", "small")
         assert rack.dispatcher.losses.events[0].detail.startswith("no answer within 0.81 s")
         assert rack.events()[-1] == ("readmitted", "small")
-        rows = [row for row in rack.dispatcher.rows[begun:] if row.device == "small"]
+        rows = [row for row in rack.dispatcher.booking.rows[begun:] if row.device == "small"]
         assert rows
         assert min(row.sent_ns for row in rows) > rack.dispatcher.losses.events[-1].at_ns
 
@@ -258,10 +258,10 @@ def test_dropped_pairs_are_renormalised_and_a_token_keeps_its_best_reachable_exp
         assert outcome.lost.sum() > 0
         assert outcome.rerouted.sum() == 0
         # The next pass knows that it is gone: no second deadline, nothing asked of it.
-        begun = len(rack.dispatcher.rows)
+        begun = len(rack.dispatcher.booking.rows)
         got = rack.forward()
         assert (got - without(checkpoints, rack, {"middle"}, 0)).abs().max() <= 1e-5
-        assert {row.device for row in rack.dispatcher.rows[begun:]} == {"big", "small"}
+        assert {row.device for row in rack.dispatcher.booking.rows[begun:]} == {"big", "small"}
         assert rack.events() == [("lost", "middle"), ("dropped", "middle")]
         # Two of three gone: many tokens lose all.
         rack.devices["small"].plans = {0: "die"}

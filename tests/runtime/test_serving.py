@@ -305,7 +305,7 @@ def test_decisions_are_judged_in_time_however_long_their_prompts_are(monkeypatch
 
 
 def test_only_a_serving_can_be_stopped(tmp_path):
-    from tests.runtime.test_control import _ask
+    from tests.payloads.station.test_control import _ask
 
     control = Control(tmp_path / "bs.sock", lambda: {})
     jobs = []

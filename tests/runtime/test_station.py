@@ -341,7 +341,7 @@ def test_the_records_of_a_long_trial_do_not_hold_on_to_its_decisions(lab, statio
     gc.collect()
     assert decisions
     assert all(decision() is None for decision in decisions)
-    assert all(row.predicted_ms() > 0 for row in station._dispatcher.rows)
+    assert all(row.predicted_ms() > 0 for row in station._dispatcher.booking.rows)
 
 
 def test_the_busy_counter_counts_work_and_waiting(tmp_path):

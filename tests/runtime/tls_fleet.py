@@ -5,24 +5,26 @@ from __future__ import annotations
 import os
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from payloads.wire import server
-from payloads.wire.client import Answer, Channel, Exchange, Request
+from payloads.wire.client import Exchange
 from payloads.wire.credentials import Credentials, TlsCertificate
-from payloads.wire.frames import Kind, pack_header
 from payloads.wire.server import Server, listen
 from payloads.wire.tls import AUTHORITY_FILE
 from testbed.config.inventory import Host
 from testbed.hosts.authority import Authority, new_authority
+from tests.payloads.wire import echo
+from tests.payloads.wire.echo import connect, echoed
 
 NOW = datetime.now(UTC)
 BS = Host(name="bs", role="base_station", address="127.0.0.1")
 ORIN = Host(name="orin", role="device", address="127.0.0.1")
+
+exchange = echo.exchange
 
 
 class Fleet:
@@ -51,37 +53,12 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
 def start(fleet: Fleet, serve: Callable[[Server], int]) -> Callable[..., int]:
     """Start a server that echoes; return its port."""
 
-    def echo(header, payload, received_ns):
-        if header.kind != Kind.DISPATCH:
-            raise server.FrameError("unexpected kind")
-        return [pack_header(Kind.RESULT, len(payload), header.sequence), bytes(payload)]
-
     def begin(credentials: Credentials | None = None) -> int:
-        return serve(Server(listen("127.0.0.1", 0), credentials or fleet.certificate(ORIN), echo, "test"))
+        return serve(
+            Server(listen("127.0.0.1", 0), credentials or fleet.certificate(ORIN), echo.handle, "test")
+        )
 
     return begin
-
-
-@pytest.fixture
-def exchange() -> Iterator[Exchange]:
-    loop = Exchange(stall_timeout_s=10)
-    yield loop
-    loop.close()
-
-
-def connect(exchange: Exchange, port: int, credentials: Credentials, name: str = "orin") -> Channel:
-    channel = Channel(name, "127.0.0.1", port)
-    exchange.connect(channel, credentials, timeout_s=5)
-    return channel
-
-
-def echoed(exchange: Exchange, channel: Channel, *pieces: bytes) -> Answer:
-    """Send one dispatch in pieces, and make sure that it comes back."""
-    sequence, data = channel.next_sequence(), b"".join(pieces)
-    request = Request(channel, sequence, [pack_header(Kind.DISPATCH, len(data), sequence), *pieces])
-    (answer,) = exchange.ask([request], Kind.RESULT)
-    assert bytes(answer.payload) == data
-    return answer
 
 
 def still_serves(exchange: Exchange, port: int, fleet: Fleet) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import socket
 import threading
 from collections.abc import Callable, Sequence
@@ -18,7 +17,6 @@ import torch
 from safetensors.torch import save
 
 from payloads.board.pace import Pace
-from payloads.semcast.kept import Keeper
 from payloads.semcast.klt import Klt
 from payloads.semcast.multicast import Group
 from payloads.semcast.network import Broadcast
@@ -98,16 +96,6 @@ class Device:
         self.stopped.set()
         self.thread.join()
         self.receiver.close()
-
-
-class FullKeeper(Keeper):
-    """A keeper of images on a disk that is full."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        assert self._file is not None
-        self._file.close()
-        self._file = os.fdopen(os.open("/dev/full", os.O_WRONLY), "wb")
 
 
 @dataclass

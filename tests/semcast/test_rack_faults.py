@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from payloads.board.pace import Pace
+from payloads.metrics import Metrics
 from payloads.semcast import hearing
 from payloads.semcast.messages import (
     FrameHead,
@@ -26,8 +27,8 @@ from payloads.semcast.spec import read_spec
 from payloads.station.specs import SpecError
 from payloads.wire.client import DeviceError, DeviceLateError, DeviceLostError, DeviceRefusedError
 from payloads.wire.frames import FrameError, Header, Kind, pack_header
+from tests.payloads.semcast.full_disk import FullKeeper
 from tests.semcast.semcast_rack import (
-    FullKeeper,
     Rack,
     check_equals_play,
     nothing,
@@ -35,6 +36,12 @@ from tests.semcast.semcast_rack import (
     run,
     write_models,
 )
+
+
+def told(metrics: Metrics) -> dict[str, float]:
+    """Return what somebody reads of metrics."""
+    lines = (line.rsplit(" ", 1) for line in metrics.text().splitlines() if line[0] != "#")
+    return {name: float(value) for name, value in lines}
 
 
 def test_a_receiver_that_is_lost_fails_the_trial_and_the_next_one_goes_on(rack: Rack) -> None:
@@ -57,6 +64,14 @@ def test_a_receiver_that_is_lost_fails_the_trial_and_the_next_one_goes_on(rack: 
     check_equals_play(rack, spec, "t001")
     assert not (rack.home / "run" / "t001.failed").exists()
     assert not list((rack.home / "strong").glob("*.part"))
+    sent, heard = told(transmitter.metrics), told(rack.devices["strong"].receiver.metrics)
+    trials = [sent[f'testbed_transmitter_trials_total{{outcome="{how}"}}'] for how in ("failed", "completed")]
+    assert (trials, heard["testbed_receiver_trials_total"]) == ([1, 1], 1)
+    whole = rack.rows("t001", "frames")
+    assert sent["testbed_transmitter_frame_bytes_total"] > sum(frame["bytes"] for frame in whole)
+    # Three before it was lost, and a warm-up of each kind of frame: one in the first trial, two in the second.
+    assert sent["testbed_transmitter_frame_seconds_count"] == len(whole) + 3 + 1 + 2
+    assert heard["testbed_receiver_frame_seconds_count"] >= sent["testbed_transmitter_frame_seconds_count"]
 
 
 def test_a_receiver_that_is_late_fails_the_trial(rack: Rack) -> None:

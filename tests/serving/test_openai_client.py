@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.serving.conftest import MODEL, wait_for
+from tests.payloads.serve.conftest import MODEL, wait_for
 
 openai = pytest.importorskip("openai")
 

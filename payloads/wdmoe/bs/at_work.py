@@ -6,7 +6,7 @@ import shutil
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, Mapping, NamedTuple, Optional, Tuple
 
 from payloads.station.devices import Devices
 from payloads.station.records import failed_folder
@@ -56,28 +56,53 @@ class Undertaking:
         self._traffic = Traffic(devices)
         self.offsets = connect()
         self._dispatcher = dispatcher
-        self._dispatcher.rows = []
+        self._dispatcher.booking.forget()
         self._dispatcher.losses.events = []
         self.judge: Optional[Judge] = None
         self._start_ns = time.monotonic_ns()
 
     @contextmanager
-    def failing(self) -> Iterator[None]:
-        """Let what happened to devices be known if they make the trial fail."""
+    def failing(self, *, whole: bool = False) -> Iterator[None]:
+        """Let be known what is right of the records if this fails.
+
+        Args:
+            whole: Whether that is all of them; else what happened to devices, where they make it fail.
+        """
         failed = failed_folder(self._folder)
         if failed.exists():
             shutil.rmtree(failed)
         try:
             yield
-        except (DeviceError, RequestFailedError):
-            self.records.add_events(self._dispatcher.losses.events)
-            self.records.write_failed(self._folder)
+        except Exception as error:
+            if whole:
+                self._gather()
+                self.records.write(failed)
+            elif isinstance(error, (DeviceError, RequestFailedError)):
+                self.records.add_events(self._dispatcher.losses.events)
+                self.records.write_failed(self._folder)
             raise
 
     def finish(self) -> Dict[str, Any]:
         """Read the clocks again, write the records, and return the summary."""
         end_ns = time.monotonic_ns()
-        devices, rows = self._devices, self._dispatcher.rows
+        clocks, rows = self._gather(), self._dispatcher.booking.rows
+        self.records.write(self._folder)
+        work: Dict[str, Tuple[int, int]] = {}
+        for row in rows:
+            out, back = work.get(row.device, (0, 0))
+            work[row.device] = out + row.bytes_out, back + row.bytes_back
+        return {
+            "records": str(self._folder),
+            "t_start_s": self._clock.unix_s(self._start_ns),
+            "t_end_s": self._clock.unix_s(end_ns),
+            "rows": {name: len(entries) for name, entries in self.records.tables.items()},
+            **self._traffic.summary(work),
+            "paced_late": {name: sum(r.late for r in rows if r.device == name) for name in clocks},
+        }
+
+    def _gather(self) -> Mapping[str, Any]:
+        """Read the clocks again and put all into the records; return each device's clock."""
+        devices, rows = self._devices, self._dispatcher.booking.rows
         after = devices.offsets(lost=True)  # all is answered: nobody is needed any more
         self._dispatcher.losses.missing(set(self.offsets) - set(after))
         clocks = devices.histories(self.offsets, after)
@@ -92,19 +117,7 @@ class Undertaking:
             self.records.add_selection(self.judge.tally)
             if self.judge.bounds is not None:
                 self.records.add_bounds(self.judge.bounds)
-        self.records.write(self._folder)
-        work: Dict[str, Tuple[int, int]] = {}
-        for row in rows:
-            out, back = work.get(row.device, (0, 0))
-            work[row.device] = out + row.bytes_out, back + row.bytes_back
-        return {
-            "records": str(self._folder),
-            "t_start_s": self._clock.unix_s(self._start_ns),
-            "t_end_s": self._clock.unix_s(end_ns),
-            "rows": {name: len(entries) for name, entries in self.records.tables.items()},
-            **self._traffic.summary(work),
-            "paced_late": {name: sum(r.late for r in rows if r.device == name) for name in clocks},
-        }
+        return clocks
 
 
 class AtWork(NamedTuple):

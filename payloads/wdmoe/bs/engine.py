@@ -130,6 +130,7 @@ class Engine:
                         while self._any_work() and not until():
                             check()
                             self._iterate()
+                            self._dispatcher.booking.settle()  # the last layer's
         except BaseException as error:
             abandoned = isinstance(error, AbandonedError)
             self._end_all("abandoned" if abandoned else "failed", str(error) or type(error).__name__)

@@ -264,7 +264,7 @@ def _shares_by_step(decider: Decider) -> bool:
 @contextmanager
 def _deciding(dispatcher: Dispatcher, decider: Optional[VirtualDecider], request: str) -> Iterator[None]:
     """Let ``decider`` decide what a text's tokens are sent to; the reference leaves no dispatches behind."""
-    before, rows = (dispatcher.decider, dispatcher.activations), len(dispatcher.rows)
+    before, rows = (dispatcher.decider, dispatcher.activations), len(dispatcher.booking.rows)
     dispatcher.decider = decider
     dispatcher.activations = None if decider is None else decider.activations
     dispatcher.request, dispatcher.step = request, 0
@@ -273,4 +273,4 @@ def _deciding(dispatcher: Dispatcher, decider: Optional[VirtualDecider], request
     finally:
         dispatcher.decider, dispatcher.activations = before
         if decider is None:
-            del dispatcher.rows[rows:]
+            del dispatcher.booking.rows[rows:]

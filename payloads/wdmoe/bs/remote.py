@@ -19,13 +19,14 @@ from payloads.station.link_state import LinkState
 from payloads.station.pacing import LinkPacing
 from payloads.wdmoe.bs.asked import Asked, Pairs, dropped_of, loads_of_parcels, pairs_of
 from payloads.wdmoe.bs.beside import Beside, keep_result, served_by, served_of
+from payloads.wdmoe.bs.booking import Booking, Round, Taken
 from payloads.wdmoe.bs.fleet import FleetSpec
 from payloads.wdmoe.bs.links import LinkControl
 from payloads.wdmoe.bs.losses import Losses
 from payloads.wdmoe.bs.outcome import Outcome, OutcomeCount
 from payloads.wdmoe.bs.packing import Gathered, Outgoing, Parcel, outgoing, split
 from payloads.wdmoe.bs.patience import Expects, Waiting, patience_of
-from payloads.wdmoe.dispatch import Decided, Decides, DispatchRow, row_of
+from payloads.wdmoe.dispatch import Decided, Decides
 from payloads.wdmoe.routing import Routing
 from payloads.wire.client import (
     Answer,
@@ -58,7 +59,6 @@ class Dispatcher:
         batch: How many requests share it.
         deadline_ns: When nobody waits for it any more, on the monotonic clock; ``None`` for never.
         wall_ns: Time spent waiting for devices so far.
-        rows: One entry for each dispatch so far.
         decided: One entry for each decision since somebody took them; ``None`` where nobody will.
         feed: Tells the links' rates; ``None`` where nothing shapes them.
         control: Puts shares of the band in force; ``None`` where the policy leaves the links alone.
@@ -66,7 +66,7 @@ class Dispatcher:
         losses: Who is gone, and what is done about it.
         expects: Tells what devices are expected to take; ``None`` where nobody knows, and a device may take as long
             as it makes progress.
-        metrics: Counts what is sent and answered; ``None`` where nobody looks.
+        booking: What was dispatched so far.
     """
 
     def __init__(self, exchange: Exchange) -> None:
@@ -78,14 +78,13 @@ class Dispatcher:
         self.batch = 1
         self.deadline_ns: Optional[int] = None
         self.wall_ns = 0
-        self.rows: List[DispatchRow] = []
         self.decided: Optional[List[Decided]] = None
         self.feed: Optional[LinkFeed] = None
         self.control: Optional[LinkControl] = None
         self.pacing: Optional[LinkPacing] = None
         self.losses = Losses(lambda: self.whose)
         self.expects: Optional[Expects] = None
-        self.metrics: Optional[StationMetrics] = None
+        self.booking = Booking()
         self._exchange = exchange
         self._channels: List[Channel] = []
         self._count = OutcomeCount()
@@ -99,6 +98,11 @@ class Dispatcher:
     def device_of(self) -> NDArray[np.int64]:
         """(L, E), the device that serves each expert when all are there; the first of those that hold it."""
         return self.losses.reach.device_of
+
+    @property
+    def metrics(self) -> Optional[StationMetrics]:
+        """What counts what is sent and answered; ``None`` where nobody looks."""
+        return self.booking.metrics
 
     @property
     def outcome(self) -> Optional[Outcome]:
@@ -204,9 +208,9 @@ class Dispatcher:
             pairs = self.losses.first(asked, pairs, costs, self.deadline_ns)
         out = outgoing(layer, self.step, hidden, chosen, self.activations)
         added: List[torch.Tensor] = []
-        meanwhile: Optional[Callable[[], None]] = None
+        meanwhile = self.booking.settle
         if beside is not None:
-            meanwhile = partial(keep_result, beside, asked.index, asked.keep, len(device_of), added)
+            meanwhile = partial(self._meanwhile, beside, asked, added)
         served = asked.keep
         answered = self._answered(asked, out, pairs, meanwhile, hidden.dtype, dropped, decided)
         if beside is not None and asked.keep is not served:
@@ -231,6 +235,11 @@ class Dispatcher:
             return None
         self.feed.follow()
         return self.feed.links(self.devices) if self.control is None else self.control.links()
+
+    def _meanwhile(self, beside: Beside, asked: Asked, added: List[torch.Tensor]) -> None:
+        """Do what needs no answer, while the devices work."""
+        keep_result(beside, asked.index, asked.keep, len(asked.device_of), added)
+        self.booking.settle()
 
     def _costs(self, links: Optional[LinkState]) -> Optional[Costs]:
         """Return what sending takes; ``None`` where nobody knows."""
@@ -284,24 +293,31 @@ class Dispatcher:
                 gathered = Gathered(out, dtype, whole)
                 if decided is not None:
                     decided.sent_ns = begun_ns
-            failed = []
+            failed: List[Parcel] = []
+            taken: List[Taken] = []
             for parcel, outcome in zip(parcels, outcomes):
                 problem: Optional[DeviceError]
                 if isinstance(outcome, Answer):
-                    # What is asked a second time, nobody had expected.
-                    problem = self._take(
-                        gathered, out, parcel, outcome, dropped if first else {}, decided if first else None
-                    )
+                    problem = self._take(gathered, out, parcel, outcome, dropped if first else {}, taken)
                 else:
                     problem = outcome
                 if problem is not None:
                     failed.append(parcel)
                     self._failed(asked, parcel.device, problem)
+            # What is asked a second time, nobody had expected.
+            expected = decided.expected if first and decided is not None else None
+            where = self.iteration, self.batch
+            self.booking.add(Round(self.devices, self.whose, where, expected, taken))
             if self._exchange.gone:
                 gone, self._exchange.gone = self._exchange.gone, []
                 self.losses.unasked(gone, asked.layer)
             if not failed:
-                if first and decided is not None:
+                if (
+                    first
+                    and decided is not None
+                    and self.decider is not None
+                    and self.decider.observe is not None
+                ):
                     self._observe(asked, parcels, outcomes, decided)
                 return gathered.rows()
             again = pairs_of(asked.index, np.concatenate([parcel.places for parcel in failed]))
@@ -335,7 +351,7 @@ class Dispatcher:
         decided: Decided,
     ) -> None:
         """Tell the policy what the layer took."""
-        assert self.decider is not None
+        assert self.decider is not None and self.decider.observe is not None
         seconds = np.full(len(self.devices), np.nan)
         for parcel, answer in zip(parcels, answers):
             assert isinstance(answer, Answer)
@@ -355,27 +371,14 @@ class Dispatcher:
         parcel: Parcel,
         answer: Answer,
         dropped: Mapping[int, int],
-        decided: Optional[Decided],
+        taken: List[Taken],
     ) -> Optional[DeviceLostError]:
         """Take an answer; return what is wrong with it, if anything is: its device is not trusted any more."""
-        name = self.devices[parcel.device]
         try:
             result = gathered.take(out, parcel, answer.payload)
         except FrameError as error:
             gathered.clear(parcel)
             self._exchange.disconnect(self._channels[parcel.device])
-            return DeviceLostError(name, str(error))
-        if self.metrics is not None:
-            self.metrics.answered(name, answer, len(parcel.places))
-        self.rows.append(
-            row_of(
-                self.whose,
-                (self.iteration, self.batch),
-                (name, parcel.device),
-                (parcel.tokens, len(parcel.places), dropped.get(parcel.device, 0)),
-                answer,
-                result,
-                None if decided is None else decided.expected,
-            )
-        )
+            return DeviceLostError(self.devices[parcel.device], str(error))
+        taken.append(Taken(parcel, dropped.get(parcel.device, 0), answer, result))
         return None

@@ -353,7 +353,7 @@ def serve(
             tell(told)
         if at.judging.due() or at.engine.load == (0, 0):
             at.judging.settle_some(JUDGED_AT_ONCE)
-        rows, tables = at.dispatcher.rows, at.work.records.tables
+        rows, tables = at.dispatcher.booking.rows, at.work.records.tables
         if not intake.full and (
             len(rows) >= MOST_DISPATCHES or any(len(tables[name]) >= most for name, most in MOST_ROWS.items())
         ):

@@ -81,7 +81,7 @@ class Station:
         self._exchange = Exchange()
         self._dispatcher = Dispatcher(self._exchange)
         self.metrics = StationMetrics()
-        self._dispatcher.metrics = self.metrics
+        self._dispatcher.booking.metrics = self.metrics
         self._dispatcher.losses.heard = self.metrics.event
         self._devices = Devices(self._exchange, credentials)
         self._links = StationLinks(self._dispatcher, self._exchange, self._devices, links, pacing)
@@ -178,6 +178,7 @@ class Station:
         """Answer requests of the API under a policy, and write the records.
 
         A device that is lost fails the requests that need it, where the policy has nothing better, and not the service.
+        What ends the service, such as links that nobody knows any more, leaves its records in the folder of failures.
 
         Args:
             spec: The run's specification.
@@ -191,7 +192,7 @@ class Station:
         Returns:
             As for :meth:`trial`.
         """
-        with self.at_work(spec, trial, policy, concurrency, (DeviceError,)) as at:
+        with self.at_work(spec, trial, policy, concurrency, (DeviceError,), keep=True) as at:
             served = serve(api, self._decode, at, spec.serving.request_deadline_s, over, tell)
         return {"trial": trial, "policy": policy, **explained(at.finish(), served)}
 
@@ -216,6 +217,8 @@ class Station:
         policy: str,
         concurrency: int,
         survives: Tuple[Type[Exception], ...] = (),
+        *,
+        keep: bool = False,
     ) -> Iterator[AtWork]:
         """Have a policy at work: the devices connected, the links followed and shared, the engine ready.
 
@@ -225,6 +228,7 @@ class Station:
             policy: The policy's name.
             concurrency: How many requests are answered at once.
             survives: Failures that end the requests of their iteration only.
+            keep: Whether the records are kept if it fails: what was answered until then was answered.
         """
         bandwidth, loss = spec.bandwidth_of(policy), spec.loss_of(policy)
         spec.policy(policy)  # wrong settings are said before anything is asked of the devices
@@ -233,7 +237,7 @@ class Station:
         losses = self._dispatcher.losses
         renormalise = spec.policy(policy).get("renormalise", self._renormalise)
         with ExitStack() as stack:
-            stack.enter_context(work.failing())
+            stack.enter_context(work.failing(whole=keep))
             self.metrics.follow(lambda: engine.load)
             stack.callback(self.metrics.follow, lambda: (0, 0))
             stack.enter_context(bearing(losses, self._devices, loss, renormalise))

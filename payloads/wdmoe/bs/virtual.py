@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, List, Optional
 
 from payloads.wdmoe.decision import Decider, Decision
-from payloads.wdmoe.routing import Loads, Routing, Selection, loads_of
+from payloads.wdmoe.routing import Routing, Selection, loads_of
 from payloads.wdmoe.tally import weigh
 
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ class VirtualDecider:
         asked: Gate mass that the router asked for, likewise.
         activations: Element type of the rows on the wire; ``None`` for that of the computation.
     """
+
+    #: Nobody learns from what was measured: it was measured on other links.
+    observe = None
 
     def __init__(self, decider: Decider, links: Optional[VirtualLinks], tokenwise: bool) -> None:
         self._decider = decider
@@ -90,9 +93,6 @@ class VirtualDecider:
         self.asked += tokens
         return Decision(selection, loads_of(selection, serving, devices), None, np.full(devices, np.nan))
 
-    def observe(self, layer: int, step: int, loads: Loads, seconds: Any) -> None:
-        """Leave out what was measured: it was measured on other links."""
-
     def _decide(
         self, layer: int, step: int, routing: Routing, device_of: Optional[NDArray[int64]]
     ) -> Decision:
@@ -103,8 +103,9 @@ class VirtualDecider:
             links = self._links.at_block(self._first + (step if self._tokenwise else 0))
         decision = self._decider.decide(layer, step, routing, links, device_of)
         self._give(decision.shares, f"layer {layer} step {step}")
-        seconds = np.where(decision.loads.pairs > 0, decision.predicted_s, np.nan)
-        self._decider.observe(layer, step, decision.loads, seconds)
+        if self._decider.observe is not None:
+            seconds = np.where(decision.loads.pairs > 0, decision.predicted_s, np.nan)
+            self._decider.observe(layer, step, decision.loads, seconds)
         return decision
 
     def _give(self, shares: Optional[NDArray[floating[Any]]], why: str) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
 import numpy as np
 
 from payloads.wdmoe.gating import finish
-from payloads.wdmoe.routing import LayerView, Loads, Routing, Selection
+from payloads.wdmoe.routing import LayerView, Routing, Selection
 from payloads.wdmoe.selectors.account import Account
 from payloads.wdmoe.selectors.batch import lighten
 from payloads.wdmoe.selectors.batch_together import lighten_together
@@ -97,9 +97,6 @@ class Budget:
             if expert is not None:
                 index[0, place] = expert
         return finish(routing, keep, self._settings, index if self._replace else None)
-
-    def observe(self, layer: int, step: int, loads: Loads, seconds: NDArray[floating[Any]]) -> None:
-        """Learn nothing: the latency model says what things take."""
 
     def _part(self, layer: int) -> float:
         return self._parts[layer] if layer < len(self._parts) else 1.0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Optional
 import numpy as np
 
 from payloads.wdmoe.gating import finish
-from payloads.wdmoe.routing import LayerView, Loads, Selection
+from payloads.wdmoe.routing import LayerView, Selection
 from payloads.wdmoe.selectors.kinds import Settings, value_of
 from payloads.wdmoe.selectors.rows import best_column, picked, row_sum
 
@@ -64,6 +64,3 @@ class Greedy:
         index[rows[at], columns] = experts
         keep[rows[at], columns] = True
         return finish(routing, keep, self._settings, index)
-
-    def observe(self, layer: int, step: int, loads: Loads, seconds: NDArray[floating[Any]]) -> None:
-        """Learn nothing: the latency model says what things take."""

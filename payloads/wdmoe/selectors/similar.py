@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, List, Optional
 import numpy as np
 
 from payloads.wdmoe.gating import finish, mass_of
-from payloads.wdmoe.routing import LayerView, Loads, Selection
+from payloads.wdmoe.routing import LayerView, Selection
 from payloads.wdmoe.selectors.kinds import Settings, value_of
 from payloads.wdmoe.selectors.rows import best_row, picked
 
@@ -58,9 +58,6 @@ class Similar:
                 skipped = ~moved & (mass[rows, column] <= self._skip) & (own_s >= slowest)
                 keep[rows[skipped], column[skipped]] = False
         return finish(routing, keep, self._settings, index)
-
-    def observe(self, layer: int, step: int, loads: Loads, seconds: Floats) -> None:
-        """Learn nothing: the latency model says what things take."""
 
     def _best(
         self, view: LayerView, index: NDArray[int64], expert: NDArray[int64], pair_s: Floats, own_s: Floats

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from payloads.wdmoe.gating import finish
-from payloads.wdmoe.routing import LayerView, Loads, Selection
+from payloads.wdmoe.routing import LayerView, Selection
 from payloads.wdmoe.selectors.kinds import Settings
 from payloads.wdmoe.selectors.rows import best_column, picked
 
@@ -32,7 +32,7 @@ class TopK:
         """Choose for the tokens of one layer."""
         routing = view.routing
         if self._most >= routing.index.shape[1]:
-            return finish(routing, np.ones(routing.index.shape, dtype=bool), self._settings)
+            return Selection(routing.index, np.ones(routing.index.shape, dtype=bool), routing.weights)
         # Of equal scores the first comes first, as the router has them.
         left = picked(routing.scores, routing.index).copy()
         keep = np.zeros(left.shape, dtype=bool)
@@ -42,6 +42,3 @@ class TopK:
             keep[rows, best] = True
             left[rows, best] = -1.0
         return finish(routing, keep, self._settings)
-
-    def observe(self, layer: int, step: int, loads: Loads, seconds: NDArray[floating[Any]]) -> None:
-        """Learn nothing: the choice follows the router alone."""

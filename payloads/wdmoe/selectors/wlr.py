@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from payloads.wdmoe.gating import finish
-from payloads.wdmoe.routing import LayerView, Loads, Selection
+from payloads.wdmoe.routing import LayerView, Selection
 from payloads.wdmoe.selectors.kinds import Settings, value_of
 from payloads.wdmoe.selectors.pairs import pairs_of
 from payloads.wdmoe.selectors.rows import best_column, row_sum
@@ -68,9 +68,6 @@ class Wlr:
                 break
         keep[rows[drop], least[drop]] = False
         return finish(routing, keep, self._settings)
-
-    def observe(self, layer: int, step: int, loads: Loads, seconds: Floats) -> None:
-        """Learn nothing: the latency model says what things take."""
 
 
 def cosines(weights: Floats, latencies_s: Floats) -> Floats:

@@ -7,7 +7,7 @@ same bits here. Weighing and summing the answers is left to the base station.
 
 from __future__ import annotations
 
-from typing import Callable, Dict, List, Sequence, Tuple
+from typing import Callable, Dict, List, NamedTuple, Sequence, Tuple
 
 import torch
 
@@ -25,8 +25,40 @@ ACTIVATIONS: Dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
+#: Memory between the products is kept for dispatches of up to so many pairs, and for so many kinds of them.
+_KEPT_PAIRS, _KEPT_MOST = 64, 64
+
+
 class NotHeldError(Exception):
     """The device is asked for something that it does not hold."""
+
+
+class _Inner(NamedTuple):
+    """Memory for what is between the two products of some experts' pairs (P).
+
+    Attributes:
+        sizes: The pairs of each expert.
+        gate: (P, I), what the activation is applied to.
+        up: (P, I), what its outcome is multiplied with.
+        gated: (P, I), the product of both.
+        gate_up_parts: Of each expert, its pairs' gate and up in one piece (pairs, 2 I).
+        gated_parts: Of each expert, its part of ``gated``.
+    """
+
+    sizes: List[int]
+    gate: torch.Tensor
+    up: torch.Tensor
+    gated: torch.Tensor
+    gate_up_parts: Sequence[torch.Tensor]
+    gated_parts: Sequence[torch.Tensor]
+
+    @classmethod
+    def of(cls, sizes: List[int], width: int, dtype: torch.dtype, device: torch.device) -> _Inner:
+        """Return memory for experts with so many pairs each and an inner width I."""
+        gate_up = torch.empty(sum(sizes), 2 * width, dtype=dtype, device=device)
+        gated = torch.empty(sum(sizes), width, dtype=dtype, device=device)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return cls(sizes, gate, up, gated, gate_up.split(sizes), gated.split(sizes))
 
 
 class ExpertBank:
@@ -55,6 +87,7 @@ class ExpertBank:
         self._activation = ACTIVATIONS[activation]
         self._device = device
         self._products = Products()
+        self._kept: Dict[bytes, _Inner] = {}
 
     def find(self, dispatch: Dispatch) -> List[ExpertWeights]:
         """Return the weights that a dispatch asks for.
@@ -71,38 +104,61 @@ class ExpertBank:
 
     def run(self, dispatch: Dispatch, weights: Sequence[ExpertWeights]) -> bytearray:
         """Compute a dispatch; return one unweighted row for each of its (token, expert) pairs, as bytes."""
-        total = len(dispatch.indices)
+        total, on_host = len(dispatch.indices), self._device.type == "cpu"
         answer = bytearray(total * row_bytes(dispatch.dtype, self._hidden))
-        data = torch.frombuffer(answer, dtype=torch.uint8).view(total, -1)
+        rows = self._rows(dispatch)
         as_computed = dispatch.dtype == self.dtype
-        with torch.no_grad():
-            host = (
-                data.view(self._torch_dtype)
-                if as_computed
-                else torch.empty(total, self._hidden, dtype=self._torch_dtype)
+        if as_computed:
+            host = torch.frombuffer(answer, dtype=self._torch_dtype).view(total, self._hidden)
+        else:
+            host = torch.empty(total, self._hidden, dtype=self._torch_dtype)
+        out = host if on_host else torch.empty_like(host, device=self._device)
+        inner = self._inner(dispatch.counts)
+        self._each(self._parts(rows, inner.sizes), [each.gate_up for each in weights], inner.gate_up_parts)
+        torch.mul(self._activation(inner.gate), inner.up, out=inner.gated)
+        self._each(inner.gated_parts, [each.down for each in weights], self._parts(out, inner.sizes))
+        if not on_host:
+            host.copy_(out)
+        if not as_computed:
+            torch.frombuffer(answer, dtype=torch.uint8).view(total, -1).copy_(
+                encode_rows(host, dispatch.dtype)
             )
-            received = torch.frombuffer(dispatch.data, dtype=torch.uint8).view(dispatch.rows, -1)
-            rows = decode_rows(received, dispatch.dtype, self._torch_dtype)
-            if dispatch.rows != 1 or total != 1:
-                indices = torch.frombuffer(dispatch.indices, dtype=torch.int16).to(torch.int32)
-                rows = rows.index_select(0, indices)
-            rows = rows.to(self._device)
-            out = host if self._device.type == "cpu" else torch.empty_like(host, device=self._device)
-            inner = torch.empty(total, 2 * self._intermediate, dtype=self._torch_dtype, device=self._device)
-            self._each(rows, [w.gate_up for w in weights], dispatch.counts, inner)
-            gate, up = inner.chunk(2, dim=-1)
-            self._each(self._activation(gate) * up, [w.down for w in weights], dispatch.counts, out)
-            if out is not host:
-                host.copy_(out)
-            if not as_computed:
-                data.copy_(encode_rows(host, dispatch.dtype))
         return answer
 
+    def _rows(self, dispatch: Dispatch) -> torch.Tensor:
+        """Return the row of each pair (P, H); the only one (1, H) where each expert gets it once."""
+        if dispatch.dtype == self.dtype:
+            rows = torch.frombuffer(dispatch.data, dtype=self._torch_dtype).view(dispatch.rows, self._hidden)
+        else:
+            received = torch.frombuffer(dispatch.data, dtype=torch.uint8).view(dispatch.rows, -1)
+            rows = decode_rows(received, dispatch.dtype, self._torch_dtype)
+        if dispatch.rows > 1 or len(dispatch.indices) > len(dispatch.experts):
+            indices = torch.frombuffer(dispatch.indices, dtype=torch.int16).to(torch.int32)
+            rows = rows.index_select(0, indices)
+        return rows if self._device.type == "cpu" else rows.to(self._device)
+
+    def _inner(self, counts: memoryview) -> _Inner:
+        """Return memory for what is between the products; while tokens are decoded, the same again and again."""
+        key = counts.tobytes()
+        inner = self._kept.get(key)
+        if inner is None:
+            inner = _Inner.of(counts.tolist(), self._intermediate, self._torch_dtype, self._device)
+            if sum(inner.sizes) <= _KEPT_PAIRS:
+                if len(self._kept) >= _KEPT_MOST:
+                    self._kept.clear()
+                self._kept[key] = inner
+        return inner
+
+    @staticmethod
+    def _parts(rows: torch.Tensor, sizes: List[int]) -> Sequence[torch.Tensor]:
+        """Return each expert's rows."""
+        if len(rows) == 1:
+            return [rows] * len(sizes)
+        parts: Sequence[torch.Tensor] = rows.split(sizes)
+        return parts
+
     def _each(
-        self, rows: torch.Tensor, matrices: Sequence[Matrix], counts: memoryview, out: torch.Tensor
+        self, rows: Sequence[torch.Tensor], matrices: Sequence[Matrix], out: Sequence[torch.Tensor]
     ) -> None:
-        start = 0
-        for matrix, count in zip(matrices, counts):
-            end = start + count
-            self._products.multiply(rows[start:end], matrix, out[start:end])
-            start = end
+        for some, matrix, into in zip(rows, matrices, out):
+            self._products.multiply(some, matrix, into)

@@ -149,7 +149,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         gc.collect()
         gc.freeze()
         announce_ready()
-        server.serve()
+        with torch.inference_mode():
+            server.serve()
     finally:
         mark.close()
         server.close()

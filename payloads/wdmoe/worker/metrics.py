@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Mapping
 
 from payloads.metrics import Metrics
-from payloads.wire.counts import REFUSALS
+from payloads.metrics_http import follow_server
 from payloads.wire.server import Server
 
 __all__ = ["WorkerMetrics"]
@@ -61,26 +61,4 @@ class WorkerMetrics:
         """Tell what the server counts from now on."""
         counts = server.counts
         self._errors.labels("frame").follow(lambda: counts.broken)
-        counter, gauge = self.metrics.counter, self.metrics.gauge
-        gauge("testbed_worker_connections", "Connections now.").labels().follow(lambda: server.peers)
-        gauge("testbed_worker_queue_bytes", "Bytes that have arrived and wait to be read.").labels().follow(
-            server.queued_bytes
-        )
-        counter("testbed_worker_connections_total", "Connections that proved themselves.").labels().follow(
-            lambda: counts.connected
-        )
-        counter("testbed_worker_closed_total", "Connections that ended.").labels().follow(
-            lambda: counts.closed
-        )
-        refused = counter(
-            "testbed_worker_refused_total", "Connections that were refused, by reason.", ("reason",)
-        )
-        for reason in REFUSALS:
-            refused.labels(reason).follow(lambda reason=reason: counts.refused[reason])  # type: ignore[misc]
-        moved = counter(
-            "testbed_worker_wire_bytes_total",
-            "Bytes of all connections, the handshakes and what TLS adds included.",
-            ("direction",),
-        )
-        moved.labels("in").follow(lambda: server.wire_bytes()[0])
-        moved.labels("out").follow(lambda: server.wire_bytes()[1])
+        follow_server(self.metrics, "testbed_worker", server)

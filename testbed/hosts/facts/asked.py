@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from testbed.config.inventory import Host
@@ -20,6 +20,7 @@ def asked_of(
     known: str = "",
     known_client: str = "",
     seen: str = "",
+    known_code: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return what a host's probe is asked, as JSON has it: the parts of the probe take what is theirs.
 
@@ -29,6 +30,7 @@ def asked_of(
         known: The fingerprint of an environment where they could be imported; nothing is tried if it is still that.
         known_client: Likewise that of a client of jtop whom the service answered.
         seen: What both were made from, so that a host need not start its Python to see that nothing has changed.
+        known_code: How the payload code's files there looked when they were last read, and their digest.
     """
     wanted = required_modules(host) if modules is None else modules
     return {
@@ -37,6 +39,7 @@ def asked_of(
         "known": known,
         "known_client": known_client,
         "seen": seen,
+        "known_code": dict(known_code or {}),
         # What makes an environment; where none is made, it need not be started.
         "interpreter": host.python.interpreter if host.python.manage else None,
         "jtop": host.is_device,

@@ -37,6 +37,7 @@ def facts_command(
     known: str = "",
     known_client: str = "",
     seen: str = "",
+    known_code: Mapping[str, str] | None = None,
 ) -> Command:
     """Return the one command that asks a host for everything.
 
@@ -46,12 +47,14 @@ def facts_command(
         known: The fingerprint of an environment where they could be imported; nothing is tried if it is still that.
         known_client: Likewise that of a client of jtop whom the service answered.
         seen: What both were made from.
+        known_code: How the payload code's files there looked when they were last read, and their digest.
     """
     interpreter = shell_path(host.python.interpreter)
     # The system's own Python is the quickest to start, more so without its packages. The one that is wanted may be
     # missing: the probe is what says so.
-    shell = f'exec "$(command -v python3 || command -v {interpreter} || echo python3)" -I -S -'
-    asked = asked_of(host, modules, known=known, known_client=known_client, seen=seen)
+    options = "-I -S -"
+    shell = f"command -v python3 >/dev/null && exec python3 {options}; exec {interpreter} {options}"
+    asked = asked_of(host, modules, known=known, known_client=known_client, seen=seen, known_code=known_code)
     return Command(host.name, shell, "ask for facts", FACTS_TIMEOUT_S, stdin=probe_text(asked))
 
 
@@ -87,6 +90,7 @@ def gather_facts(
             known=known.get("fingerprint", ""),
             known_client=client.get("fingerprint", ""),
             seen=known.get("seen", ""),
+            known_code=known.get("code"),
         )
         transport.run(command, on_line=lambda line: arrivals.append((clock(), line)))
     except CommandError as error:
@@ -111,6 +115,7 @@ def gather_facts(
         asked = raw["python"].get("client", {})
         # What failed is asked again.
         kept = {"client": {} if asked.get("error") else asked, "seen": raw["python"].get("seen", "")}
+        kept["code"] = raw["own"].get("code", {}).get("seen", {})
         remember(host, raw["python"]["environment"] | kept)
         return facts
     found = before.environment

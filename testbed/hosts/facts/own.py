@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,8 +26,12 @@ class Recorded:
     unix_s: float = 0.0
 
 
-def records_of(raw: Iterable[Mapping[str, Any]]) -> tuple[Recorded, ...]:
-    """Return the entries of a host's record, oldest first."""
-    return tuple(
-        Recorded(str(entry["item"]), entry["recorded"], float(entry.get("unix", 0.0))) for entry in raw
-    )
+def records_of(lines: Iterable[str]) -> tuple[Recorded, ...]:
+    """Return the entries of a host's record, oldest first. A line that was cut off stands for no change."""
+    entries = []
+    for line in lines:
+        with suppress(ValueError, TypeError):
+            entry = json.loads(line)
+            if isinstance(entry, dict) and isinstance(entry.get("recorded"), dict) and "item" in entry:
+                entries.append(Recorded(str(entry["item"]), entry["recorded"], float(entry.get("unix", 0.0))))
+    return tuple(entries)

@@ -94,12 +94,14 @@ class Units:
         linger: Whether the user's manager runs without a login too.
         journal: Whether the user may read the journal, and so what services say.
         memory: Whether that manager can limit the memory of a service.
+        keeper: The unit that starts the user's keeper of leases at boot; None where none is enabled.
     """
 
     manager: bool = False
     linger: bool = False
     journal: bool = False
     memory: bool = False
+    keeper: str | None = None
 
 
 def required_modules(host: Host) -> tuple[str, ...]:

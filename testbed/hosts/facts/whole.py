@@ -16,6 +16,9 @@ from testbed.hosts.payload import host_python
 
 __all__ = ["Facts", "assume_facts"]
 
+# What every board's name has and says nothing.
+_NEEDLESS = re.compile(r"^NVIDIA (?:Jetson )?| (?:Engineering Reference )?Developer Kit")
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -103,26 +106,29 @@ class Facts:
         record = [{"item": entry.item, "unix_s": entry.unix_s} for entry in self.record]
         return asdict(replace(self, record=())) | {"record": record}
 
+    @property
+    def board_name(self) -> str | None:
+        """What kind of board it is, or of processor, without what every board's name has."""
+        return _NEEDLESS.sub("", self.board_model or self.machine or "") or None
+
     def describe(self) -> str:
         """Return the facts that matter in one line, each assumed one marked as such."""
         torch = self.torch and f"torch {self.torch} ({f'CUDA {self.cuda}' if self.cuda else 'CPU'})"
         jetpack = self.jetpack and f"JetPack {self.jetpack} (L4T {self.l4t})"
+        memory = self.memory_bytes and f"{self.memory_bytes / 2**30:.1f} GiB memory"
+        if memory and self.memory_free_bytes is not None:
+            memory += f" ({self.memory_free_bytes / 2**30:.1f} free)"
         clock = self.clock_offset_s is not None and f"clock {round(self.clock_offset_s * 1000):+d} ms"
         shown = [
-            ("board_model", self.board_model or self.machine),
+            ("board_model", self.board_name),
             ("jetpack", jetpack),
             ("python", self.python and f"Python {self.python}"),
             ("torch", torch),
             ("cpu_count", self.cpu_count and f"{self.cpu_count} CPUs"),
-            ("memory_bytes", self.memory_bytes and f"{self.memory_bytes / 2**30:.1f} GiB memory"),
-            (
-                "memory_free_bytes",
-                self.memory_free_bytes is not None and f"{self.memory_free_bytes / 2**30:.1f} GiB of it free",
-            ),
+            ("memory_bytes", memory),
             ("disk_free_bytes", self.disk_free_bytes and f"{self.disk_free_bytes / 2**30:.1f} GiB disk free"),
             ("power_mode", self.power_mode and f"power mode {self.power_mode}"),
             ("systemd", "systemd" if self.systemd else "no systemd"),
-            ("code", f"payload code {self.code_current or 'none'}"),
             ("clock_offset_s", clock),
         ]
         return ", ".join(

@@ -1,15 +1,12 @@
 """The board: its kind, its JetPack, its power modes."""
 
-import glob
 import os
-import re
-import shutil
 from typing import Any, Dict, List, Optional
 
-from testbed.hosts.probes.start import output, read
+from testbed.hosts.probes.start import names_in, number_of, output, read, which
 
-GPU_NAMES = re.compile(r"gpu|gv11b|ga10b|gb10b|gpc")
-POWER_CONFS = ("/etc/nvpmodel.conf", "/etc/nvpmodel/*.conf")
+GPU_NAMES = ("gpu", "gv11b", "ga10b", "gb10b", "gpc")
+POWER_CONF, POWER_CONFS = "/etc/nvpmodel.conf", "/etc/nvpmodel"
 POWER_NOTE = "~/.testbed/power.reboot"
 
 
@@ -29,13 +26,14 @@ def power_modes(text: str) -> List[Dict[str, Any]]:
     modes: List[Dict[str, Any]] = []
     inside = False
     for line in text.splitlines():
-        section = re.match(r"\s*<\s*(\w+)(.*)>", line)
-        if section:
-            about = dict(re.findall(r"(\w+)\s*=\s*(\S+)", section.group(2)))
-            number = re.match(r"[0-9]{1,6}$", about.get("ID", ""))
-            inside = section.group(1) == "POWER_MODEL" and bool(number) and "NAME" in about
+        begin, end = line.lstrip(), line.rfind(">")
+        if begin.startswith("<") and end >= 0:
+            kind, *words = begin[1 : end - len(line)].replace("=", " = ").split() or [""]
+            about = {words[at - 1]: words[at + 1] for at in range(1, len(words) - 1) if words[at] == "="}
+            number = number_of(about.get("ID", ""), 6)
+            inside = kind == "POWER_MODEL" and number is not None and "NAME" in about
             if inside:
-                modes.append({"id": int(about["ID"]), "name": about["NAME"], "gates": {}})
+                modes.append({"id": number, "name": about["NAME"], "gates": {}})
             continue
         words = line.split("#")[0].split()
         if inside and len(words) == 3 and words[1].endswith("_PG_MASK"):
@@ -45,30 +43,35 @@ def power_modes(text: str) -> List[Dict[str, Any]]:
 
 def power_mode_in(text: str) -> Dict[str, Any]:
     """Return the power mode in what `nvpmodel -q` says."""
-    name = re.search(r"(?:NV Power Mode|POWER_MODEL)\s*:\s*(\S+)", text)
-    number = re.search(r"^([0-9]{1,6})\s*$", text, re.MULTILINE)
-    return {
-        "power_mode": name.group(1) if name else None,
-        "mode_id": int(number.group(1)) if number else None,
-    }
+    found: Dict[str, Any] = {"power_mode": None, "mode_id": None}
+    for line in text.splitlines():
+        before, colon, after = line.partition(":")
+        if colon and after.split() and before.strip().endswith(("NV Power Mode", "POWER_MODEL")):
+            found["power_mode"] = found["power_mode"] or after.split()[0]
+        elif found["mode_id"] is None:
+            found["mode_id"] = number_of(line.rstrip(), 6)
+    return found
 
 
 def power_conf() -> Optional[str]:
     """Return the path of the board's nvpmodel.conf; None where there is none, or more than one to choose from."""
-    for pattern in POWER_CONFS:
-        paths = glob.glob(pattern)
-        if len(paths) == 1:
-            return paths[0]
-    return None
+    if os.path.exists(POWER_CONF):
+        return POWER_CONF
+    names = [name for name in names_in(POWER_CONFS) if name.endswith(".conf")]
+    return os.path.join(POWER_CONFS, names[0]) if len(names) == 1 else None
 
 
 def clocks_locked(root: str) -> Optional[bool]:
     """Return whether the clocks of processors and GPU have no room left, as jetson_clocks leaves them."""
     pairs = []
-    for folder in glob.glob(root + "/devices/system/cpu/cpu[0-9]*/cpufreq"):
-        pairs.append((read(folder + "/scaling_min_freq"), read(folder + "/scaling_max_freq")))
-    for folder in glob.glob(root + "/class/devfreq/*"):
-        if GPU_NAMES.search(os.path.basename(folder)):
+    cpus, devices = root + "/devices/system/cpu", root + "/class/devfreq"
+    for name in names_in(cpus):
+        folder = os.path.join(cpus, name, "cpufreq")
+        if name.startswith("cpu") and name[3:4].isdigit() and os.path.isdir(folder):
+            pairs.append((read(folder + "/scaling_min_freq"), read(folder + "/scaling_max_freq")))
+    for name in names_in(devices):
+        if any(part in name for part in GPU_NAMES):
+            folder = os.path.join(devices, name)
             pairs.append((read(folder + "/min_freq"), read(folder + "/max_freq")))
     known = [pair for pair in pairs if pair[0] and pair[1]]
     return all(low == high for low, high in known) if known else None
@@ -76,7 +79,7 @@ def clocks_locked(root: str) -> Optional[bool]:
 
 def power() -> Dict[str, Any]:
     """Return the board's power modes and the one that it is in."""
-    if not shutil.which("nvpmodel"):
+    if not which("nvpmodel"):
         return {"power_mode": None}
     conf = power_conf()
     # The note of a change that turned out to need a reboot: the boot that it was made in, and the mode.
@@ -89,7 +92,7 @@ def power() -> Dict[str, Any]:
             "conf": conf,
             "modes": power_modes(read(conf) or "") if conf else [],
             "needs_reboot": note[1] if noted else None,
-            "jetson_clocks": bool(shutil.which("jetson_clocks")),
+            "jetson_clocks": bool(which("jetson_clocks")),
             "locked": clocks_locked("/sys"),
         }
     )

@@ -1,12 +1,10 @@
 """The machine as such: names, processors, memory, disk, who is logged in."""
 
 import os
-import platform
 import pwd
-import re
 from typing import Any, Dict, List
 
-from testbed.hosts.probes.start import number_in, read
+from testbed.hosts.probes.start import number_in, number_of, read
 
 
 def memory_groups() -> List[str]:
@@ -30,8 +28,11 @@ def memory() -> Dict[str, int]:
 
     Both are the machine's, or less by a control group. What is kept of files can be had back, so it counts as free.
     """
-    found = re.findall(r"(\w+):\s+(\d+)", read("/proc/meminfo") or "")
-    about = {name: 1024 * int(number) for name, number in found}
+    about: Dict[str, int] = {}
+    for line in (read("/proc/meminfo") or "").splitlines():
+        words = line.split()
+        if len(words) > 1 and words[1].isdecimal():
+            about[words[0].rstrip(":")] = 1024 * int(words[1])
     machine = total = about.get("MemTotal", 0)
     free = about.get("MemAvailable", about.get("MemFree", 0))
     for folder in memory_groups():
@@ -41,19 +42,21 @@ def memory() -> Dict[str, int]:
         total = min(total, limit)
         used = number_in(folder, "memory.current", "memory.usage_in_bytes")
         if used is not None:
-            stat = read(folder + "/memory.stat") or ""
-            kept = re.search(r"^(?:total_)?inactive_file (\d+)", stat, re.MULTILINE)
-            free = min(free, max(0, limit - used + (int(kept.group(1)) if kept else 0)))
+            stat = dict(
+                line.partition(" ")[::2] for line in (read(folder + "/memory.stat") or "").splitlines()
+            )
+            kept = number_of(stat.get("total_inactive_file", stat.get("inactive_file", "")))
+            free = min(free, max(0, limit - used + (kept or 0)))
     return {"memory_bytes": total, "memory_free_bytes": min(free, total)}
 
 
 def host_facts(asked: Dict[str, Any]) -> Dict[str, Any]:
     """Return what every machine has."""
-    disk = os.statvfs(os.path.expanduser("~"))
+    disk, names = os.statvfs(os.path.expanduser("~")), os.uname()
     return {
-        "hostname": platform.node(),
-        "machine": platform.machine(),
-        "kernel": platform.release(),
+        "hostname": names.nodename,
+        "machine": names.machine,
+        "kernel": names.release,
         "boot_id": read("/proc/sys/kernel/random/boot_id"),
         "user": pwd.getpwuid(os.geteuid()).pw_name,
         "cpu_count": len(os.sched_getaffinity(0)),

@@ -1,6 +1,5 @@
 """Ends the probe: asks all parts."""
 
-import json
 import os
 import time
 from typing import Any, Callable, Dict
@@ -9,6 +8,7 @@ from testbed.hosts.probes.board import board_facts
 from testbed.hosts.probes.host import host_facts
 from testbed.hosts.probes.own import own_facts
 from testbed.hosts.probes.python import python_facts
+from testbed.hosts.probes.start import told
 from testbed.hosts.probes.system import system_facts
 
 SECTIONS: Dict[str, Callable[[Dict[str, Any]], Dict[str, Any]]] = {
@@ -22,7 +22,7 @@ SECTIONS: Dict[str, Callable[[Dict[str, Any]], Dict[str, Any]]] = {
 
 def tell_clock() -> None:
     """Print what the clock says."""
-    print(json.dumps({"clock": time.time()}), flush=True)
+    print(told({"clock": time.time()}), flush=True)
 
 
 def facts(asked: Dict[str, Any]) -> Dict[str, Any]:
@@ -54,6 +54,6 @@ def main(asked: Dict[str, Any]) -> None:
     os.environ["PATH"] = (
         os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
     )
-    answer = facts(asked)
+    line = told({"facts": facts(asked)})
     tell_clock()
-    print(json.dumps({"facts": answer}), flush=True)
+    print(line, flush=True)

@@ -1,60 +1,80 @@
 """What testbed has put there: its folders, payload code, and the record of what it changed."""
 
-import glob
-import hashlib
-import json
 import os
-from typing import Any, Dict, List
+from typing import Any, Dict, Iterator, List, Tuple
+
+from testbed.hosts.probes.start import names_in, read, sha256
 
 
-def code(home: str) -> Dict[str, Any]:
+def sources(folder: str, within: str = "") -> Iterator[Tuple[str, os.stat_result]]:
+    """Yield each Python file below a folder, as a path in there, and what is known of it without reading it."""
+    with os.scandir(os.path.join(folder, within)) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.name.endswith(".py"):
+                yield within + entry.name, entry.stat()
+            elif entry.is_dir():
+                yield from sources(folder, within + entry.name + "/")
+
+
+def digest_of(folder: str, names: List[str]) -> str:
+    """Return the digest over the names and contents of files in a folder."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for name in names:
+        with open(os.path.join(folder, name), "rb") as file:
+            digest.update(("%s\0%s\n" % (name, hashlib.sha256(file.read()).hexdigest())).encode())
+    return digest.hexdigest()[:16]
+
+
+def code(home: str, known: Dict[str, str]) -> Dict[str, Any]:
     """Return the payload code folders by name (the right digest), and which one is current.
 
     Only that one's digest is computed: the others are empty here. They grow in number, and to read them takes a while.
+
+    Args:
+        home: Testbed's folder.
+        known: What was returned the last time as ``seen``, a mark and the digest that goes with it. Where no file has
+            come, gone or changed by what the file system says of it (also of the moment of its last change, which
+            nobody can set back), none is read.
     """
     folders: Dict[str, str] = {}
     current = os.path.join(home, "current")
     used = os.path.basename(os.readlink(current)) if os.path.islink(current) else ""
-    for folder in glob.glob(os.path.join(glob.escape(home), "code", "*")):
+    seen: Dict[str, str] = {}
+    for name in names_in(os.path.join(home, "code")):
+        folder = os.path.join(home, "code", name)
         if not os.path.isdir(folder):
             continue
-        if os.path.basename(folder) != used:
-            folders[os.path.basename(folder)] = ""
-            continue
-        names = glob.glob(os.path.join(glob.escape(folder), "**", "*.py"), recursive=True)
-        digest = hashlib.sha256()
-        for name in sorted(os.path.relpath(path, folder).replace(os.sep, "/") for path in names):
-            with open(os.path.join(folder, name), "rb") as file:
-                digest.update(("%s\0%s\n" % (name, hashlib.sha256(file.read()).hexdigest())).encode())
-        folders[os.path.basename(folder)] = digest.hexdigest()[:16]
-    return {"folders": folders, "current": used or None}
+        folders[name] = ""
+        if name == used:
+            found = dict(sources(folder))
+            about = [
+                "%s %d %d %d %d" % (path, of.st_size, of.st_mtime_ns, of.st_ctime_ns, of.st_ino)
+                for path, of in sorted(found.items())
+            ]
+            mark = sha256("\n".join([folder] + about))
+            folders[name] = known["digest"] if known.get("mark") == mark else digest_of(folder, sorted(found))
+            seen = {"mark": mark, "digest": folders[name]}
+    return {"folders": folders, "current": used or None, "seen": seen}
 
 
-def record(home: str) -> List[Dict[str, Any]]:
-    """Return what was noted before each change, oldest first. A line that was cut off stands for no change."""
-    entries: List[Dict[str, Any]] = []
-    try:
-        with open(os.path.join(home, "provision.jsonl"), errors="replace") as file:
-            lines = file.read().splitlines()
-    except OSError:
-        return entries
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict) and isinstance(entry.get("recorded"), dict) and "item" in entry:
-            entries.append(entry)
-    return entries
+def record(home: str) -> List[str]:
+    """Return the lines of what was noted before each change, oldest first."""
+    return (read(os.path.join(home, "provision.jsonl")) or "").splitlines()
 
 
 def own_facts(asked: Dict[str, Any]) -> Dict[str, Any]:
     """Return what there is of testbed."""
     home = os.path.expanduser("~/.testbed")
     folders: Dict[str, int] = {}
-    for path in [home] + glob.glob(os.path.join(glob.escape(home), "*")):
+    for name in ["."] + names_in(home):
+        path = os.path.join(home, name)
         if os.path.isdir(path):
-            folders[os.path.relpath(path, home)] = os.stat(path).st_mode & 0o777
+            folders[name] = os.stat(path).st_mode & 0o777
     # Where an undoing was cut off, what is left of the folder.
     left = os.path.isdir(home + ".undone")
-    return {"folders": folders, "code": code(home), "record": record(home), "left": left}
+    found = code(home, asked.get("known_code", {}))
+    return {"folders": folders, "code": found, "record": record(home), "left": left}

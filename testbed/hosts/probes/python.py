@@ -1,16 +1,11 @@
 """The Python of the payload code, and jtop."""
 
 import grp
-import hashlib
-import json
 import os
 import pwd
-import re
-import shutil
-import subprocess
 from typing import Any, Dict, List, Optional
 
-from testbed.hosts.probes.start import output, read
+from testbed.hosts.probes.start import output, read, sha256, which
 from testbed.hosts.probes.system import unit_states
 
 CHECK_TIMEOUT_S = 120
@@ -18,7 +13,7 @@ CHECK_TIMEOUT_S = 120
 # Runs under the Python that will run the payload code: says what changes with whatever is installed for it. What is not
 # there counts too: a folder of the user's own packages may come.
 FINGERPRINT = r"""
-import glob, json, os, site, sys
+import glob, os, site, sys
 paths = {path for path in sys.path if path}
 try:
     paths.add(site.getusersitepackages())
@@ -33,7 +28,7 @@ def mark(path):
     except OSError:
         return "none"
     return "%d %d" % (found.st_ino, found.st_mtime_ns)
-print(json.dumps([sys.version, {path: mark(path) for path in sorted(paths)}]))
+print("\0".join([sys.version] + [word for path in sorted(paths) for word in (path, mark(path))]))
 """
 
 # Runs under the same Python: what it is, what it can import, and whether torch computes.
@@ -135,6 +130,8 @@ JTOP_SOCKET = "/run/jtop.sock"
 
 def jtop_interpreter(program: Optional[str]) -> Optional[List[str]]:
     """Return the Python that a jtop program runs in, as the beginning of a command line."""
+    import re
+
     text = (read(program) or "")[:4096] if program else ""
     script = re.match(r"#!\s*(\S*python\S*)", text) or re.match(r"#!\s*\S*env\s+(\S*python\S*)", text)
     wrapper = re.search(r"^exec\s+(\S+)\s+-m\s+jtop", text, re.MULTILINE)
@@ -144,13 +141,24 @@ def jtop_interpreter(program: Optional[str]) -> Optional[List[str]]:
 
 def jtop_service_version() -> Optional[str]:
     """Return the version of jetson-stats that the jtop service is installed with."""
-    unit = re.search(r"path=(\S+)", output(["systemctl", "show", "-p", "ExecStart", "jtop.service"]) or "")
-    for program in ([unit.group(1)] if unit else []) + [shutil.which("jtop") or ""]:
+    words = (output(["systemctl", "show", "-p", "ExecStart", "jtop.service"]) or "").split()
+    paths = [word.partition("path=")[2] for word in words if "path=" in word]
+    for program in paths[:1] + [which("jtop") or ""]:
         argv = jtop_interpreter(program)
         version = output(argv + ["-c", SERVICE]) if argv else None
         if version:
             return version.strip()
     return None
+
+
+def last_object(said: Optional[str]) -> Dict[str, Any]:
+    """Return the object that a program printed last; an empty one where it said nothing."""
+    if not said:
+        return {}
+    import json
+
+    answer: Dict[str, Any] = json.loads(said.strip().splitlines()[-1])
+    return answer
 
 
 def mark(path: str) -> str:
@@ -164,10 +172,8 @@ def mark(path: str) -> str:
 
 def base_python(interpreter: Optional[str]) -> Dict[str, Any]:
     """Return what the interpreter is that makes an environment; nothing where it does not run."""
-    path = shutil.which(os.path.expanduser(interpreter)) if interpreter else None
-    text = output([path, "-c", BASE]) if path else None
-    answer: Dict[str, Any] = json.loads(text) if text else {}
-    return answer
+    path = which(os.path.expanduser(interpreter)) if interpreter else None
+    return last_object(output([path, "-c", BASE]) if path else None)
 
 
 def units(user: pwd.struct_passwd) -> Dict[str, Any]:
@@ -182,6 +188,10 @@ def units(user: pwd.struct_passwd) -> Dict[str, Any]:
         "linger": os.path.exists("/var/lib/systemd/linger/" + user.pw_name),
         "journal": running and output(["journalctl", "--quiet", "--no-pager", "--lines=0"]) is not None,
         "memory": "memory" in controllers or (number == 0 and os.path.isdir("/sys/fs/cgroup/memory")),
+        # By the link that enables it, which leads to it.
+        "keeper": read(
+            "/etc/systemd/system/multi-user.target.wants/testbed-keeper-%s.service" % user.pw_name
+        ),
     }
 
 
@@ -193,7 +203,7 @@ def jtop(user: pwd.struct_passwd) -> Dict[str, Any]:
     except KeyError:
         there, member = False, False
     return {
-        "program": shutil.which("jtop"),
+        "program": which("jtop"),
         "group": there,
         "member": member or user.pw_uid == 0,
         "socket": os.path.exists(JTOP_SOCKET),
@@ -209,14 +219,14 @@ def seen_by(python: str, known: str = "") -> str:
         known: What was returned the last time. Where each file that it names is as it was, so is the rest, and the
             interpreter is not started.
     """
-    path = shutil.which(os.path.expanduser(python))
+    path = which(os.path.expanduser(python))
     if not path:
         return ""
     begin = "%s %s %s\n" % (path, mark(path), os.environ.get("PYTHONPATH", ""))
-    if known.startswith(begin) and all(
-        mark(one) == was for one, was in json.loads(known[len(begin) :])[1].items()
-    ):
-        return known
+    if known.startswith(begin):
+        words = known[len(begin) :].split("\0")  # a version, then paths and their marks by turns
+        if len(words) > 1 and all(mark(one) == was for one, was in zip(words[1::2], words[2::2])):
+            return known
     said = output([path, "-c", FINGERPRINT])
     return begin + said.strip() if said else ""
 
@@ -229,19 +239,17 @@ def jtop_client(python: str, known: str = "", seen: Optional[str] = None) -> Dic
     path = os.path.expanduser(python)
     there = os.path.exists(JTOP_SOCKET)
     # Another login has other groups, another service another socket.
-    state = [mark(JTOP_SOCKET), mark(shutil.which("jtop") or ""), str(sorted(os.getgroups()))]
+    state = [mark(JTOP_SOCKET), mark(which("jtop") or ""), str(sorted(os.getgroups()))]
     parts = [
         seen_by(python) if seen is None else seen,
         read("/proc/sys/kernel/random/boot_id") or "",
         CLIENT,
     ] + state
-    fingerprint = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    fingerprint = sha256("\n".join(parts))
     if fingerprint == known:
         return {"fingerprint": fingerprint, "unchanged": True}
-    said = (
-        output([path, "-c", CLIENT, "ask" if there else "-"], CHECK_TIMEOUT_S) if shutil.which(path) else None
-    )
-    answer: Dict[str, Any] = json.loads(said.strip().splitlines()[-1]) if said else {}
+    said = output([path, "-c", CLIENT, "ask" if there else "-"], CHECK_TIMEOUT_S) if which(path) else None
+    answer = last_object(said)
     answer["service_version"] = jtop_service_version()
     answer["fingerprint"] = fingerprint
     return answer
@@ -256,16 +264,19 @@ def environment(
     since the last boot, is told that nothing has changed.
     """
     path = os.path.expanduser(python)
-    if not shutil.which(path):
+    if not which(path):
         return {"error": "%s: not found" % python}
     folder = os.path.dirname(os.path.dirname(path)) if "/" in path else ""
     recipes = [read(os.path.join(folder, name)) if folder else None for name in ("recipe.json", "torch.json")]
     boot = read("/proc/sys/kernel/random/boot_id")
     # With the check itself: a later version may ask for more than what is remembered.
     parts = [seen_by(python) if seen is None else seen, boot or ""] + [text or "" for text in recipes]
-    fingerprint = hashlib.sha256("\n".join(parts + [CHECK] + modules).encode()).hexdigest()
+    fingerprint = sha256("\n".join(parts + [CHECK] + modules))
     if modules and fingerprint == known:
         return {"fingerprint": fingerprint, "unchanged": True}
+    import json
+    import subprocess
+
     try:
         done = subprocess.run(
             [path, "-c", CHECK] + modules,
@@ -279,7 +290,7 @@ def environment(
     if done.returncode:
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
         return {"error": "%s ended with status %d: %s" % (python, done.returncode, last[0])}
-    answer: Dict[str, Any] = json.loads(done.stdout.decode(errors="replace").strip().splitlines()[-1])
+    answer = last_object(done.stdout.decode(errors="replace"))
     answer["recipe"], answer["torch_recipe"] = [json.loads(text) if text else None for text in recipes]
     answer["fingerprint"] = fingerprint
     return answer

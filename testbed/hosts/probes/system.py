@@ -1,17 +1,12 @@
 """The system: who may do what, its packages, clock, swap, file systems and firewall, what runs services."""
 
-import ctypes
-import glob
 import grp
-import gzip
 import os
-import platform
 import pwd
-import re
-import shutil
+import zlib
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Set
 
-from testbed.hosts.probes.start import output, read
+from testbed.hosts.probes.start import names_in, output, read, which
 
 DPKG_STATUS = "/var/lib/dpkg/status"
 DPKG_UPDATES = "/var/lib/dpkg/updates"
@@ -23,6 +18,7 @@ CHRONY_DROP_IN = "/etc/chrony/sources.d/testbed.sources"
 TIMESYNCD_DROP_IN = "/etc/systemd/timesyncd.conf.d/testbed.conf"
 FIREWALL_LIMIT = 1 << 16  # characters; a longer set of rules is not judged
 STA_UNSYNC = 0x40
+GZIP = 31  # what zlib calls the format
 
 
 def qdiscs() -> Optional[List[str]]:
@@ -34,18 +30,28 @@ def qdiscs() -> Optional[List[str]]:
         "ingress": "sch_ingress",
         "ifb": "ifb",
     }
+    try:
+        with open("/proc/config.gz", "rb") as file:
+            options = zlib.decompress(file.read(), GZIP).decode("latin-1")
+    except OSError:
+        return loadable_parts(wanted)
+    lines = {
+        name: "\nCONFIG_%s=" % module.upper().replace("SCH_", "NET_SCH_") for name, module in wanted.items()
+    }
+    return sorted(name for name, line in lines.items() if line + "y" in options or line + "m" in options)
+
+
+def loadable_parts(wanted: Dict[str, str]) -> Optional[List[str]]:
+    """Return which of some parts the kernel has built in, as a module or loaded; None where that cannot be seen."""
     known = False
-    if os.path.exists("/proc/config.gz"):
-        with gzip.open("/proc/config.gz", "rt") as file:
-            options = set(re.findall(r"^CONFIG_(?:NET_)?(\w+)=[ym]$", file.read(), re.MULTILINE))
-        return sorted(name for name, module in wanted.items() if module.upper() in options)
-    folder = "/lib/modules/" + platform.release()
+    folder = "/lib/modules/" + os.uname().release
     found: Set[str] = set()
     for name in ("modules.builtin", "modules.dep"):
         text = read(os.path.join(folder, name))
         if text is not None:
             known = True
-            found.update(re.findall(r"([^/\s:]+)\.ko", text))
+            paths = text.replace(":", " ").split()
+            found.update(os.path.basename(path).split(".ko")[0] for path in paths if ".ko" in path)
     loaded = read("/proc/modules")
     found.update(line.split()[0] for line in (loaded or "").splitlines() if line)
     there = sorted(name for name, module in wanted.items() if module in found)
@@ -69,24 +75,26 @@ def installed_packages(status: str, names: List[str]) -> Dict[str, str]:
                 break
             end = status.find("\n\n", start)
             stanza = status[start : end if end >= 0 else len(status)]
-            version = re.search(r"^Version: (\S+)$", stanza, re.MULTILINE)
+            about = dict(
+                line.partition(": ")[::2] for line in stanza.split("\n") if line[:1] not in ("", " ")
+            )
             first = start == 0 or status[start - 1] == "\n"
-            if first and version and re.search(r"^Status: \S+ ok installed$", stanza, re.MULTILINE):
-                found[name] = version.group(1)
+            if first and "Version" in about and about.get("Status", "").endswith(" ok installed"):
+                found[name] = about["Version"]
     return found
 
 
 def packages(names: List[str]) -> Dict[str, Any]:
     """Return the state of Debian's packages, of those asked for."""
-    status = read(DPKG_STATUS)
     try:
-        interrupted = any(name.isdigit() for name in os.listdir(DPKG_UPDATES))
+        with open(DPKG_STATUS, "rb") as file:
+            status = file.read().decode("latin-1")  # the quickest: names and versions are of ASCII
     except OSError:
-        interrupted = False
+        status = ""
     return {
-        "apt": bool(status and shutil.which("apt-get")),
-        "installed": installed_packages(status or "", names),
-        "interrupted": interrupted,
+        "apt": bool(status and which("apt-get")),
+        "installed": installed_packages(status, names),
+        "interrupted": any(name.isdigit() for name in names_in(DPKG_UPDATES)),
     }
 
 
@@ -101,12 +109,14 @@ def access(user: pwd.struct_passwd) -> Dict[str, Any]:
         "groups": sorted({group.gr_name for group in groups}),
         "member": sorted(member),
         "active": sorted({group.gr_name for group in groups if group.gr_gid in now}),
-        "sudo_program": bool(shutil.which("sudo")),
+        "sudo_program": bool(which("sudo")),
     }
 
 
 def kernel_clock() -> Optional[Dict[str, Any]]:
     """Return whether the kernel counts its clock as synchronised and how far off it may be, by its own account."""
+    import ctypes
+
     fields: List[Any] = [("modes", ctypes.c_uint)]
     fields += [(name, ctypes.c_long) for name in ("offset", "freq", "maxerror", "esterror")]
     fields += [("status", ctypes.c_int), ("rest", ctypes.c_byte * 512)]
@@ -137,8 +147,9 @@ def unit_states(names: Sequence[str]) -> Dict[str, Dict[str, str]]:
 def running_programs(names: Iterable[str]) -> List[str]:
     """Return which of some programs run."""
     wanted, found = set(names), set()
-    for path in glob.glob("/proc/[0-9]*/comm"):
-        found |= {read(path)} & wanted
+    for name in names_in("/proc"):
+        if name.isdigit():
+            found |= {read("/proc/%s/comm" % name)} & wanted
     return sorted(name for name in found if name)
 
 
@@ -151,9 +162,8 @@ def time_service(units: Dict[str, Dict[str, str]]) -> Dict[str, Any]:
         "units": {name: units[name] for name in TIME_UNITS if name in units},
         "running": running,
         "kernel": kernel_clock(),
-        "chrony_sources": bool(
-            re.search(r"^\s*sourcedir\s+/etc/chrony/sources\.d\s*$", conf or "", re.MULTILINE)
-        ),
+        "chrony_sources": ["sourcedir", "/etc/chrony/sources.d"]
+        in [line.split() for line in (conf or "").splitlines()],
         "drop_ins": {path: read(path) for path in drop_ins if os.path.exists(path)},
         "folders": [folder for folder in map(os.path.dirname, drop_ins) if os.path.isdir(folder)],
     }
@@ -197,11 +207,11 @@ def firewall(sudo: bool) -> Dict[str, Any]:
         ("iptables", ["iptables-save", "-t", "filter"]),
         ("nft", ["nft", "-j", "list", "ruleset"]),
     ):
-        text = output(before + argv) if sudo and shutil.which(argv[0]) else None
+        text = output(before + argv) if sudo and which(argv[0]) else None
         if text and len(text) <= FIREWALL_LIMIT:
             rules[name] = text
-    enabled = re.search(r"^ENABLED=yes", read("/etc/ufw/ufw.conf") or "", re.MULTILINE | re.IGNORECASE)
-    return {"rules": rules, "ufw": bool(enabled)}
+    lines = (read("/etc/ufw/ufw.conf") or "").lower().splitlines()
+    return {"rules": rules, "ufw": any(line.startswith("enabled=yes") for line in lines)}
 
 
 def system_facts(asked: Dict[str, Any]) -> Dict[str, Any]:

@@ -12,6 +12,7 @@ from testbed.provision.aspects.disk import Disk
 from testbed.provision.aspects.firewall import Firewall
 from testbed.provision.aspects.folders import Folders
 from testbed.provision.aspects.jtop import Jtop
+from testbed.provision.aspects.keeper import Keeper
 from testbed.provision.aspects.kernel import Kernel
 from testbed.provision.aspects.memory import Memory
 from testbed.provision.aspects.packages import Packages
@@ -41,6 +42,7 @@ def aspects_of(site: Site) -> tuple[Aspect, ...]:
         Torch(site.bundle),
         Jtop(site.bundle),
         Units(),
+        Keeper(),
         Kernel(),
         Firewall(),
         Power(site.reboot),

@@ -11,7 +11,7 @@ from testbed.hosts.facts import Facts
 from testbed.hosts.facts.board import PowerMode
 from testbed.hosts.payload import HOME, shell_path
 from testbed.hosts.steps import Command, Step
-from testbed.provision.aspect import Change, Finding
+from testbed.provision.aspect import NEEDS_REBOOT, Change, Finding
 
 __all__ = ["Power"]
 
@@ -123,7 +123,7 @@ def _set(mode: PowerMode, *, agree: bool, must: bool = False) -> str:
         return f"echo YES | nvpmodel -m {mode.id}"
     name = shell_path(mode.name)
     if must:
-        told = f'echo "power mode "{name}" needs a reboot: testbed provision --undo --reboot" >&2; exit 75'
+        told = f'echo "it needs a reboot" >&2; exit {NEEDS_REBOOT}'
     else:
         boot = "$(cat /proc/sys/kernel/random/boot_id)"
         told = f'printf "%s %s\\n" "{boot}" {name} >{shell_path(NOTE)}'

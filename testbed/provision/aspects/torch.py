@@ -22,6 +22,7 @@ from testbed.provision.bundle import Bundle
 __all__ = ["NOTE", "Torch", "torch_recipe", "torch_requirements"]
 
 NOTE = f"{VENV}/torch.json"
+SOURCE_HINT = "name NVIDIA's own wheels for each JetPack in the inventory: `torch: {6: {index: ...}}`"
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Torch:
         general = source.general if source is not None else named and host.python.index is None
         if general and facts.cuda is None and self.bundle is None:
             text = "its torch comes from the general index, whose builds for this processor have no GPU"
-            yield Finding(host.name, "warning", self.item, text, _source_hint(facts))
+            yield Finding(host.name, "warning", self.item, text, SOURCE_HINT)
 
     def _computation(self, host: Host, facts: Facts) -> Iterator[Finding]:
         environment = facts.environment
@@ -94,7 +95,7 @@ class Torch:
         if environment.torch_right is False:
             reason = environment.torch_error or "a product of two matrices came out wrong"
             text = f"torch {facts.torch} does not compute on the {where}: {reason}"
-            hint = "a build for another JetPack or another GPU? " + _source_hint(facts)
+            hint = "a build for another JetPack or another GPU? " + SOURCE_HINT
             yield Finding(host.name, "failure", self.item, text, hint)
         expected = _capability(host)
         if facts.capability and expected and facts.capability != expected:
@@ -112,7 +113,7 @@ class Torch:
             yield Finding(host.name, "warning", self.item, text, hint)
         else:
             text = "torch has no GPU here: the device runs on its CPU"
-            yield Finding(host.name, "note", self.item, text, _source_hint(facts))
+            yield Finding(host.name, "note", self.item, text, SOURCE_HINT)
 
     def undo(self, host: Host, facts: Facts, recorded: Mapping[str, Any]) -> Iterator[Step]:
         """Yield nothing but the end of the note: torch is in the environment, which goes as a whole if it was made."""
@@ -158,13 +159,6 @@ def _words(recipe: Mapping[str, Any]) -> str:
     if recipe.get("wheels"):
         return ", ".join(wheel.partition("#")[0].rpartition("/")[2] for wheel in recipe["wheels"])
     return f"{', '.join(recipe.get('packages', ()))} from {source}"
-
-
-def _source_hint(facts: Facts) -> str:
-    major = (facts.jetpack or "6").partition(".")[0]
-    return (
-        f"name NVIDIA's own wheels for JetPack {major} in the inventory: `torch: {{{major}: {{index: ...}}}}`"
-    )
 
 
 def _capability(host: Host) -> str | None:
