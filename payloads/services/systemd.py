@@ -215,7 +215,9 @@ class SystemdBackend:
     def _begin_guard(self, initial_s: float) -> None:
         if self._is_active(GUARD):
             return
-        self._call(["systemctl", *self._scope, "reset-failed", GUARD], check=False)
+        # A unit that failed is kept, and with it the guard that it was bound to: its name would be taken.
+        failed = [GUARD, *(unit(name) for name in service_names())]
+        self._call(["systemctl", *self._scope, "reset-failed", *failed], check=False)
         command = [sys.executable, "-m", "payloads.services", "guard", f"--initial-lease={initial_s:g}"]
         environment = [f"--setenv=PYTHONPATH={code_folder()}"]
         if "TESTBED_HOME" in os.environ:

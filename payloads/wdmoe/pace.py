@@ -61,7 +61,9 @@ class ExpertShape(NamedTuple):
         return self.weights_bytes + activations * self.element_bytes
 
     def seconds(self, pace: Pace, tokens_by_expert: Iterable[int]) -> float:
-        """Return what a board takes for one dispatch: its experts one after the other."""
+        """Return what a board takes for one dispatch: its experts one after the other; 0 where nothing binds."""
+        if pace.ops_per_s is None and pace.bytes_per_s is None:
+            return 0.0
         return sum(
             pace.seconds(self.operations(tokens), self.traffic_bytes(tokens)) for tokens in tokens_by_expert
         )

@@ -19,7 +19,6 @@ from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Tuple
 
-
 __all__ = [
     "UserPolicy",
     "UserPolicyError",

@@ -6,6 +6,7 @@ The verbs import what they need when they run, so that `testbed --help` is quick
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import signal
 import sys
@@ -115,6 +116,8 @@ def run() -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    finally:
+        gc.freeze()  # what there is now ends with the process: nobody has to look for garbage in it
 
 
 def explained(error: OSError) -> tuple[str, str]:

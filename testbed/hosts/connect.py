@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import fabric
 import paramiko
 from paramiko.ssh_exception import (
     AuthenticationException,
@@ -23,9 +22,9 @@ from testbed.config.inventory import Host
 from testbed.errors import ConnectError, HostError, HostKeyError
 from testbed.hosts.deadline import Deadline
 from testbed.hosts.dial import dial, gateway_error
-from testbed.hosts.endpoint import Endpoint, SshSettings, read_known_hosts
+from testbed.hosts.endpoint import Endpoint, SshSettings
 
-__all__ = ["Session", "close_jump", "connect", "open_socket", "unlocked_after", "with_retries"]
+__all__ = ["Session", "close_all", "connect", "open_socket", "unlocked_after", "with_retries"]
 
 T = TypeVar("T")
 FIRST_PAUSE_S = 0.2
@@ -33,43 +32,41 @@ FIRST_PAUSE_S = 0.2
 
 @dataclass(frozen=True)
 class Session:
-    """One connection that is logged in, and the one that leads to it.
+    """One connection that is logged in, and those that lead to it.
 
     Attributes:
-        connection: The connection.
-        jump: The connection to the host on the way (ProxyJump).
+        client: The connection.
+        user: The user who is logged in.
+        jumps: The connections to hosts on the way (ProxyJump), the nearest first.
     """
 
-    connection: fabric.Connection
-    jump: fabric.Connection | None
-
-    @property
-    def user(self) -> str:
-        """The user who is logged in."""
-        return str(self.connection.user)
+    client: paramiko.SSHClient
+    user: str
+    jumps: Sequence[paramiko.SSHClient]
 
     @property
     def active(self) -> bool:
         """Whether the connection stands, as far as is known."""
-        return bool(self.connection.is_connected)
+        transport = self.client.get_transport()
+        return transport is not None and transport.is_active()
 
     @property
     def transport(self) -> paramiko.Transport:
         """The SSH transport."""
-        transport: paramiko.Transport = self.connection.transport
+        transport = self.client.get_transport()
+        if transport is None:
+            raise EOFError("the connection is closed")
         return transport
 
     def close(self) -> None:
-        """Close the connection, and then the one that leads to it."""
-        self.connection.client.close()
-        close_jump(self.jump)
+        """Close the connection, and then those that lead to it."""
+        close_all([*self.jumps, self.client])
 
 
-def close_jump(jump: fabric.Connection | None) -> None:
-    """Close a connection to a host on the way, and those that lead to it."""
-    while isinstance(jump, fabric.Connection):
-        jump.client.close()
-        jump = jump.gateway
+def close_all(clients: Sequence[paramiko.SSHClient]) -> None:
+    """Close connections, the last one first."""
+    for client in reversed(clients):
+        client.close()
 
 
 @contextmanager
@@ -84,9 +81,24 @@ def unlocked_after(deadline: Deadline, action: Callable[[], object]) -> Iterator
         timer.cancel()
 
 
-def open_socket(host: Host, endpoint: Endpoint, deadline: Deadline, called_off: threading.Event) -> object:
-    """Return a socket to the host's SSH server, through whatever leads there."""
-    if endpoint.jump is None:
+def open_socket(
+    host: Host,
+    endpoint: Endpoint,
+    deadline: Deadline,
+    called_off: threading.Event,
+    jumps: list[paramiko.SSHClient],
+) -> Any:
+    """Return a socket to an SSH server, through whatever leads there.
+
+    Args:
+        host: The host that is to be reached in the end, for errors.
+        endpoint: Where the server is.
+        deadline: When to give up.
+        called_off: Set by another thread to end the wait.
+        jumps: Is given the connections to hosts on the way, which are for the caller to close, also after an error.
+    """
+    way = endpoint.jump
+    if way is None:
         return dial(
             host.name,
             endpoint.address,
@@ -95,25 +107,45 @@ def open_socket(host: Host, endpoint: Endpoint, deadline: Deadline, called_off: 
             deadline=deadline,
             called_off=called_off,
         )
-    jump: fabric.Connection | None = endpoint.jump
-    while jump is not None:  # fabric would take any key of a host on the way
-        jump.client.set_missing_host_key_policy(_RejectUnknown())
-        jump.client.load_system_host_keys()
-        jump.connect_timeout = deadline.remaining_s
-        jump = jump.gateway if isinstance(jump.gateway, fabric.Connection) else None
-    target = fabric.Connection(
-        endpoint.address, port=endpoint.port, gateway=endpoint.jump, config=endpoint.jump.config
-    )
+    sock = open_socket(host, way, deadline, called_off, jumps)
+    client = paramiko.SSHClient()
+    jumps.append(client)
+    client.set_missing_host_key_policy(_RejectUnknown())
+    client.load_system_host_keys()
     try:
-        with unlocked_after(deadline, lambda: close_jump(endpoint.jump)):
-            return target.open_gateway()
+        with unlocked_after(deadline, client.close):
+            transport = _log_in(client, way, sock, deadline)
+            target, source = (endpoint.address, endpoint.port), ("", 0)
+            return transport.open_channel("direct-tcpip", target, source, timeout=deadline.remaining_s)
     except (_Unknown, BadHostKeyException) as error:
         why = f"not found in known_hosts: {error}" if isinstance(error, _Unknown) else f"has changed: {error}"
         raise HostKeyError(
             host.name,
-            f"the key of the host on the way ({endpoint.jump.host}) was refused: {why}",
-            hint=f"compare it with that host's own, and record it: `ssh {endpoint.jump.original_host}`",
+            f"the key of the host on the way ({way.address}) was refused: {why}",
+            hint=f"compare it with that host's own, and record it: `ssh {way.asked_for}`",
         ) from error
+
+
+def _log_in(
+    client: paramiko.SSHClient, endpoint: Endpoint, sock: Any, deadline: Deadline
+) -> paramiko.Transport:
+    """Log in over a socket and return the transport."""
+    left_s = deadline.remaining_s
+    client.connect(
+        endpoint.address,
+        endpoint.port,
+        endpoint.user,
+        sock=sock,
+        timeout=left_s,
+        banner_timeout=left_s,
+        auth_timeout=left_s,
+        channel_timeout=left_s,
+        **endpoint.connect,
+    )
+    transport = client.get_transport()
+    if transport is None or deadline.passed:
+        raise paramiko.SSHException("too late")
+    return transport
 
 
 class _Unknown(paramiko.SSHException):
@@ -147,46 +179,28 @@ def connect(host: Host, settings: SshSettings, deadline: Deadline, called_off: t
     endpoint = settings.endpoint(host)
 
     def once() -> Session:
-        sock = open_socket(host, endpoint, deadline, called_off)
-        left_s = deadline.remaining_s
-        connection = fabric.Connection(
-            endpoint.address,
-            user=endpoint.user,
-            port=endpoint.port,
-            gateway=False,
-            forward_agent=False,
-            config=settings.config(),
-            connect_kwargs=endpoint.connect
-            | {
-                "sock": sock,
-                "timeout": left_s,
-                "banner_timeout": left_s,
-                "auth_timeout": left_s,
-                "channel_timeout": left_s,
-            },
-        )
-        client = connection.client
-        client.set_missing_host_key_policy(_RejectUnknown())
-        if settings.known_hosts.exists():
-            client.load_system_host_keys(str(settings.known_hosts))
+        jumps: list[paramiko.SSHClient] = []
+        client = paramiko.SSHClient()
         try:
-            with unlocked_after(deadline, client.close):
-                connection.open()
-            if deadline.passed:
-                raise paramiko.SSHException("too late")
-        except BaseException as error:
-            client.close()
-            sock.close()  # type: ignore[attr-defined]
-            through = gateway_error(sock, host.name, f"{endpoint.address}:{endpoint.port}", deadline)
-            raise _explained(error, host, endpoint, settings, through) from error
-        connection.transport.set_keepalive(10)
-        return Session(connection, endpoint.jump)
+            sock = open_socket(host, endpoint, deadline, called_off, jumps)
+            client.set_missing_host_key_policy(_RejectUnknown())
+            for kind, key in settings.recorded_keys(endpoint.known_name).items():
+                client.get_host_keys().add(endpoint.known_name, kind, key)
+            try:
+                with unlocked_after(deadline, client.close):
+                    transport = _log_in(client, endpoint, sock, deadline)
+            except BaseException as error:
+                client.close()
+                sock.close()
+                through = gateway_error(sock, host.name, f"{endpoint.address}:{endpoint.port}", deadline)
+                raise _explained(error, host, endpoint, settings, through) from error
+        except BaseException:
+            close_all(jumps)
+            raise
+        transport.set_keepalive(10)
+        return Session(client, endpoint.user, jumps)
 
-    try:
-        return with_retries(host, endpoint, deadline, called_off, once)
-    except BaseException:
-        close_jump(endpoint.jump)
-        raise
+    return with_retries(host, endpoint, deadline, called_off, once)
 
 
 def _explained(
@@ -210,7 +224,7 @@ def _explained(
         return _changed(host, error.key, [error.expected_key], known, where)
     if isinstance(error, _Unknown):
         # Somebody in between could show a key of another kind than the one that is recorded.
-        recorded = read_known_hosts(known).lookup(where)
+        recorded = settings.recorded_keys(where)
         if recorded:
             return _changed(host, error.key, list(recorded.values()), known, where)
         return HostKeyError(

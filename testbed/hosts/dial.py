@@ -78,6 +78,12 @@ def dial(
 
 def _addresses(name: str, address: str, port: int, deadline: Deadline) -> Sequence[tuple[int, Any]]:
     """Resolve an address; in a thread, since a dead name server takes its time."""
+    with suppress(OSError, UnicodeEncodeError):  # it is a number: nobody has to be asked
+        # As bytes, since text would be read as an international name, for which Python loads its tables.
+        found = socket.getaddrinfo(
+            address.encode("ascii"), port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+        )
+        return [(family, target) for family, _, _, _, target in found]
     answer: list[Any] = []
 
     def resolve() -> None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import getpass
 import logging
-from dataclasses import dataclass
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import fabric
 import paramiko
 
 from testbed.config.inventory import Host
 from testbed.errors import ConnectError
 from testbed.hosts.dial import gateway_command
 
-__all__ = ["Endpoint", "SshSettings", "known_name", "read_known_hosts"]
+__all__ = ["Endpoint", "SshSettings", "known_name"]
 
 # Without a handler of its own, Python prints a library's warnings and tracebacks on standard error.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
@@ -29,16 +31,31 @@ class SshSettings:
 
     def __init__(self, known_hosts: Path) -> None:
         self.known_hosts = known_hosts
-        read = fabric.Config(lazy=True)
-        read.load_ssh_config()
-        self._ssh_config = read.base_ssh_config
+        self._ssh_config = paramiko.SSHConfig()
+        for path in (Path("~/.ssh/config").expanduser(), Path("/etc/ssh/ssh_config")):
+            if path.is_file():
+                with path.open(encoding="utf-8", errors="replace") as file:
+                    self._ssh_config.parse(file)
+        self._lock = threading.Lock()
+        self._read: tuple[int, int, int] | None = None
+        self._keys = paramiko.HostKeys()
 
-    def config(self) -> fabric.Config:
-        """Return a configuration for one connection, which changes it: threads that shared one would find it empty.
+    def recorded_keys(self, name: str) -> dict[str, paramiko.PKey]:
+        """Return the host keys that are recorded for a server, by kind. The file is read again when it has changed.
 
-        Lazy: of fabric's own configuration files, nothing is wanted here.
+        Args:
+            name: The server's name in the file.
         """
-        return fabric.Config(lazy=True, ssh_config=self._ssh_config)
+        with self._lock:
+            try:
+                about = self.known_hosts.stat()
+            except FileNotFoundError:
+                return {}
+            mark = (about.st_ino, about.st_size, about.st_mtime_ns)
+            if mark != self._read:
+                self._keys = paramiko.HostKeys(str(self.known_hosts))
+                self._read = mark
+            return dict(self._keys.lookup(name) or {})
 
     def endpoint(self, host: Host) -> Endpoint:
         """Return where a host's SSH server is.
@@ -48,62 +65,86 @@ class SshSettings:
         """
         given = host.model_fields_set
         asked = self._ssh_config.lookup(host.address)
-        connection = fabric.Connection(
-            host=host.address,
-            user=host.user if "user" in given else asked.get("user", host.user),
-            port=host.port if "port" in given else int(asked.get("port", host.port)),
-            gateway=False if host.gateway else None,
-            config=self.config(),
-        )
+        address = asked["hostname"]
+        user = host.user if "user" in given else asked.get("user", host.user)
+        port = host.port if "port" in given else int(asked.get("port", host.port))
         gateway, jump = None, None
         if host.gateway:
-            gateway = gateway_command(host.gateway, connection.host, connection.port)
-        elif isinstance(connection.gateway, str):
-            gateway = connection.gateway if connection.gateway.lower() != "none" else None
-        elif connection.gateway:
-            jump = connection.gateway
+            gateway = gateway_command(host.gateway, address, port)
+        else:
+            gateway, jump = self._way_to(address, asked)
         only_these = asked.get("identitiesonly", "no").lower() == "yes"
         connect: dict[str, Any] = {"allow_agent": not only_these, "look_for_keys": not only_these}
         if host.key_file is not None:
-            try:
-                there = host.key_file.is_file()
-            except OSError as error:
-                raise ConnectError(
-                    host.name,
-                    f"the key file {host.key_file} cannot be read: {error.strerror}",
-                    hint="an emulated lab and its keys belong to root: run this as root",
-                ) from error
-            if not there:
-                raise ConnectError(
-                    host.name,
-                    f"there is no key file {host.key_file}",
-                    hint="an emulated lab makes its own: testbed emulate up; elsewhere see `key_file` in the inventory",
-                )
+            _check_key_file(host, host.key_file)
             connect |= {"key_filename": [str(host.key_file)], "look_for_keys": False}
-        elif "key_filename" in connection.connect_kwargs:  # an IdentityFile of ~/.ssh/config
-            connect["key_filename"] = list(connection.connect_kwargs["key_filename"])
-        return Endpoint(connection.host, connection.port, connection.user, gateway, jump, connect)
+        elif "identityfile" in asked:
+            connect["key_filename"] = list(asked["identityfile"])
+        return Endpoint(address, port, user, gateway, jump, connect, host.address)
+
+    def _way_to(self, address: str, asked: Mapping[str, Any]) -> tuple[str | None, Endpoint | None]:
+        """Return the command, or the last host on the way, by which a host is reached; neither as a rule."""
+        last: Endpoint | None = None
+        if asked.get("proxyjump", "none").lower() == "none":
+            command = asked.get("proxycommand")
+            return (None if command is None or command.lower() == "none" else command), None
+        for hop in asked["proxyjump"].split(","):
+            user, _, place = hop.strip().rpartition("@")
+            name, _, port = place.partition(":") if place.count(":") == 1 else (place, "", "")
+            if name == address:  # by a pattern in the file: the host on the way is not reached through itself
+                return None, None
+            found = self._ssh_config.lookup(name)
+            gateway, jump = (None, last) if last is not None else self._way_to(found["hostname"], found)
+            last = Endpoint(
+                found["hostname"],
+                int(port or found.get("port", paramiko.config.SSH_PORT)),
+                user or found.get("user", getpass.getuser()),
+                gateway,
+                jump,
+                {"key_filename": list(found["identityfile"])} if "identityfile" in found else {},
+                name,
+            )
+        return None, last
+
+
+def _check_key_file(host: Host, key_file: Path) -> None:
+    try:
+        there = key_file.is_file()
+    except OSError as error:
+        raise ConnectError(
+            host.name,
+            f"the key file {key_file} cannot be read: {error.strerror}",
+            hint="an emulated lab and its keys belong to root: run this as root",
+        ) from error
+    if not there:
+        raise ConnectError(
+            host.name,
+            f"there is no key file {key_file}",
+            hint="an emulated lab makes its own: testbed emulate up; elsewhere see `key_file` in the inventory",
+        )
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a host's SSH server is and who logs in.
+    """Where an SSH server is and who logs in.
 
     Attributes:
         address: The address or host name.
         port: The port.
         user: The user.
         gateway: A command that leads to the server, its fields filled in.
-        jump: A connection of ``~/.ssh/config`` (ProxyJump) that leads to the server.
+        jump: A host of ``~/.ssh/config`` (ProxyJump) that leads to the server.
         connect: What else ``SSHClient.connect`` is given.
+        asked_for: By which name it was asked for; ``~/.ssh/config`` may call it by another one.
     """
 
     address: str
     port: int
     user: str
-    gateway: str | None
-    jump: fabric.Connection | None
-    connect: dict[str, Any]
+    gateway: str | None = None
+    jump: Endpoint | None = None
+    connect: Mapping[str, Any] = field(default_factory=dict)
+    asked_for: str = ""
 
     @property
     def known_name(self) -> str:
@@ -114,11 +155,3 @@ class Endpoint:
 def known_name(address: str, port: int) -> str:
     """Return the name that a server has in a file of host keys, as OpenSSH writes it."""
     return address if port == paramiko.config.SSH_PORT else f"[{address}]:{port}"
-
-
-def read_known_hosts(file: Path) -> paramiko.HostKeys:
-    """Return the recorded host keys; none where there is no file."""
-    keys = paramiko.HostKeys()
-    if file.exists():
-        keys.load(str(file))
-    return keys

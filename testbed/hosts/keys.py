@@ -13,10 +13,10 @@ from typing import Any, Literal
 import paramiko
 
 from testbed.config.inventory import Host
-from testbed.hosts.connect import close_jump, open_socket, unlocked_after, with_retries
+from testbed.hosts.connect import close_all, open_socket, unlocked_after, with_retries
 from testbed.hosts.deadline import Deadline
 from testbed.hosts.dial import gateway_error
-from testbed.hosts.endpoint import Endpoint, SshSettings, read_known_hosts
+from testbed.hosts.endpoint import Endpoint, SshSettings
 
 __all__ = ["FoundKey", "fetch_key", "record_keys"]
 
@@ -70,7 +70,7 @@ def fetch_key(host: Host, settings: SshSettings, timeout_s: float) -> FoundKey:
     """
     deadline, called_off = Deadline(timeout_s), threading.Event()
     endpoint = settings.endpoint(host)
-    recorded = dict(read_known_hosts(settings.known_hosts).lookup(endpoint.known_name) or {})
+    recorded = settings.recorded_keys(endpoint.known_name)
     key = with_retries(
         host,
         endpoint,
@@ -90,7 +90,17 @@ def fetch_key(host: Host, settings: SshSettings, timeout_s: float) -> FoundKey:
 def _key(
     host: Host, endpoint: Endpoint, kinds: Sequence[str], deadline: Deadline, called_off: threading.Event
 ) -> paramiko.PKey:
-    sock: Any = open_socket(host, endpoint, deadline, called_off)
+    jumps: list[paramiko.SSHClient] = []
+    try:
+        sock = open_socket(host, endpoint, deadline, called_off, jumps)
+        return _key_over(sock, host, endpoint, kinds, deadline)
+    finally:
+        close_all(jumps)
+
+
+def _key_over(
+    sock: Any, host: Host, endpoint: Endpoint, kinds: Sequence[str], deadline: Deadline
+) -> paramiko.PKey:
     transport = paramiko.Transport(sock)
     transport.banner_timeout = deadline.remaining_s
     options = transport.get_security_options()
@@ -111,7 +121,6 @@ def _key(
     finally:
         transport.close()
         sock.close()
-        close_jump(endpoint.jump)
 
 
 def record_keys(file: Path, keys: Sequence[FoundKey]) -> None:

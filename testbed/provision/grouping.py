@@ -98,7 +98,7 @@ def told_error(host: Host, error: Exception) -> Told:
         item = "connection"
     text, own = str(error).removeprefix(f"{host.name}: "), _own(host)
     if found := _UNRECORDED.search(text):
-        own = *own, ("KEY", found[1])
+        own = ("KEY", found[1]), *own
     return Told(host.name, "failure", item, text, getattr(error, "hint", ""), own)
 
 

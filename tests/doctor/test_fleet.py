@@ -190,3 +190,20 @@ def test_a_changed_key_is_refused_and_the_limit_is_kept(lab):
     assert answer["problems"][0]["hosts"] == ["n2"]
     assert answer["hosts"][0]["facts"] is None
     assert answer["hosts"][0]["state"] == "not asked"
+
+
+def test_keys_that_nobody_has_recorded_are_told_once_and_changed_ones_each():
+    def showing(name, text):
+        error = HostKeyError(name, f"the host's key {text}", hint="`testbed trust`")
+        return HostPlan(host(name, "10.0.0.9"), error=error)
+
+    new = [showing(name, f"is not recorded in keys: ssh-ed25519 SHA256:{2 * name}/+") for name in ("a", "b")]
+    changed = [
+        showing(name, f"has changed: ssh-ed25519 SHA256:{2 * name} instead of x") for name in ("c", "d")
+    ]
+    told = {problem.hosts: problem.text for problem in fleet_problems([*new, *changed])}
+    assert told == {
+        ("a", "b"): "the host's key is not recorded in keys: KEY",
+        ("c",): "the host's key has changed: ssh-ed25519 SHA256:cc instead of x",
+        ("d",): "the host's key has changed: ssh-ed25519 SHA256:dd instead of x",
+    }

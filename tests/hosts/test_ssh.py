@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import paramiko
 import pytest
 
+from testbed.config.inventory import Host
 from testbed.errors import CommandError, ConnectError, DeadlineError, HostError, HostKeyError
 from testbed.hosts.deadline import Deadline
-from testbed.hosts.endpoint import SshSettings
+from testbed.hosts.endpoint import Endpoint, SshSettings
 from testbed.hosts.files import CHUNK_BYTES
 from testbed.hosts.ssh import SshTransport, ssh_connect
 from testbed.hosts.steps import Command, Fetch, Put
@@ -374,9 +376,29 @@ def test_root_works_in_the_home_of_the_user(sshd: Any, tmp_path: Path) -> None:
     assert done.stdout == "as root\n/home/nvidia a b\n"
 
 
-def test_connections_share_no_configuration(tmp_path: Path) -> None:
-    settings = SshSettings(tmp_path / "known_hosts")
-    first, second = settings.config(), settings.config()
-    first.port = 2222
-    assert second.port == 22
-    assert second.authentication.strategy_class is None
+def test_what_a_condition_in_ssh_config_needs_is_imported_when_asked_for() -> None:
+    assert callable(paramiko.config.invoke.run)  # type: ignore[attr-defined]
+
+
+def test_several_hosts_on_the_way(tmp_path: Path) -> None:
+    config = tmp_path / "home" / ".ssh" / "config"
+    config.parent.mkdir(parents=True)
+    config.write_text(
+        "Host shelf\n  ProxyJump ann@near:2222,far\n"
+        "Host near\n  HostName 10.0.0.1\n  IdentityFile /key\n  ProxyCommand nc %h 2222\n"
+        "Host far\n  User bob\n  ProxyJump shelf\n"
+        "Host self\n  ProxyJump self\nHost plain\n  ProxyJump none\n"
+    )
+
+    def way(name: str) -> Endpoint:
+        host = Host.model_validate({"name": "board", "role": "device", "address": name, "user": "eve"})
+        return SshSettings(tmp_path / "known_hosts").endpoint(host)
+
+    far = way("shelf").jump
+    assert far is not None
+    near = far.jump
+    assert near is not None
+    assert (far.address, far.user, far.port, far.asked_for) == ("far", "bob", 22, "far")
+    assert (near.address, near.user, near.port, near.asked_for) == ("10.0.0.1", "ann", 2222, "near")
+    assert (near.jump, near.gateway, near.connect) == (None, "nc 10.0.0.1 2222", {"key_filename": ["/key"]})
+    assert (way("self").jump, way("plain").jump, way("plain").gateway) == (None, None, None)

@@ -21,6 +21,8 @@ from typing import Any, Dict, Optional, Sequence, Tuple
 # Nothing may be looked up on a network; read by transformers when it is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Torch's helping threads, which the output layer has, are not to wait by spinning: devices may share the processor.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 

@@ -174,8 +174,8 @@ class Gathered:
         pairs = len(out.rows) * out.chosen
         self._wire, self._dtype = out.dtype, dtype
         # Bytes of zeros are rows of zeros in every type, int8 with its scale included.
-        self._data = (torch.empty if whole else torch.zeros)(pairs, out.rows.shape[1], dtype=torch.uint8)
-        self._bytes: NDArray[np.uint8] = self._data.numpy()
+        shape = pairs, out.rows.shape[1]
+        self._bytes: NDArray[np.uint8] = np.empty(shape, np.uint8) if whole else np.zeros(shape, np.uint8)
         self._memory = self._bytes.reshape(-1).data
 
     def take(self, out: Outgoing, parcel: Parcel, payload: memoryview) -> Result:
@@ -204,4 +204,4 @@ class Gathered:
 
     def rows(self) -> torch.Tensor:
         """Return the rows (N k, H)."""
-        return decode_rows(self._data, self._wire, self._dtype)
+        return decode_rows(torch.from_numpy(self._bytes), self._wire, self._dtype)

@@ -351,7 +351,8 @@ class Dispatcher:
         decided: Decided,
     ) -> None:
         """Tell the policy what the layer took."""
-        assert self.decider is not None and self.decider.observe is not None
+        assert self.decider is not None
+        assert self.decider.observe is not None
         seconds = np.full(len(self.devices), np.nan)
         for parcel, answer in zip(parcels, answers):
             assert isinstance(answer, Answer)

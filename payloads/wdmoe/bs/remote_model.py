@@ -7,6 +7,7 @@ of every expert is overheard by a hook, since only its choice is handed on to th
 from __future__ import annotations
 
 import json
+import os
 import re
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,8 @@ __all__ = ["RemoteExperts", "load_model"]
 #: What the shared experts of a block make of the tokens (N, H).
 Shared = Callable[[Any, torch.Tensor], torch.Tensor]
 
+#: The most threads for the output layer. What it waits for is memory, which few cores can keep busy.
+_HEAD_THREADS = 8
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
@@ -94,8 +97,24 @@ def load_model(folder: Path, family: Family, dtype: str, dispatcher: Dispatcher)
     finally:
         unregister_patch_mapping([family.experts_class])
     model.eval().requires_grad_(False)
+    _use_cores(model.get_output_embeddings())
     _attach(model, family, dispatcher, family.shape(json.loads((folder / "config.json").read_text())))
     return model
+
+
+def _use_cores(head: nn.Module) -> None:
+    """Let a model's output layer have several cores: nothing waits for the devices then, and its weights are many.
+
+    Its products are the same to the bit, however many threads share them.
+    """
+    threads, before = min(_HEAD_THREADS, len(os.sched_getaffinity(0))), [torch.get_num_threads()]
+
+    def widen(*_: Any) -> None:
+        before[0] = torch.get_num_threads()
+        torch.set_num_threads(max(before[0], threads))
+
+    head.register_forward_pre_hook(widen)
+    head.register_forward_hook(lambda *_: torch.set_num_threads(before[0]), always_call=True)
 
 
 def _attach(model: Any, family: Family, dispatcher: Dispatcher, shape: ModelShape) -> None:

@@ -16,8 +16,6 @@ from payloads.wdmoe.selectors.kinds import Settings, value_of
 from payloads.wdmoe.selectors.together import choices_together
 
 if TYPE_CHECKING:
-    from numpy import floating
-    from numpy.typing import NDArray
 
     from payloads.wdmoe.costs import Costs
 

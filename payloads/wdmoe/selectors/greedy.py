@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Optional
 
 import numpy as np
 
@@ -12,8 +12,7 @@ from payloads.wdmoe.selectors.kinds import Settings, value_of
 from payloads.wdmoe.selectors.rows import best_column, picked, row_sum
 
 if TYPE_CHECKING:
-    from numpy import floating
-    from numpy.typing import NDArray
+    pass
 
 __all__ = ["Greedy"]
 

@@ -152,10 +152,9 @@ class ExpertBank:
     @staticmethod
     def _parts(rows: torch.Tensor, sizes: List[int]) -> Sequence[torch.Tensor]:
         """Return each expert's rows."""
-        if len(rows) == 1:
+        if rows.shape[0] == 1:
             return [rows] * len(sizes)
-        parts: Sequence[torch.Tensor] = rows.split(sizes)
-        return parts
+        return rows.split_with_sizes(sizes)
 
     def _each(
         self, rows: Sequence[torch.Tensor], matrices: Sequence[Matrix], out: Sequence[torch.Tensor]

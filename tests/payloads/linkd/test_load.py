@@ -63,6 +63,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.mark.unhurried
 def test_a_load_runs_both_ways_and_ends_when_it_is_told(
     responder: Link, key_file: Path, monkeypatch: Any
 ) -> None:
@@ -89,6 +90,7 @@ def test_a_load_ends_by_itself_and_says_what_arrived(responder: Link, key_file: 
     assert all(last["bytes"]["board"][way] > first["bytes"]["board"][way] for way in ("downlink", "uplink"))
 
 
+@pytest.mark.unhurried
 def test_a_load_ends_with_its_parent(responder: Link, key_file: Path) -> None:
     """The parent's end closes the child's standard input."""
     read_end, write_end = os.pipe()

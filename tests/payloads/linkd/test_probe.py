@@ -233,6 +233,7 @@ class FakeLoad:
         return self.full
 
 
+@pytest.mark.unhurried
 def test_a_busy_probe_loads_all_other_links_and_measures_idle_first() -> None:
     links = [replace(LINK, device=name, address=f"10.0.0.{n}") for n, name in enumerate("abc", 2)]
     load = FakeLoad(0.97)

@@ -111,6 +111,7 @@ def test_a_service_that_does_not_get_ready_is_not_left_running(host, gone):
     assert host.service("worker")["reason"] == "was not ready within 1 s"
 
 
+@pytest.mark.unhurried
 def test_a_service_inherits_the_environment_and_has_a_session_of_its_own(host):
     script = (
         'echo "$PYTHONPATH $COLOUR [$SSH_CONNECTION]" >$TESTBED_HOME/seen; '
@@ -122,6 +123,7 @@ def test_a_service_inherits_the_environment_and_has_a_session_of_its_own(host):
     assert os.getsid(host.pid("worker")) == host.pid("worker")
 
 
+@pytest.mark.unhurried
 def test_plain_python_module_services_find_the_payload_code(host):
     program = [
         host.command[0],
@@ -216,6 +218,7 @@ def test_wrong_use_is_said_in_one_line(host):
         assert len(done.stderr.splitlines()) == 1, done.stderr
 
 
+@pytest.mark.unhurried
 def test_status_is_readable_before_anything_was_started(host):
     shown = json.loads(host.run("status", "--json").stdout)
     assert shown == {"backend": "supervisor", "lease": None, "services": []}

@@ -147,6 +147,7 @@ def test_a_holder_that_hears_of_its_controller_is_not_waited_for(host):
     assert second.returncode == 3
 
 
+@pytest.mark.unhurried
 def test_a_killed_holder_does_not_keep_the_host(host, kill9):
     first = host.hold(*ANN)
     kill9(first.pid)
@@ -171,6 +172,7 @@ def test_a_reservation_lets_its_owner_in_alone_and_ends_by_itself(on_jetson, jet
     eventually(lambda: not list(on_jetson.home.parent.glob("home*")))  # nothing is left of it
 
 
+@pytest.mark.unhurried
 def test_a_takeover_needs_the_name_and_ends_the_run(on_jetson, jetson, gone, eventually):
     holder = on_jetson.hold(*ANN, "--purpose", "run x-0001")
     on_jetson.start("a", READY)

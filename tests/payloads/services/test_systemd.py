@@ -118,6 +118,7 @@ def test_the_environment_is_quoted():
     assert text == 'A="say \\"hi\\" for \\$5"\n'
 
 
+@pytest.mark.unhurried
 def test_the_life_of_a_service_under_systemd(host, calls):
     started = host.start("worker", "echo hello")
     assert (started.returncode, started.stdout, started.stderr) == (0, "worker: started\n", "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 
 import pytest
@@ -24,7 +23,7 @@ def test_windows_are_whole_in_order_and_do_not_overlap(length, size, count):
     windows = windows_of(tokens, size, count)
     assert len(windows) == min(count, length // size)
     assert all(len(window) == size for window in windows)
-    assert all(before[-1] < after[0] for before, after in itertools.pairwise(windows))
+    assert all(before[-1] < after[0] for before, after in zip(windows, windows[1:]))
 
 
 def test_texts_become_windows_with_their_names(tmp_path):
