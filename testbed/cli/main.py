@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import importlib
 import os
 import signal
 import sys
@@ -18,64 +19,62 @@ from typing import Annotated
 import typer
 
 from testbed import __version__
-from testbed.cli import (
-    artifacts,
-    bundle,
-    doctor,
-    emulate,
-    evaluate,
-    inventory,
-    lease,
-    model,
-    place,
-    policy,
-    probe,
-    provision,
-    results,
-    run_campaign,
-    serve,
-    services,
-    shape,
-    simulate,
-    simulate_campaign,
-    sweep,
-    trust,
-)
 from testbed.cli.common import print_error
 from testbed.errors import TestbedError
 
-app = typer.Typer(
-    name="testbed",
-    help="Reproducible wireless edge AI experiments on a rack of unequal Jetsons, real or emulated.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-app.add_typer(inventory.app, name="inventory")
-app.add_typer(emulate.app, name="emulate")
-app.add_typer(services.app, name="services")
-app.add_typer(artifacts.app, name="artifacts")
-app.add_typer(lease.app, name="lease")
-app.add_typer(shape.app, name="shape")
-app.add_typer(policy.app, name="policy")
-app.command("doctor", short_help="Look at this machine; the fix for what it lacks.")(doctor.doctor)
-app.command("trust", short_help="Record the hosts' keys once you have seen them.")(trust.trust)
-app.command("probe", short_help="Ask the hosts what they are; problems first.")(probe.probe)
-app.command("provision", short_help="Make the hosts ready; right ones are left alone.")(provision.provision)
-app.command("bundle", short_help="Gather what a rack without the internet needs.")(bundle.bundle)
-app.command("shard", short_help="Split a model: base station's part and experts.")(model.shard)
-app.command("place", short_help="Show which device would hold which expert.")(place.place)
-app.command("run", short_help="Run a campaign, from its file to its report.")(run_campaign.run)
-app.command("serve", short_help="Serve a campaign's model to OpenAI clients.")(serve.serve)
-app.command("simulate", short_help="Simulate a campaign: the same tables, no hosts.")(
-    simulate_campaign.simulate
-)
-app.command("evaluate", short_help="Measure the quality of a campaign's policies.")(evaluate.evaluate)
-app.command("sweep", short_help="Simulate a campaign at many values.")(sweep.sweep)
-app.command("calibrate", short_help="Fit the latency model to a run.")(simulate.calibrate)
-app.command("runs")(results.runs)
-app.command("report")(results.report)
-app.command("export")(results.export)
+app: typer.Typer
+"""All verbs, made when it is first asked for."""
+
+#: Verbs that have verbs of their own, by the module that has them as ``app``.
+GROUPS = ("inventory", "emulate", "services", "artifacts", "lease", "shape", "policy")
+#: The others: each one's module, its function there, and what the list of verbs says of it.
+VERBS = {
+    "doctor": ("doctor", "doctor", "Look at this machine; the fix for what it lacks."),
+    "trust": ("trust", "trust", "Record the hosts' keys once you have seen them."),
+    "probe": ("probe", "probe", "Ask the hosts what they are; problems first."),
+    "provision": ("provision", "provision", "Make the hosts ready; right ones are left alone."),
+    "bundle": ("bundle", "bundle", "Gather what a rack without the internet needs."),
+    "shard": ("model", "shard", "Split a model: base station's part and experts."),
+    "place": ("place", "place", "Show which device would hold which expert."),
+    "run": ("run_campaign", "run", "Run a campaign, from its file to its report."),
+    "serve": ("serve", "serve", "Serve a campaign's model to OpenAI clients."),
+    "simulate": ("simulate_campaign", "simulate", "Simulate a campaign: the same tables, no hosts."),
+    "evaluate": ("evaluate", "evaluate", "Measure the quality of a campaign's policies."),
+    "sweep": ("sweep", "sweep", "Simulate a campaign at many values."),
+    "calibrate": ("simulate", "calibrate", "Fit the latency model to a run."),
+    "runs": ("results", "runs", None),
+    "report": ("results", "report", None),
+    "export": ("results", "export", None),
+}
+
+
+def app_with(verb: str | None = None) -> typer.Typer:
+    """Return the command line with one verb, which is the quickest to make, or with all of them."""
+    made = typer.Typer(
+        name="testbed",
+        help="Reproducible wireless edge AI experiments on a rack of unequal Jetsons, real or emulated.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    made.callback()(options)
+    known = verb in VERBS or verb in GROUPS
+    for name in GROUPS:
+        if name == verb or not known:
+            made.add_typer(importlib.import_module(f"testbed.cli.{name}").app, name=name)
+    for name, (module, function, about) in VERBS.items():
+        if name == verb or not known:
+            does = getattr(importlib.import_module(f"testbed.cli.{module}"), function)
+            made.command(name, short_help=about)(does)
+    return made
+
+
+def __getattr__(name: str) -> typer.Typer:
+    if name != "app":
+        raise AttributeError(name)
+    whole = app_with()
+    globals()[name] = whole
+    return whole
 
 
 def show_version(wanted: bool) -> None:
@@ -85,7 +84,6 @@ def show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[
@@ -100,8 +98,10 @@ def options(
 def run() -> None:
     """Run the command line: errors go to standard error in a line or two, with the tree's exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
+    # Options that stand before the verb take no word after them. A shell that completes a line asks for all verbs.
+    verb = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
     try:
-        app()
+        app_with(None if "_TESTBED_COMPLETE" in os.environ else verb)()
     except TestbedError as error:
         if os.environ.get("TESTBED_DEBUG"):
             traceback.print_exc()

@@ -10,7 +10,6 @@ import pytest
 from typer.testing import CliRunner
 
 from payloads.wdmoe.gating import selector_of
-from payloads.wdmoe.routing import loads_of
 from payloads.wdmoe.user_policy import (
     UserPolicyError,
     check_user_policy,

@@ -16,7 +16,6 @@ from payloads.wdmoe.selectors.kinds import Settings, value_of
 from payloads.wdmoe.selectors.together import choices_together
 
 if TYPE_CHECKING:
-
     from payloads.wdmoe.costs import Costs
 
 __all__ = ["Budget", "layer_parts"]

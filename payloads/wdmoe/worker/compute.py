@@ -58,7 +58,7 @@ class _Inner(NamedTuple):
         gate_up = torch.empty(sum(sizes), 2 * width, dtype=dtype, device=device)
         gated = torch.empty(sum(sizes), width, dtype=dtype, device=device)
         gate, up = gate_up.chunk(2, dim=-1)
-        return cls(sizes, gate, up, gated, gate_up.split(sizes), gated.split(sizes))
+        return cls(sizes, gate, up, gated, gate_up.split_with_sizes(sizes), gated.split_with_sizes(sizes))
 
 
 class ExpertBank:

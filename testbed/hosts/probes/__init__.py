@@ -33,7 +33,7 @@ def probe_text(asked: Mapping[str, Any]) -> bytes:
         asked: What is asked, as JSON has it; each part takes what is its own.
     """
     # What has been said is said: Python need not put itself away.
-    return f"{_joined()}\nmain({ascii(dict(asked))})\nos._exit(0)\n".encode()
+    return f"{_joined()}\nmain({dict(asked)!a})\nos._exit(0)\n".encode()
 
 
 @functools.cache

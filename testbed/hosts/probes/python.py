@@ -225,7 +225,7 @@ def seen_by(python: str, known: str = "") -> str:
     begin = "%s %s %s\n" % (path, mark(path), os.environ.get("PYTHONPATH", ""))
     if known.startswith(begin):
         words = known[len(begin) :].split("\0")  # a version, then paths and their marks by turns
-        if len(words) > 1 and all(mark(one) == was for one, was in zip(words[1::2], words[2::2])):
+        if len(words) > 1 and all(mark(words[at]) == words[at + 1] for at in range(1, len(words) - 1, 2)):
             return known
     said = output([path, "-c", FINGERPRINT])
     return begin + said.strip() if said else ""

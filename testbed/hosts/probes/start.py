@@ -12,7 +12,7 @@ from typing import Any, List, Optional
 try:
     from _json import encode_basestring_ascii as quoted
 except ImportError:  # another Python than CPython
-    from json.encoder import encode_basestring_ascii as quoted  # type: ignore[attr-defined, no-redef]
+    from json.encoder import encode_basestring_ascii as quoted
 
 SIGKILL, SIGPIPE = 9, 13
 CHUNK_BYTES = 1 << 16
