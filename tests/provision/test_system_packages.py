@@ -1,6 +1,7 @@
 import hashlib
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,13 @@ def test_the_user_is_put_in_groups_that_are_there() -> None:
     assert list(Access().changes(wanted, access(["ann", "video", "render", "dialout"]))) == []
     (finding,) = Access().findings(host(groups=["none"]), access(["ann"]), ())
     assert (finding.level, finding.text) == ("failure", "there is no group none")
+
+
+def test_where_systemd_runs_the_users_manager_begins_anew_with_the_groups() -> None:
+    (change,) = Access().changes(host(groups=["dialout"]), replace(access(["ann"]), systemd=True))
+    lines = [step.line() for step in change.steps]
+    assert "usermod -aG dialout" in lines[-2]
+    assert lines[-1].startswith('orin: (root) systemctl try-restart "user@$(id -u ann).service"')
 
 
 def test_root_needs_no_group() -> None:

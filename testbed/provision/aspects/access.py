@@ -41,16 +41,21 @@ class Access:
         names = ", ".join(missing)
         kept = f"{HOME}/groups.{hashlib.sha256(names.encode()).hexdigest()[:12]}"
         put = f"usermod -aG {shell_path(','.join(missing))} {shell_path(user)}"
+        steps = [
+            Command(host.name, _keep(kept), "keep what groups there were", become=True),
+            Command(host.name, f"{put} && {_note(kept)}", f"put the user in {names}", become=True),
+        ]
+        if facts.systemd:
+            # It began with a login before this, has the groups of then, and gives them to all that it starts.
+            again = f'systemctl try-restart "user@$(id -u {shell_path(user)}).service"'
+            steps.append(Command(host.name, again, "let the user's services have the groups", become=True))
         yield Change(
             host.name,
             self.item,
             f"put {user} in {names}",
             f"{user} is not in {names}",
             f"{user} is in {names}",
-            (
-                Command(host.name, _keep(kept), "keep what groups there were", become=True),
-                Command(host.name, f"{put} && {_note(kept)}", f"put the user in {names}", become=True),
-            ),
+            tuple(steps),
             recorded={"user": user, "groups": missing, "kept": kept},
             reconnect=True,
         )
