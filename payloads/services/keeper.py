@@ -32,7 +32,7 @@ from payloads.services.shared import (
     standing,
 )
 
-__all__ = ["due_notes", "due_now", "ensure_keeper", "keep", "keep_after_boot", "open_notes", "tidy"]
+__all__ = ["due_notes", "due_now", "ensure_keeper", "keep", "keep_after_boot", "open_notes", "owner_after_boot", "tidy"]
 
 _LOOK_S = 1.0
 _TRIES = 3
@@ -94,25 +94,30 @@ def ensure_keeper(owner: str, backend: Callable[[], Any]) -> None:
         os.setsid()
         if os.fork() == 0:
             _become_daemon()
-            keep(owner, backend)
+            keep(lambda _: owner, backend)
     except BaseException:
         traceback.print_exc()  # to keeper.log, or to whoever starts it
     finally:
         os._exit(0)
 
 
-def keep(owner: str, backend: Callable[[], Any]) -> None:
-    """Be the keeper, where there is none yet, until nothing is left to put back."""
+def keep(owner_of: Callable[[Record], str | None], backend: Callable[[], Any]) -> None:
+    """Be the keeper, where there is none yet, until nothing is left to put back.
+
+    Args:
+        owner_of: Tells from what stands of the host's lease whose it looks after; None where it has no place here.
+        backend: Makes what runs the services.
+    """
     kept_folder().mkdir(mode=0o700, exist_ok=True)
     lock = kept_folder() / "keeper.lock"
     try:
         with file_lock(lock, wait_s=_LEAVING_S):
-            _register(owner)
+            owner = _register(owner_of)
             try:
-                while not _looked_after(owner, backend):
+                while owner is not None and not _looked_after(owner, backend):
                     time.sleep(_LOOK_S)
             finally:
-                _register(None)
+                _register(lambda _: None)
                 lock.unlink()
     except ServiceError as error:
         if "locked by another process" not in str(error):
@@ -126,11 +131,17 @@ def keep_after_boot(backend: Callable[[], Any]) -> None:
 
     Where another account has the host by now, it is left as it is: the next with this account puts it back.
     """
-    record = standing(read_record(), here_and_now())
-    claim = record.reserved or record.held
+    if open_notes():
+        keep(owner_after_boot, backend)
+
+
+def owner_after_boot(record: Record) -> str | None:
+    """Return whose lease this account's keeper looks after; None where the host is another account's."""
     user = pwd.getpwuid(os.geteuid()).pw_name
-    if open_notes() and (claim is None or claim.user == user):
-        keep(claim.owner if claim else user, backend)
+    claim = record.reserved or record.held or record.keeper
+    if claim is None:
+        return user
+    return claim.owner if claim.user == user else None
 
 
 def _looked_after(owner: str, backend: Callable[[], Any], tries: int = _TRIES) -> bool:
@@ -160,10 +171,15 @@ def _stop_services(backend: Callable[[], Any]) -> None:
         print(error, file=sys.stderr, flush=True)
 
 
-def _register(owner: str | None) -> None:
-    """Say in the host's lease that a keeper is at work, so that the next user waits for it; or no longer."""
+def _register(owner_of: Callable[[Record], str | None]) -> str | None:
+    """Say in the host's lease that a keeper is at work, so that the next user waits for it; or no longer.
+
+    Whose it is, is decided under the lock on the lease: nobody else gets the host in between.
+    """
     with changed_record() as changing:
-        keeper = None
+        now = here_and_now()
+        record = standing(changing[0], now)
+        owner = owner_of(record)
         if owner is not None:
             pid = os.getpid()
             values = {
@@ -172,8 +188,11 @@ def _register(owner: str | None) -> None:
                 "pid": pid,
                 "ticks": start_ticks(pid) or 0,
             }
-            keeper = claim_from(values, here_and_now(), 0.0)
-        changing[0] = standing(changing[0]._replace(keeper=keeper), here_and_now())
+            record = record._replace(keeper=claim_from(values, now, 0.0))
+        elif record.keeper is not None and record.keeper.pid == os.getpid():
+            record = record._replace(keeper=None)
+        changing[0] = record
+    return owner
 
 
 def _become_daemon() -> None:

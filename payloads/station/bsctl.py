@@ -76,9 +76,10 @@ def _connected(control: Path, wait_s: float) -> socket.socket:
         try:
             connection.connect(str(control))
             return connection
-        except OSError:
+        except OSError as error:
             connection.close()
-            if time.monotonic() >= deadline or not _will_be_there():
+            missing = isinstance(error, (FileNotFoundError, ConnectionRefusedError))
+            if not missing or time.monotonic() >= deadline or not _will_be_there():
                 raise
         time.sleep(_LOOK_S)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -121,8 +122,9 @@ def _provision(
     from testbed.provision.grouping import told_error, told_finding
     from testbed.provision.survey import survey_fleet
 
+    came: list[HostResult] = []
     show: Callable[[HostResult], None] = (
-        _quiet if as_json else _aside(way.progress, lambda result: _print_result(result, dry_run=dry_run))
+        came.append if as_json else _aside(way.progress, lambda result: _print_result(result, dry_run=dry_run))
     )
     if dry_run:
         plans = survey_fleet(
@@ -138,7 +140,8 @@ def _provision(
         for result in results:
             show(result)
     else:
-        results = provision_fleet(fleet, hosts, site, way, on_result=show)
+        with _told_if_interrupted(came, way.progress):
+            results = provision_fleet(fleet, hosts, site, way, on_result=show)
     way.progress.end()
     if as_json:
         print_json([result.as_json() for result in results])
@@ -156,10 +159,14 @@ def _undo(
 ) -> list[Exception] | None:
     """Undo, print, and return what hosts failed of; None where none did."""
     from testbed.provision.grouping import told_error
-    from testbed.provision.undo import undo_fleet
+    from testbed.provision.undo import UndoResult, undo_fleet
 
-    show = _quiet if as_json else _aside(way.progress, lambda result: _print_undo(result, steps=dry_run))
-    results = undo_fleet(fleet, hosts, site, way, dry_run=dry_run, on_result=show)
+    came: list[UndoResult] = []
+    show: Callable[[UndoResult], None] = (
+        came.append if as_json else _aside(way.progress, lambda result: _print_undo(result, steps=dry_run))
+    )
+    with _told_if_interrupted(came, way.progress):
+        results = undo_fleet(fleet, hosts, site, way, dry_run=dry_run, on_result=show)
     way.progress.end()
     if as_json:
         print_json([result.as_json() for result in results])
@@ -260,8 +267,16 @@ def _aside(progress: HostProgress, show: Callable[[Any], None]) -> Callable[[Any
     return one
 
 
-def _quiet(result: Any) -> None:
-    """Print nothing: it is printed as JSON at the end."""
+@contextmanager
+def _told_if_interrupted(came: Sequence[HostResult | UndoResult], progress: HostProgress) -> Iterator[None]:
+    """Print as JSON what came of the hosts also where the user ends it: what was changed has been changed."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        progress.end()
+        if came:
+            print_json([result.as_json() for result in came])
+        raise
 
 
 def asked_password() -> BecomePassword:

@@ -37,14 +37,20 @@ part clocks; jetson_clocks --show
 part user; id jetson
 part processes; ps -eo user:32,args --no-headers
 part swap; cat /proc/swaps
+part name; hostname
+part mounts; cat /proc/mounts
+part settings; grep -rsE . /sys --include='*_max_freq' --include='*_min_freq' --include='*governor' --include=online \
+    --include='pwm*' --include=railgate_enable --include='*_pg_mask' | sort
 part links; ip -o link | sed 's/qlen.*//'
 part addresses; ip -o address | sed 's/valid_lft.*//'
-part routes; ip route show table all
+part routes; ip route show table all; ip rule; ip -6 rule; ip neigh show nud permanent
 part qdiscs; tc qdisc show
-for device in $(ls /sys/class/net); do tc class show dev $device; tc filter show dev $device; done
+for device in $(ls /sys/class/net); do
+    { tc class show dev $device; tc filter show dev $device; } | sed "s/^/$device: /"
+done
 part netfilter; if command -v nft >/dev/null; then nft list ruleset; fi
 if command -v iptables-save >/dev/null; then iptables-save | grep -v '^#'; fi
-part sysctl; grep -rs . /proc/sys/net/core /proc/sys/net/ipv4 | sort
+part sysctl; grep -rs . /proc/sys/net/core /proc/sys/net/ipv4 /proc/sys/net/ipv6 | sort
 if [ -d /run/systemd/system ]; then
     part files-of-units; systemctl list-unit-files --no-legend --no-pager
     part units; systemctl list-units --no-legend --plain --type=service,socket,timer,path,mount,swap
@@ -52,12 +58,18 @@ if [ -d /run/systemd/system ]; then
 fi
 true
 """
-#: What of that comes and goes by itself: logins, what asks, and what systemd starts on demand or for a while only.
-PASSING = re.compile(
-    r"sshd: |ssh-session|sh -c|sh -s|\bps -eo|nsenter|/nsenter|systemd-(hostnamed|logind|timedated|localed|executor)|"
-    r"sd-pam|systemd --user|user@\d+\.service|user-runtime-dir@|/run/user/|run-user-|session-|"
-    r"dbus-daemon .*--session|dbus\.service|dbus-daemon|tmpfiles-clean"
-)
+#: What of that comes and goes by itself, by the part: logins, what asks, and what systemd starts on demand.
+PASSING = {
+    "processes": re.compile(
+        r" sshd: | sh -s$| ps -eo |systemd-(hostnamed|logind|timedated|localed|executor)|"
+        r"\(sd-pam\)|systemd --user|dbus-daemon "
+    ),
+    "units": re.compile(
+        r"systemd-(hostnamed|logind|timedated|localed|tmpfiles-clean)\.service|"
+        r"^(user@|user-runtime-dir@|run-user-|dbus\.service)"
+    ),
+    "mounts": re.compile(r" /run/user/\d+ "),
+}
 
 
 @dataclass(frozen=True)
@@ -65,7 +77,8 @@ class BoardState:
     """What a board is.
 
     Attributes:
-        files: Each path that may differ from this machine's, with its mode, owner and digest; None where it is not.
+        files: Each path that may differ from this machine's, with its mode, owner, attributes and digest; None where
+            it is not.
         lower: The folder of this machine that shows wherever nothing was written, by the place where it does.
         about: Groups, services, power, clocks and network, by the part.
     """
@@ -150,7 +163,10 @@ def _state(keeper: int, first: int) -> BoardState:
         input=ABOUT, capture_output=True, text=True, timeout=60, check=True,
     ).stdout  # fmt: skip
     parts = {part.partition("\n")[0]: part.splitlines()[1:] for part in said.split("== ")[1:]}
-    about = {name: tuple(line for line in lines if not PASSING.search(line)) for name, lines in parts.items()}
+    about = {
+        name: tuple(line for line in lines if name not in PASSING or not PASSING[name].search(line))
+        for name, lines in parts.items()
+    }
     return BoardState({path: _look(root / path[1:]) for path in paths}, lower, about)
 
 
@@ -171,7 +187,7 @@ def _opaque(folder: str) -> bool:
 
 
 def _look(path: Path) -> tuple[object, ...] | None:
-    """Return a file's mode, owner and content, the latter as a digest; None where there is none."""
+    """Return a file's mode, owner, attributes and content, the latter as a digest; None where there is none."""
     try:
         about = path.lstat()
         what = ""
@@ -180,9 +196,20 @@ def _look(path: Path) -> tuple[object, ...] | None:
         elif stat.S_ISREG(about.st_mode):
             with path.open("rb") as file:
                 what = hashlib.file_digest(file, "sha256").hexdigest()
+        elif stat.S_ISCHR(about.st_mode) or stat.S_ISBLK(about.st_mode):
+            what = f"device {about.st_rdev:#x}"
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return oct(about.st_mode), about.st_uid, about.st_gid, what
+    return oct(about.st_mode), about.st_uid, about.st_gid, _attributes(path), what
+
+
+def _attributes(path: Path) -> tuple[tuple[str, bytes], ...]:
+    """Return a file's extended attributes: capabilities, access lists, what a user put there."""
+    try:
+        names = sorted(os.listxattr(path, follow_symlinks=False))
+    except OSError:  # this file system has none
+        return ()
+    return tuple((name, os.getxattr(path, name, follow_symlinks=False)) for name in names)
 
 
 def _inside(path: str, outer: str) -> bool:

@@ -1,3 +1,5 @@
+import json
+import signal
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -6,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from testbed.cli.common import HostProgress
+from testbed.cli.provision import _provision
 from testbed.config.inventory import Host, Inventory
 from testbed.errors import ConnectError, DeadlineError, HeldError, HostError, HostKeyError
 from testbed.hosts.deadline import Deadline
@@ -189,6 +193,30 @@ def test_what_became_of_each_change_is_said(
     only(Mark("milk"))
     (result,) = provision_fleet(open_fleet(lab), hosts, Site(code))
     assert states(result) == ["done"]
+
+
+def test_what_was_done_until_the_user_ended_it_is_said(
+    lab: Inventory, code: PayloadCode, open_fleet: OpenFleet, local: Any, only: Callable[..., None], capsys: Any
+) -> None:
+    main, fleet = threading.main_thread(), open_fleet(lab)
+
+    class Watched(HostProgress):
+        def __call__(self, host: str, text: str) -> None:
+            if text == "make tea":
+                assert main.ident is not None
+                signal.pthread_kill(main.ident, signal.SIGINT)
+                closed = threading.Event()
+                while not fleet._closed:
+                    closed.wait(0.01)
+
+    only(Mark("cup"), Mark("tea"), Mark("milk"))
+    way = Way(progress=Watched("provision", 1))
+    with pytest.raises(KeyboardInterrupt):
+        _provision(fleet, [lab.base_station], Site(code), way, dry_run=False, as_json=True)
+    (told,) = json.loads(capsys.readouterr().out)
+    assert (told["host"], told["ok"], told["changed"]) == ("bs", False, True)
+    states = {change["item"]: change["state"] for change in told["changes"]}
+    assert (states["cup"], states["tea"], states["milk"]) == ("done", "failed", "not reached")
 
 
 @given(st.integers(1, 50), st.floats(0, 100), st.data())

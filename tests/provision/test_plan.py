@@ -105,6 +105,18 @@ def test_the_base_station_needs_qdiscs(ready: Facts, site: Site) -> None:
     assert finding.text == "its kernel has no htb, ifb: links cannot be shaped in the kernel"
 
 
+@pytest.mark.parametrize(
+    ("shaping", "user", "wrong"), [("device", "jetson", True), ("device", "root", False), ("bs", "jetson", False)]
+)
+def test_a_device_shapes_its_uplink_as_root_alone(
+    shaping: str, user: str, wrong: bool, ready: Facts, site: Site
+) -> None:
+    host = device(network={"shaping": shaping})
+    findings = check_host(host, replace(ready, user=user), site)
+    assert [finding.item for finding in findings if finding.level == "failure"] == ["kernel"] * wrong
+    assert all("`user: root`" in finding.hint for finding in findings if finding.item == "kernel")
+
+
 def test_a_part_of_the_probe_that_failed_is_a_failure(host: Host, ready: Facts, site: Site) -> None:
     (finding,) = check_host(host, replace(ready, errors={"system": "OSError: no"}), site)
     assert (finding.level, finding.text) == ("failure", "the probe of its system failed: OSError: no")

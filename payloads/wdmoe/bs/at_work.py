@@ -74,12 +74,15 @@ class Undertaking:
         try:
             yield
         except Exception as error:
-            if whole:
-                self._gather()
-                self.records.write(failed)
-            elif isinstance(error, (DeviceError, RequestFailedError)):
-                self.records.add_events(self._dispatcher.losses.events)
-                self.records.write_failed(self._folder)
+            try:
+                if whole:
+                    self._gather()
+                    self.records.write(failed)
+                elif isinstance(error, (DeviceError, RequestFailedError)):
+                    self.records.add_events(self._dispatcher.losses.events)
+                    self.records.write_failed(self._folder)
+            except Exception as other:
+                raise error from other  # what went wrong first is what is told
             raise
 
     def finish(self) -> Dict[str, Any]:

@@ -198,9 +198,7 @@ class Dispatcher:
         given = routing.weights if decided is None and routing is not None else None
         given = decided.decision.selection.weights if decided is not None else given
         asked = Asked(layer, index.numpy(), keep, device_of, routing, given)
-        # The same call as in transformers: this sort is not stable, and the order of the rows is its.
-        sorted_experts, sorted_places = torch.sort(index.reshape(-1))
-        pairs = Pairs(sorted_experts.numpy(), sorted_places.numpy())
+        pairs = _in_order(index)
         if keep is not None:
             kept = keep.reshape(-1)[pairs.places]
             pairs = Pairs(pairs.experts[kept], pairs.places[kept])
@@ -383,3 +381,14 @@ class Dispatcher:
             return DeviceLostError(self.devices[parcel.device], str(error))
         taken.append(Taken(parcel, dropped.get(parcel.device, 0), answer, result))
         return None
+
+
+def _in_order(index: torch.Tensor) -> Pairs:
+    """Return the pairs of a choice (N, k) in the order in which the rows of transformers' ``grouped_mm`` are."""
+    if index.shape[0] == 1:  # no expert comes twice, and so there is one order
+        experts = index.numpy()[0]
+        places = experts.argsort()
+        return Pairs(experts[places], places)
+    # The same call as there: this sort is not stable.
+    ordered, order = torch.sort(index.reshape(-1))
+    return Pairs(ordered.numpy(), order.numpy())

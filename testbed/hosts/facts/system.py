@@ -21,6 +21,7 @@ __all__ = [
     "Unit",
     "asked_packages",
     "package_name",
+    "shapes_links",
     "system_of",
     "venv_package",
     "wanted_packages",
@@ -213,14 +214,18 @@ def _units(raw: Mapping[str, Mapping[str, str]]) -> dict[str, Unit]:
     return {name: Unit(**about) for name, about in raw.items()}
 
 
+def shapes_links(host: Host) -> bool:
+    """Return whether links are to be shaped in a host's kernel."""
+    return host.network.shaping in ({"device"} if host.is_device else {"bs", "device"})
+
+
 def wanted_packages(host: Host) -> tuple[str, ...]:
     """Return the Debian packages that a host should have: the inventory's, and what testbed runs there.
 
     Whatever shapes links in its kernel needs iproute2, and what records a radio's state needs iw.
     """
-    shapes = host.network.shaping in ({"bs", "device"} if not host.is_device else {"device"})
     records = host.is_device and host.network.shaping == "none" and host.network.wifi_interface is not None
-    ours = [*(["iproute2"] if shapes else []), *(["iw"] if records else [])]
+    ours = [*(["iproute2"] if shapes_links(host) else []), *(["iw"] if records else [])]
     named = {package_name(package) for package in host.packages}
     return (*dict.fromkeys(host.packages), *(package for package in ours if package not in named))
 

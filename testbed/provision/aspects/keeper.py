@@ -24,7 +24,7 @@ class Keeper:
     """A unit of systemd that starts the lease's keeper at boot, where a lease has left notes of a board's power.
 
     A board keeps its power mode over a reboot, and the keeper of before is gone. The unit runs as the user whose notes
-    they are, never as root: the notes and the code are that user's.
+    they are, and not as root for them: the notes and the code are that user's.
 
     Its record: ``unit``, which was not there, or was another.
     """

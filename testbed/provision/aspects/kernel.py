@@ -1,4 +1,4 @@
-"""What the kernel has that shapes links."""
+"""What the kernel has that shapes links, and whether we may use it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from testbed.config.inventory import Host
 from testbed.hosts.facts import Facts
+from testbed.hosts.facts.system import shapes_links
 from testbed.hosts.steps import Step
 from testbed.provision.aspect import Change, Finding
 
@@ -18,7 +19,7 @@ SHAPING = ("htb", "tbf", "ifb")
 
 @dataclass(frozen=True)
 class Kernel:
-    """What the kernel has that shapes links."""
+    """What the kernel has that shapes links, and whether we may use it."""
 
     item: str = "kernel"
 
@@ -28,6 +29,11 @@ class Kernel:
 
     def findings(self, host: Host, facts: Facts, changes: Sequence[Change]) -> Iterator[Finding]:
         """Yield what no change puts right."""
+        user = facts.user or host.user
+        if host.is_device and shapes_links(host) and user != "root":
+            text = f"{user} cannot shape its uplink, as `network.shaping: device` asks for: that takes root"
+            hint = "`user: root` for this host in the inventory, or `network: {shaping: bs}` (or pacing)"
+            yield Finding(host.name, "failure", self.item, text, hint)
         if host.is_device or facts.qdiscs is None:
             return
         missing = [name for name in SHAPING if name not in facts.qdiscs]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import stat
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from payloads.services import shared
 from payloads.services.hold import lost_to
-from payloads.services.keeper import due_notes
+from payloads.services.keeper import due_notes, owner_after_boot
 from payloads.services.layout import ServiceError
 from payloads.services.processes import boot_id, start_ticks
 from payloads.services.shared import Claim, Now, Record, left_s, standing, who_refuses
@@ -84,6 +85,14 @@ def test_what_is_over_or_dead_does_not_stand():
 )
 def test_whom_a_lease_refuses(record, owner, to_hold, by):
     assert who_refuses(record, owner, to_hold=to_hold) == by
+
+
+@pytest.mark.parametrize("key", ["reserved", "held", "keeper"])
+def test_whose_keeper_it_is_at_boot(key):
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    assert owner_after_boot(Record()) == user
+    assert owner_after_boot(Record(**{key: claim()._replace(user=user)})) == "ann@laptop"
+    assert owner_after_boot(Record(**{key: claim()._replace(user=f"not {user}")})) is None
 
 
 def test_why_a_host_is_lost():
