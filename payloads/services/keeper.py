@@ -32,7 +32,16 @@ from payloads.services.shared import (
     standing,
 )
 
-__all__ = ["due_notes", "due_now", "ensure_keeper", "keep", "keep_after_boot", "open_notes", "owner_after_boot", "tidy"]
+__all__ = [
+    "due_notes",
+    "due_now",
+    "ensure_keeper",
+    "keep",
+    "keep_after_boot",
+    "open_notes",
+    "owner_after_boot",
+    "tidy",
+]
 
 _LOOK_S = 1.0
 _TRIES = 3

@@ -343,11 +343,19 @@ def _output(argv: Sequence[str]) -> str | None:
 
 def _run(argv: Sequence[str], stderr: int) -> Any:
     environment = dict(os.environ, PATH=f"{os.environ.get('PATH', '')}:{_PATH}", LC_ALL="C")
-    return subprocess.run(
-        argv,
-        input=_NO,
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-        env=environment,
-        timeout=_TIMEOUT_S,
-    )
+    # Where sudo is used for the first time, it leaves this file behind; a lease leaves nothing.
+    mark = Path("~/.sudo_as_admin_successful").expanduser()
+    marked = mark.exists()
+    try:
+        return subprocess.run(
+            argv,
+            input=_NO,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=environment,
+            timeout=_TIMEOUT_S,
+        )
+    finally:
+        if not marked:
+            with contextlib.suppress(OSError):
+                mark.unlink()

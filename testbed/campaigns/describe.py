@@ -13,7 +13,7 @@ from testbed.campaigns.prepare import Probed
 
 __all__ = ["describe_run"]
 
-PACKAGES = ("torch", "transformers", "paramiko", "jetson-stats", "pandas", "pyarrow")
+PACKAGES = ("torch", "transformers", "fabric", "paramiko", "jetson-stats", "pandas", "pyarrow")
 
 
 def describe_run(inputs: RunInputs, probed: Probed, command: str, started_unix: float) -> dict[str, Any]:

@@ -105,10 +105,7 @@ def _fitting(widths: Sequence[int], room: int | None) -> Iterator[list[int]]:
     part = [0]
     for column in range(1, len(widths)):
         width = sum(widths[one] + 2 for one in part) + widths[column]
-        last = (
-            column == len(widths) - 1
-        )  # alone beneath it would belong to nothing: long lines of it are folded
-        if room is not None and width > room and len(part) > 1 and not last:
+        if room is not None and width > room and len(part) > 1:
             yield part
             part = [0]
         part.append(column)
@@ -137,10 +134,12 @@ class HostProgress:
             if self._status is not None:
                 doing = ", ".join(f"{name}: {what}" for name, what in self._doing.items() if what)
                 done = sum(not what for what in self._doing.values())
+                from rich.console import Group
                 from rich.text import Text
 
                 line = f"{self._title} ({done} of {self._hosts} done) {doing}"
-                self._status.update(Text(line, no_wrap=True, overflow="ellipsis"))
+                # A group, since a bare text is joined to the spinner's and folded then, over many lines.
+                self._status.update(Group(Text(line, no_wrap=True, overflow="ellipsis")))
 
     def done(self, host: str) -> None:
         """Note that a host is done."""

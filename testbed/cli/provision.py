@@ -124,7 +124,9 @@ def _provision(
 
     came: list[HostResult] = []
     show: Callable[[HostResult], None] = (
-        came.append if as_json else _aside(way.progress, lambda result: _print_result(result, dry_run=dry_run))
+        came.append
+        if as_json
+        else _aside(way.progress, lambda result: _print_result(result, dry_run=dry_run))
     )
     if dry_run:
         plans = survey_fleet(
@@ -159,7 +161,7 @@ def _undo(
 ) -> list[Exception] | None:
     """Undo, print, and return what hosts failed of; None where none did."""
     from testbed.provision.grouping import told_error
-    from testbed.provision.undo import UndoResult, undo_fleet
+    from testbed.provision.undo import undo_fleet
 
     came: list[UndoResult] = []
     show: Callable[[UndoResult], None] = (
@@ -276,6 +278,7 @@ def _told_if_interrupted(came: Sequence[HostResult | UndoResult], progress: Host
         progress.end()
         if came:
             print_json([result.as_json() for result in came])
+        say("interrupted: what was done is noted on the hosts, and the same command goes on from there")
         raise
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import paramiko
 from paramiko.ssh_exception import (
@@ -24,7 +24,10 @@ from testbed.hosts.deadline import Deadline
 from testbed.hosts.dial import dial, gateway_error
 from testbed.hosts.endpoint import Endpoint, SshSettings
 
-__all__ = ["Session", "close_all", "connect", "open_socket", "unlocked_after", "with_retries"]
+if TYPE_CHECKING:
+    import fabric
+
+__all__ = ["Session", "close_jump", "connect", "open_socket", "unlocked_after", "with_retries"]
 
 T = TypeVar("T")
 FIRST_PAUSE_S = 0.2
@@ -32,17 +35,17 @@ FIRST_PAUSE_S = 0.2
 
 @dataclass(frozen=True)
 class Session:
-    """One connection that is logged in, and those that lead to it.
+    """One connection that is logged in, and the one that leads to it.
 
     Attributes:
         client: The connection.
         user: The user who is logged in.
-        jumps: The connections to hosts on the way (ProxyJump), the nearest first.
+        jump: The connection to the host on the way (ProxyJump).
     """
 
     client: paramiko.SSHClient
     user: str
-    jumps: Sequence[paramiko.SSHClient]
+    jump: fabric.Connection | None
 
     @property
     def active(self) -> bool:
@@ -59,14 +62,22 @@ class Session:
         return transport
 
     def close(self) -> None:
-        """Close the connection, and then those that lead to it."""
-        close_all([*self.jumps, self.client])
+        """Close the connection, and then the one that leads to it."""
+        self.client.close()
+        close_jump(self.jump)
 
 
-def close_all(clients: Sequence[paramiko.SSHClient]) -> None:
-    """Close connections, the last one first."""
-    for client in reversed(clients):
-        client.close()
+def close_jump(jump: fabric.Connection | None) -> None:
+    """Close a connection to a host on the way, and those that lead to it."""
+    for each in _chain(jump):
+        each.client.close()
+
+
+def _chain(jump: fabric.Connection | None) -> Iterator[fabric.Connection]:
+    """Yield the hosts on the way, the last one first."""
+    while jump is not None and not isinstance(jump, str):  # what leads to the first one may be a command
+        yield jump
+        jump = jump.gateway
 
 
 @contextmanager
@@ -81,24 +92,9 @@ def unlocked_after(deadline: Deadline, action: Callable[[], object]) -> Iterator
         timer.cancel()
 
 
-def open_socket(
-    host: Host,
-    endpoint: Endpoint,
-    deadline: Deadline,
-    called_off: threading.Event,
-    jumps: list[paramiko.SSHClient],
-) -> Any:
-    """Return a socket to an SSH server, through whatever leads there.
-
-    Args:
-        host: The host that is to be reached in the end, for errors.
-        endpoint: Where the server is.
-        deadline: When to give up.
-        called_off: Set by another thread to end the wait.
-        jumps: Is given the connections to hosts on the way, which are for the caller to close, also after an error.
-    """
-    way = endpoint.jump
-    if way is None:
+def open_socket(host: Host, endpoint: Endpoint, deadline: Deadline, called_off: threading.Event) -> Any:
+    """Return a socket to the host's SSH server, through whatever leads there; what that is, the caller closes."""
+    if endpoint.jump is None:
         return dial(
             host.name,
             endpoint.address,
@@ -107,22 +103,22 @@ def open_socket(
             deadline=deadline,
             called_off=called_off,
         )
-    sock = open_socket(host, way, deadline, called_off, jumps)
-    client = paramiko.SSHClient()
-    jumps.append(client)
-    client.set_missing_host_key_policy(_RejectUnknown())
-    client.load_system_host_keys()
+    for jump in _chain(endpoint.jump):  # fabric would take any key of a host on the way
+        jump.client.set_missing_host_key_policy(_RejectUnknown())
+        jump.client.load_system_host_keys()
+        jump.connect_timeout = deadline.remaining_s
+    target, source = (endpoint.address, endpoint.port), ("", 0)
     try:
-        with unlocked_after(deadline, client.close):
-            transport = _log_in(client, way, sock, deadline)
-            target, source = (endpoint.address, endpoint.port), ("", 0)
-            return transport.open_channel("direct-tcpip", target, source, timeout=deadline.remaining_s)
+        with unlocked_after(deadline, lambda: close_jump(endpoint.jump)):
+            endpoint.jump.open()
+            left_s = deadline.remaining_s
+            return endpoint.jump.transport.open_channel("direct-tcpip", target, source, timeout=left_s)
     except (_Unknown, BadHostKeyException) as error:
         why = f"not found in known_hosts: {error}" if isinstance(error, _Unknown) else f"has changed: {error}"
         raise HostKeyError(
             host.name,
-            f"the key of the host on the way ({way.address}) was refused: {why}",
-            hint=f"compare it with that host's own, and record it: `ssh {way.asked_for}`",
+            f"the key of the host on the way ({endpoint.jump.host}) was refused: {why}",
+            hint=f"compare it with that host's own, and record it: `ssh {endpoint.jump.original_host}`",
         ) from error
 
 
@@ -179,28 +175,27 @@ def connect(host: Host, settings: SshSettings, deadline: Deadline, called_off: t
     endpoint = settings.endpoint(host)
 
     def once() -> Session:
-        jumps: list[paramiko.SSHClient] = []
+        sock = open_socket(host, endpoint, deadline, called_off)
         client = paramiko.SSHClient()
+        client.set_missing_host_key_policy(_RejectUnknown())
+        for kind, key in settings.recorded_keys(endpoint.known_name).items():
+            client.get_host_keys().add(endpoint.known_name, kind, key)
         try:
-            sock = open_socket(host, endpoint, deadline, called_off, jumps)
-            client.set_missing_host_key_policy(_RejectUnknown())
-            for kind, key in settings.recorded_keys(endpoint.known_name).items():
-                client.get_host_keys().add(endpoint.known_name, kind, key)
-            try:
-                with unlocked_after(deadline, client.close):
-                    transport = _log_in(client, endpoint, sock, deadline)
-            except BaseException as error:
-                client.close()
-                sock.close()
-                through = gateway_error(sock, host.name, f"{endpoint.address}:{endpoint.port}", deadline)
-                raise _explained(error, host, endpoint, settings, through) from error
-        except BaseException:
-            close_all(jumps)
-            raise
+            with unlocked_after(deadline, client.close):
+                transport = _log_in(client, endpoint, sock, deadline)
+        except BaseException as error:
+            client.close()
+            sock.close()
+            through = gateway_error(sock, host.name, f"{endpoint.address}:{endpoint.port}", deadline)
+            raise _explained(error, host, endpoint, settings, through) from error
         transport.set_keepalive(10)
-        return Session(client, endpoint.user, jumps)
+        return Session(client, endpoint.user, endpoint.jump)
 
-    return with_retries(host, endpoint, deadline, called_off, once)
+    try:
+        return with_retries(host, endpoint, deadline, called_off, once)
+    except BaseException:
+        close_jump(endpoint.jump)
+        raise
 
 
 def _explained(

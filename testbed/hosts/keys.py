@@ -13,7 +13,7 @@ from typing import Any, Literal
 import paramiko
 
 from testbed.config.inventory import Host
-from testbed.hosts.connect import close_all, open_socket, unlocked_after, with_retries
+from testbed.hosts.connect import close_jump, open_socket, unlocked_after, with_retries
 from testbed.hosts.deadline import Deadline
 from testbed.hosts.dial import gateway_error
 from testbed.hosts.endpoint import Endpoint, SshSettings
@@ -90,12 +90,11 @@ def fetch_key(host: Host, settings: SshSettings, timeout_s: float) -> FoundKey:
 def _key(
     host: Host, endpoint: Endpoint, kinds: Sequence[str], deadline: Deadline, called_off: threading.Event
 ) -> paramiko.PKey:
-    jumps: list[paramiko.SSHClient] = []
     try:
-        sock = open_socket(host, endpoint, deadline, called_off, jumps)
+        sock = open_socket(host, endpoint, deadline, called_off)
         return _key_over(sock, host, endpoint, kinds, deadline)
     finally:
-        close_all(jumps)
+        close_jump(endpoint.jump)
 
 
 def _key_over(

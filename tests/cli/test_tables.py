@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 
 import pytest
+from rich.console import Console
 
-from testbed.cli.common import print_table
+from testbed.cli.common import HostProgress, print_table
 
 ROWS = [
     ("host", "board", "power", "state"),
@@ -30,13 +31,16 @@ ROWS = [
         (
             True,
             20,
-            # The last column is not alone: what is too long of it is folded by the terminal.
+            # What alone has no room is folded by the terminal.
             [
                 "host  board",
                 "thor  AGX Thor",
                 "",
-                "host  power  state",
-                "thor  120W   to provision: folders, code, access",
+                "host  power",
+                "thor  120W",
+                "",
+                "host  state",
+                "thor  to provision: folders, code, access",
             ],
         ),
     ],
@@ -46,3 +50,15 @@ def test_columns_that_do_not_fit_follow_beneath(terminal, columns, shown, monkey
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
     print_table(ROWS)
     assert capsys.readouterr().out.splitlines() == shown
+
+
+def test_what_many_hosts_are_doing_takes_one_line(monkeypatch):
+    console = Console(width=60)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr("rich.console.Console", lambda **_options: console)
+    with console.capture() as captured, HostProgress("asking", 20) as progress:
+        for number in range(20):
+            progress(f"orin-{number}", "ask for facts")
+        assert progress._status is not None
+        console.print(progress._status.renderable)
+    assert [line.rstrip()[-1] for line in captured.get().splitlines() if "orin-0" in line] == ["…"]

@@ -299,6 +299,33 @@ def failures(stderr: str) -> dict[str, list[tuple[str, str]]]:
     return found
 
 
+#: One change of each sort that a comparison could be blind to, and what it must name.
+BY_HAND = r"""
+set -e
+chmod 700 /etc/profile.d
+chown daemon /usr/share/doc
+rm /etc/issue
+/opt/testbed/python -c 'import os; os.setxattr("/usr/bin/env", "security.capability", b"\1\0\0\2\0\40" + bytes(14))'
+echo >>/etc/profile
+gpasswd -d jetson audio >/dev/null
+tc qdisc add dev eth0 root tbf rate 10mbit burst 10k latency 50ms
+ip rule add from 192.0.2.1 table main
+echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_ra
+mount -t tmpfs by-hand /srv
+hostname by-hand
+for fan in /sys/class/hwmon/*/pwm1; do echo 77 >$fan; done
+ln -s /dev/null /run/systemd/system/systemd-timedated.service
+systemctl daemon-reload
+systemd-run -q --unit=by-hand sleep 600
+"""
+BY_HAND_CHANGED = {
+    *("/etc/profile.d", "/usr/share/doc", "/etc/issue", "/usr/bin/env", "/etc/profile"),
+    *("/etc/group", "user", "qdiscs", "links", "routes", "sysctl", "mounts", "name", "settings"),
+    *("/run/systemd/system/systemd-timedated.service", "/run/systemd/transient/by-hand.service"),
+    *("files-of-units", "units", "processes"),
+}
+
+
 def test_a_rack_with_broken_boards(rack):
     boards = [*rack.broken, *rack.well]
     reached = [host for host in boards if host in rack.well or BREAKAGES[rack.broken[host]].reached]
@@ -338,6 +365,11 @@ def test_a_rack_with_broken_boards(rack):
 
     refused = rack.provision("--limit=changed-host-key")
     assert refused.returncode == 3, refused.stderr
+
+    host = rack.well[0]  # which has systemd
+    rack.root(host, BY_HAND)
+    by_hand = differences(before[host], board_states(rack.spec, [host])[host], not_put_back())
+    assert set(by_hand) >= BY_HAND_CHANGED, by_hand
 
 
 def named(done: subprocess.CompletedProcess[str], what: str) -> set[str]:

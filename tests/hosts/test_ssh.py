@@ -396,9 +396,9 @@ def test_several_hosts_on_the_way(tmp_path: Path) -> None:
 
     far = way("shelf").jump
     assert far is not None
-    near = far.jump
-    assert near is not None
-    assert (far.address, far.user, far.port, far.asked_for) == ("far", "bob", 22, "far")
-    assert (near.address, near.user, near.port, near.asked_for) == ("10.0.0.1", "ann", 2222, "near")
-    assert (near.jump, near.gateway, near.connect) == (None, "nc 10.0.0.1 2222", {"key_filename": ["/key"]})
+    near = far.gateway
+    assert (far.host, far.user, far.port, far.original_host) == ("far", "bob", 22, "far")
+    assert (near.host, near.user, near.port, near.original_host) == ("10.0.0.1", "ann", 2222, "near")
+    assert near.gateway == "nc 10.0.0.1 2222"
+    assert near.connect_kwargs["key_filename"] == ["/key"]
     assert (way("self").jump, way("plain").jump, way("plain").gateway) == (None, None, None)

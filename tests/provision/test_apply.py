@@ -196,7 +196,12 @@ def test_what_became_of_each_change_is_said(
 
 
 def test_what_was_done_until_the_user_ended_it_is_said(
-    lab: Inventory, code: PayloadCode, open_fleet: OpenFleet, local: Any, only: Callable[..., None], capsys: Any
+    lab: Inventory,
+    code: PayloadCode,
+    open_fleet: OpenFleet,
+    local: Any,
+    only: Callable[..., None],
+    capsys: Any,
 ) -> None:
     main, fleet = threading.main_thread(), open_fleet(lab)
 

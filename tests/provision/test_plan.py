@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from testbed.config.inventory import Host, Inventory
+from testbed.config.inventory import Host, Inventory, Network
 from testbed.errors import TestbedError
 from testbed.hosts.facts import Environment, Facts, Recorded
 from testbed.hosts.steps import Put
@@ -106,12 +106,14 @@ def test_the_base_station_needs_qdiscs(ready: Facts, site: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shaping", "user", "wrong"), [("device", "jetson", True), ("device", "root", False), ("bs", "jetson", False)]
+    ("shaping", "user", "wrong"),
+    [("device", "jetson", True), ("device", "root", False), ("bs", "jetson", False)],
 )
 def test_a_device_shapes_its_uplink_as_root_alone(
     shaping: str, user: str, wrong: bool, ready: Facts, site: Site
 ) -> None:
-    host = device(network={"shaping": shaping})
+    host = device()
+    host._network = Network(shaping=shaping)
     findings = check_host(host, replace(ready, user=user), site)
     assert [finding.item for finding in findings if finding.level == "failure"] == ["kernel"] * wrong
     assert all("`user: root`" in finding.hint for finding in findings if finding.item == "kernel")

@@ -7,6 +7,7 @@ import itertools
 import json
 import time
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from payloads.board.pace import Pace
 from payloads.station.control import AbandonedError
 from payloads.station.devices import DevicesError
 from payloads.station.specs import SpecError
+from payloads.wdmoe.bs.at_work import Undertaking
 from payloads.wdmoe.bs.recording import RequestFailedError
 from payloads.wdmoe.bs.spec import read_spec
 from payloads.wdmoe.bs.station import StationError
@@ -365,3 +367,13 @@ def test_the_busy_counter_counts_work_and_waiting(tmp_path):
     assert busy.value() - 5 <= waited_ns
     # It goes on from where it was.
     assert BusyCounter(path).value() == busy.value() == seen[-1]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_failed_first_is_told_though_the_records_cannot_be_kept(tmp_path, whole):
+    full = SimpleNamespace(_folder=tmp_path / "t", _gather=None, records=None)  # whatever it does fails
+    first = DeviceLostError("left", "lost")
+    with pytest.raises(DeviceLostError) as failed, Undertaking.failing(full, whole=whole):
+        raise first
+    assert failed.value is first
+    assert isinstance(first.__cause__, (TypeError, AttributeError))

@@ -335,6 +335,18 @@ def test_a_run_within_a_reservation_is_put_back_to_what_its_user_had_set(jetson)
     assert jetson.now == ("MAXN", 100)
 
 
+@pytest.mark.parametrize("before", [False, True])
+def test_the_note_that_sudo_was_used_does_not_stay(jetson, tmp_path, monkeypatch, before):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(power.os, "geteuid", lambda: 1000)
+    mark = tmp_path / ".sudo_as_admin_successful"
+    (jetson.folder / "sudo").write_text(f"#!/bin/sh\ntouch {mark} && echo used\n")
+    if before:
+        mark.touch()
+    assert power.run_as_root(["nvpmodel", "-m", "1"]) == "used\n"
+    assert mark.exists() == before
+
+
 def test_a_mode_that_needs_a_reboot_changes_nothing_and_says_so(jetson):
     with pytest.raises(ServiceError, match="its power mode 30W needs a reboot, which nobody asked for"):
         power.set_power("30W", clocks=True)

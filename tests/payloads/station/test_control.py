@@ -106,3 +106,7 @@ def test_work_waits_for_a_base_station_that_is_started_again(
         with pytest.raises(FileNotFoundError):
             bsctl._connected(path, wait_s)
     assert states == []
+    # Nor is one whose socket cannot be used for another reason.
+    path.touch()
+    with pytest.raises(NotADirectoryError):
+        bsctl._connected(path / "bs.sock", bsctl.START_S)
