@@ -208,4 +208,5 @@ class Clock:
         return change
 
     def _tell(self, selector: Any, view: LayerView, loads: Loads, taken_s: Any) -> None:
-        selector.observe(view.layer, view.step, loads, np.where(loads.pairs > 0, taken_s, np.nan))
+        if getattr(selector, "observe", None) is not None:
+            selector.observe(view.layer, view.step, loads, np.where(loads.pairs > 0, taken_s, np.nan))

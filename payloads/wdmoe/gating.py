@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SELECTOR_KINDS",
+    "Learner",
     "Selector",
     "SelectorKind",
     "Setting",

@@ -82,7 +82,7 @@ class Guarded:
         self._selector = selector
         self._path, self._name = split_kind(kind)
         #: What learns from measured times; ``None`` where it does not.
-        self.observe = self._observe if hasattr(selector, "observe") else None
+        self.observe = self._observe if getattr(selector, "observe", None) is not None else None
 
     def select(self, view: LayerView) -> Selection:
         """Choose for the tokens of one layer.

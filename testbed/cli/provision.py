@@ -219,11 +219,13 @@ def _print_undo(result: UndoResult, *, steps: bool) -> None:
         print(f"{result.host.name}: nothing was undone")
         return
     items = [one.item for one in result.plan.undoings]
+    at = len(items) if result.ok else result.undone
+    # One that was changed several times has a record of each.
+    undone, left = (", ".join(dict.fromkeys(part)) for part in (items[:at], items[at:]))
     if result.ok:
-        print(f"{result.host.name}: {', '.join(items) or 'nothing to undo'}")
+        print(f"{result.host.name}: {undone or 'nothing to undo'}")
     else:
-        undone, left = items[: result.undone], items[result.undone :]
-        print(f"{result.host.name}: {', '.join(undone) or 'nothing'}; not undone: {', '.join(left)}")
+        print(f"{result.host.name}: {undone or 'nothing'}; not undone: {left}")
     for one in result.plan.undoings if steps else ():
         for step in one.steps:
             print(f"    {step.line()}")

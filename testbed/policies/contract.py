@@ -211,10 +211,11 @@ def _harmless(make: Make, view: LayerView) -> str:
 
 def _learns(make: Make, view: LayerView) -> str:
     selector = make()
+    observe = getattr(selector, "observe", None)
     devices = len(view.costs.pair_s)
     for _ in range(3):
         loads = loads_of(selector.select(view), view.device_of, devices)
         seconds = np.where(loads.pairs > 0, view.costs.dispatch_s(loads), np.nan)
-        if hasattr(selector, "observe"):
-            selector.observe(view.layer, view.step, loads, seconds)
+        if observe is not None:
+            observe(view.layer, view.step, loads, seconds)
     return ""

@@ -34,12 +34,16 @@ def test_the_device_codes_own_tests_pass(version, old_python):
         done = subprocess.run(
             [
                 *(python, "-m", "pytest", "tests/payloads", "-q", "-p", "no:cacheprovider"),
+                *("-p", "_hypothesis_pytestplugin"),
                 *("-m", "not emulated and not unhurried", "--basetemp", f"{folder}/t"),
             ],
             cwd=ROOT,
             env={
                 **environment,
                 "PYTHONPATH": str(PACKAGES),
+                # What else this interpreter has for pytest is of another version, and no part of this.
+                "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+                "PYTHONNOUSERSITE": "1",
                 "PYTHONPYCACHEPREFIX": str(PACKAGES / "bytecode"),
                 "TESTBED_EXAMPLES": "10",
                 "TESTBED_CONTROLLER_PYTHON": sys.executable,
@@ -47,6 +51,7 @@ def test_the_device_codes_own_tests_pass(version, old_python):
             capture_output=True,
             text=True,
             check=False,
+            timeout=900,
         )
     said = done.stdout + done.stderr
     assert done.returncode == 0, said[-20_000:]

@@ -129,6 +129,20 @@ def test_a_choice_in_other_numbers_is_taken_and_what_is_the_routers_stays_so(tmp
     assert getattr(selector, "observe", None) is None
 
 
+@pytest.mark.parametrize("observe", ["", "    observe = None\n"])
+def test_a_policy_that_does_not_learn_is_told_nothing(tmp_path: Path, observe: str) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import numpy as np\nfrom payloads.wdmoe.gating import finish\n"
+        f"class Mine:\n{observe}    def select(self, view):\n"
+        "        return finish(view.routing, np.ones(view.routing.index.shape, bool), {})\n"
+    )
+    settings = {"kind": f"{file}:Mine"}
+    assert selector_of(settings).observe is None
+    for make in (selector_of, make_user_selector):
+        assert [c for c in check_selector(lambda make=make: make(settings), rounds=2) if not c.holds] == []
+
+
 def test_a_simulation_says_what_a_policy_did_wrong_and_ends_as_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

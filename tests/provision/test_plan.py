@@ -101,18 +101,25 @@ def test_a_board_that_is_too_old_is_refused(host: Host, ready: Facts, site: Site
 
 
 def test_the_base_station_needs_qdiscs(ready: Facts, site: Site) -> None:
-    (finding,) = check_host(device(role="base_station"), replace(ready, qdiscs=("tbf",)), site)
+    (finding,) = check_host(device(role="base_station"), replace(ready, user="root", qdiscs=("tbf",)), site)
     assert finding.text == "its kernel has no htb, ifb: links cannot be shaped in the kernel"
 
 
 @pytest.mark.parametrize(
-    ("shaping", "user", "wrong"),
-    [("device", "jetson", True), ("device", "root", False), ("bs", "jetson", False)],
+    ("role", "shaping", "user", "wrong"),
+    [
+        ("device", "device", "jetson", True),
+        ("device", "device", "root", False),
+        ("device", "bs", "jetson", False),
+        ("base_station", "bs", "jetson", True),
+        ("base_station", "bs", "root", False),
+        ("base_station", "pacing", "jetson", False),
+    ],
 )
-def test_a_device_shapes_its_uplink_as_root_alone(
-    shaping: str, user: str, wrong: bool, ready: Facts, site: Site
+def test_links_are_shaped_by_root_alone(
+    role: str, shaping: str, user: str, wrong: bool, ready: Facts, site: Site
 ) -> None:
-    host = device()
+    host = device(role=role)
     host._network = Network(shaping=shaping)
     findings = check_host(host, replace(ready, user=user), site)
     assert [finding.item for finding in findings if finding.level == "failure"] == ["kernel"] * wrong

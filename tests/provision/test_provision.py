@@ -37,7 +37,8 @@ def run(tmp_path: Path, lab: Inventory, quick_facts: None) -> Callable[..., Resu
         name: {"role": host.role, "address": host.address, "python": host.python.model_dump(mode="json")}
         for name, host in lab.hosts.items()
     }
-    (tmp_path / "lab.yaml").write_text(yaml.safe_dump({"lab": "test", "hosts": hosts}))
+    described = {"lab": "test", "network": {"shaping": lab.network.shaping}, "hosts": hosts}
+    (tmp_path / "lab.yaml").write_text(yaml.safe_dump(described))
     app = Typer()
     app.command()(provision.provision)
     file = str(tmp_path / "lab.yaml")

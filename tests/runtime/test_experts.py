@@ -15,10 +15,14 @@ from hypothesis import strategies as st
 from payloads.artifacts.store import Store
 from payloads.board.pace import Pace
 from payloads.tensors import encode_header
+from payloads.wdmoe.bs.remote_model import _use_cores
 from payloads.wdmoe.pace import ExpertShape
-from payloads.wdmoe.worker import products
+from payloads.wdmoe.wire_rows import encode_rows
+from payloads.wdmoe.worker import compute, products
+from payloads.wdmoe.worker.compute import ExpertBank
 from payloads.wdmoe.worker.products import Matrix, Products
-from payloads.wdmoe.worker.shards import ShardError, describe, load_experts, read_wanted
+from payloads.wdmoe.worker.shards import ExpertWeights, ShardError, describe, load_experts, read_wanted
+from payloads.wire.frames import HEADER_BYTES, pack_dispatch, pack_lists, unpack_dispatch
 
 CPU = torch.device("cpu")
 HIDDEN, INNER = 6, 10
@@ -65,6 +69,61 @@ def test_memory_for_blocks_is_kept():
     for _ in range(3):
         kept.multiply(torch.ones(2, HIDDEN), matrix, torch.empty(2, INNER))
     assert len(kept._blocks) == 1
+
+
+def dispatch_of(rows, wanted, wire):
+    """A dispatch of rows, given which of them each expert gets."""
+    numbers = [number for of_expert in wanted.values() for number in of_expert]
+    head = pack_dispatch(0, wire, 1, len(rows), HIDDEN, len(wanted), len(numbers), 1)
+    lists = pack_lists(list(wanted), [len(of_expert) for of_expert in wanted.values()], numbers)
+    frame = b"".join((head, encode_rows(rows, wire).numpy().tobytes(), lists))
+    return unpack_dispatch(memoryview(bytearray(frame[HEADER_BYTES:])))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data(), st.sampled_from(["float32", "int8"]), st.booleans())
+def test_dispatches_of_all_sizes_share_memory_and_not_numbers(data, wire, narrow):
+    draw = torch.Generator().manual_seed(data.draw(st.integers(0, 2**32)))
+    scales = (torch.full((2 * INNER,), 0.01), torch.full((HIDDEN,), 0.01)) if narrow else (None, None)
+
+    def matrix(outputs, inputs, scale):
+        weight = torch.randint(-9, 10, (outputs, inputs), generator=draw, dtype=torch.int8)
+        return Matrix((weight if narrow else weight.float()).t(), scale)
+
+    held = {
+        (0, expert): ExpertWeights(matrix(2 * INNER, HIDDEN, scales[0]), matrix(HIDDEN, INNER, scales[1]))
+        for expert in range(3)
+    }
+    made = held, "float32", HIDDEN, INNER, "silu", CPU
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compute, "_KEPT_PAIRS", 4)
+        patch.setattr(compute, "_KEPT_MOST", 3)
+        bank = ExpertBank(*made)
+        for _ in range(data.draw(st.integers(2, 6))):
+            rows = torch.randn(data.draw(st.integers(1, 3)), HIDDEN, generator=draw)
+            of_expert = st.lists(st.integers(0, len(rows) - 1), min_size=1, max_size=3)
+            wanted = data.draw(st.dictionaries(st.integers(0, 2), of_expert, min_size=1))
+            asked = dispatch_of(rows, dict(sorted(wanted.items())), wire)
+            fresh = ExpertBank(*made)
+            assert bank.run(asked, bank.find(asked)) == fresh.run(asked, fresh.find(asked))
+        assert len(bank._kept) <= 3
+        assert {part.gated.untyped_storage().data_ptr() for part in bank._kept.values()} <= {
+            bank._memory.untyped_storage().data_ptr()
+        }
+
+
+def test_the_output_layer_gives_its_threads_back_and_one_row_keeps_its_bits(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _process: range(3))
+    head, row, seen = torch.nn.Linear(64, 5000), torch.randn(1, 1, 64), []
+    before = torch.get_num_threads()
+    alone = head(row)
+    _use_cores(head)
+    head.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()), prepend=True)
+    assert torch.equal(head(row), alone)
+    with pytest.raises(RuntimeError):
+        head(torch.randn(1, 1, 63))
+    assert seen == [max(3, before)]
+    assert torch.get_num_threads() == before
 
 
 def test_int8_weights_are_a_quarter_of_the_bytes_of_float32():

@@ -331,11 +331,14 @@ def test_failing_leaves_the_others_as_they_are(make_rack):
     rack = make_rack()
     with rack.bearing(kind="fail"):
         undisturbed = rack.forward()
+        booking = rack.dispatcher.booking
+        begun = len(booking.rows)
         rack.devices["middle"].plans = {0: "stall"}
         with pytest.raises(
             DeviceLateError, match=r"device middle lost: no answer within 0\.81 s during layer 0"
         ):
             rack.forward()
+        assert sorted(row.device for row in booking.rows[begun:]) == ["big", "small"]  # they did answer
         assert [c.connected for c in rack.station._devices.channels.values()] == [True, False, True]
         with pytest.raises(DeviceLateError, match="during layer 0"):
             rack.forward()
@@ -353,6 +356,11 @@ def test_failing_leaves_the_others_as_they_are(make_rack):
         assert len(rack.dispatcher.losses.reach.gone) == 2
         rack.until_back()
         assert torch.equal(rack.forward(), undisturbed)
+        rows = booking.rows
+        booking.forget()
+        assert booking.rows == []
+        counted = {name: told.pairs for name, told in booking.metrics._devices.items()}
+        assert counted == {name: sum(row.assignments for row in rows if row.device == name) for name in NAMES}
 
 
 def test_who_does_not_hold_its_experts_any_more_is_not_taken_back(make_rack):

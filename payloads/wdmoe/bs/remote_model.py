@@ -105,7 +105,8 @@ def load_model(folder: Path, family: Family, dtype: str, dispatcher: Dispatcher)
 def _use_cores(head: nn.Module) -> None:
     """Let a model's output layer have several cores: nothing waits for the devices then, and its weights are many.
 
-    Its products are the same to the bit, however many threads share them.
+    The product of one row is the same to the bit, however many threads share it; of several rows, as when requests
+    share an iteration, it may be rounded otherwise.
     """
     threads, before = min(_HEAD_THREADS, len(os.sched_getaffinity(0))), [torch.get_num_threads()]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Optional
+from typing import Optional
 
 import numpy as np
 
@@ -10,9 +10,6 @@ from payloads.wdmoe.gating import finish
 from payloads.wdmoe.routing import LayerView, Selection
 from payloads.wdmoe.selectors.kinds import Settings, value_of
 from payloads.wdmoe.selectors.rows import best_column, picked, row_sum
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Greedy"]
 

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from payloads.wdmoe.gating import finish
 from payloads.wdmoe.routing import LayerView, Selection
 from payloads.wdmoe.selectors.kinds import Settings
 from payloads.wdmoe.selectors.rows import best_column, picked
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["TopK"]
 

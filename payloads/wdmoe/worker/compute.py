@@ -25,7 +25,7 @@ ACTIVATIONS: Dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-#: Memory between the products is kept for dispatches of up to so many pairs, and for so many kinds of them.
+#: Dispatches of up to so many pairs share one memory between the products; so many ways to part it are kept.
 _KEPT_PAIRS, _KEPT_MOST = 64, 64
 
 
@@ -53,10 +53,11 @@ class _Inner(NamedTuple):
     gated_parts: Sequence[torch.Tensor]
 
     @classmethod
-    def of(cls, sizes: List[int], width: int, dtype: torch.dtype, device: torch.device) -> _Inner:
-        """Return memory for experts with so many pairs each and an inner width I."""
-        gate_up = torch.empty(sum(sizes), 2 * width, dtype=dtype, device=device)
-        gated = torch.empty(sum(sizes), width, dtype=dtype, device=device)
+    def of(cls, sizes: List[int], memory: torch.Tensor) -> _Inner:
+        """Return what experts with so many pairs each have of a memory (3, P or more, I)."""
+        pairs, width = sum(sizes), memory.shape[2]
+        gate_up = memory[:2].reshape(-1, 2 * width)[:pairs]
+        gated = memory[2, :pairs]
         gate, up = gate_up.chunk(2, dim=-1)
         return cls(sizes, gate, up, gated, gate_up.split_with_sizes(sizes), gated.split_with_sizes(sizes))
 
@@ -87,6 +88,7 @@ class ExpertBank:
         self._activation = ACTIVATIONS[activation]
         self._device = device
         self._products = Products()
+        self._memory = self._room(_KEPT_PAIRS)
         self._kept: Dict[bytes, _Inner] = {}
 
     def find(self, dispatch: Dispatch) -> List[ExpertWeights]:
@@ -142,12 +144,17 @@ class ExpertBank:
         key = counts.tobytes()
         inner = self._kept.get(key)
         if inner is None:
-            inner = _Inner.of(counts.tolist(), self._intermediate, self._torch_dtype, self._device)
-            if sum(inner.sizes) <= _KEPT_PAIRS:
-                if len(self._kept) >= _KEPT_MOST:
-                    self._kept.clear()
-                self._kept[key] = inner
+            sizes = counts.tolist()
+            if sum(sizes) > _KEPT_PAIRS:
+                return _Inner.of(sizes, self._room(sum(sizes)))
+            if len(self._kept) >= _KEPT_MOST:
+                self._kept.clear()
+            inner = self._kept[key] = _Inner.of(sizes, self._memory)
         return inner
+
+    def _room(self, pairs: int) -> torch.Tensor:
+        """Return memory for what is between the products of so many pairs (3, P, I)."""
+        return torch.empty(3, pairs, self._intermediate, dtype=self._torch_dtype, device=self._device)
 
     @staticmethod
     def _parts(rows: torch.Tensor, sizes: List[int]) -> Sequence[torch.Tensor]:

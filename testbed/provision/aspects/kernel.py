@@ -30,9 +30,10 @@ class Kernel:
     def findings(self, host: Host, facts: Facts, changes: Sequence[Change]) -> Iterator[Finding]:
         """Yield what no change puts right."""
         user = facts.user or host.user
-        if host.is_device and shapes_links(host) and user != "root":
-            text = f"{user} cannot shape its uplink, as `network.shaping: device` asks for: that takes root"
-            hint = "`user: root` for this host in the inventory, or `network: {shaping: bs}` (or pacing)"
+        if shapes_links(host) and user != "root":
+            text = f"{user} cannot shape links, as `network.shaping: {host.network.shaping}` asks for: that takes root"
+            others = "{shaping: bs} or {shaping: pacing}" if host.is_device else "{shaping: pacing}"
+            hint = f"`user: root` for this host in the inventory, or `network: {others}`"
             yield Finding(host.name, "failure", self.item, text, hint)
         if host.is_device or facts.qdiscs is None:
             return
