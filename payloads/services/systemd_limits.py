@@ -8,7 +8,9 @@ other processes when memory runs out, so that SSH is not what dies.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import List
 
 __all__ = ["caches", "limits"]
 
@@ -81,7 +83,19 @@ def limits(name: str, *, system: bool, home: Path, user_home: Path) -> list[str]
         *_SYSTEM,
         f"InaccessiblePaths=-{user_home / '.ssh'}",
         f"ReadWritePaths={writable}",
+        *_python_in_sight(),
         *own,
+    ]
+
+
+def _python_in_sight() -> List[str]:
+    """Return what keeps this Python in sight where it stands in a folder that a unit has of its own (PrivateTmp)."""
+    folders = {Path(sys.prefix), Path(sys.base_prefix)}
+    own = Path("/tmp"), Path("/var/tmp")
+    return [
+        f"BindReadOnlyPaths={folder}"
+        for folder in sorted(folders)
+        if any(one in folder.parents for one in own)
     ]
 
 

@@ -198,6 +198,15 @@ def properties(name, *, system):
     return limits(name, system=system, home=Path("/root/.testbed"), user_home=Path("/root"))
 
 
+def test_a_python_below_a_temporary_folder_stays_in_sight(monkeypatch):
+    monkeypatch.setattr(sys, "prefix", "/tmp/lab/venv")
+    monkeypatch.setattr(sys, "base_prefix", "/usr")
+    assert "BindReadOnlyPaths=/tmp/lab/venv" in properties("worker", system=True)
+    assert not any("BindReadOnlyPaths" in each for each in properties("worker", system=False))
+    monkeypatch.setattr(sys, "prefix", "/opt/venv")
+    assert not any("BindReadOnlyPaths" in each for each in properties("worker", system=True))
+
+
 def test_every_service_is_bounded_and_gains_no_rights():
     for system in (False, True):
         given = properties("worker", system=system)
