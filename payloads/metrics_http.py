@@ -6,21 +6,21 @@ only those reach who may see how busy the process is. One client at a time is an
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import socket
+import sys
 import threading
 import time
 import traceback
 from types import TracebackType
-from typing import TYPE_CHECKING, Optional, Tuple, Type
+from typing import Optional, Tuple, Type
 
 from payloads.metrics import CONTENT_TYPE, Metrics
 from payloads.wire.counts import REFUSALS
+from payloads.wire.server import Server, parse_listen
 
-if TYPE_CHECKING:
-    from payloads.wire.server import Server
-
-__all__ = ["MetricsServer", "follow_server"]
+__all__ = ["MetricsServer", "add_metrics", "follow_server", "show_metrics"]
 
 _CLIENT_TIMEOUT_S = 2.0
 _MOST_REQUEST_BYTES = 8192
@@ -55,6 +55,28 @@ def follow_server(metrics: Metrics, prefix: str, server: Server) -> None:
     )
     moved.labels("in").follow(lambda: server.wire_bytes()[0])
     moved.labels("out").follow(lambda: server.wire_bytes()[1])
+
+
+def add_metrics(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says where a service serves its metrics."""
+    parser.add_argument(
+        "--metrics",
+        type=parse_listen,
+        metavar="ADDRESS:PORT",
+        help="serve Prometheus metrics there, such as at 127.0.0.1:7079; off by default",
+    )
+
+
+def show_metrics(service: str, metrics: Metrics, address: Tuple[str, int]) -> MetricsServer:
+    """Serve a service's metrics, and say where.
+
+    Raises:
+        OSError: The address is not this machine's, or the port is taken.
+    """
+    shown = MetricsServer(metrics, address)
+    place = ":".join(map(str, shown.address))
+    print(f"{service}: metrics at http://{place}/metrics", file=sys.stderr, flush=True)
+    return shown
 
 
 class MetricsServer:

@@ -17,7 +17,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Optional, Sequence, Tuple
+from typing import Optional, Sequence
 
 import torch
 
@@ -25,7 +25,7 @@ from payloads.board.busy import BusyCounter
 from payloads.board.options import add_board, board_of, expanded
 from payloads.board.pace import Pace
 from payloads.metrics import Metrics
-from payloads.metrics_http import MetricsServer, follow_server
+from payloads.metrics_http import add_metrics, follow_server, show_metrics
 from payloads.semcast.hearing import Listener, TrialError
 from payloads.semcast.kept import KeepError
 from payloads.semcast.messages import What, pack_done, what_is
@@ -139,7 +139,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         credentials = credentials_of(options)
         receiver = Receiver(shelf, options.folder, *board)
         server = Server(listen(*options.listen), credentials, receiver.handle, NAME)
-        shown = _show_metrics(receiver, server, options.metrics)
+        follow_server(receiver.metrics, "testbed_receiver", server)
+        shown = None if options.metrics is None else show_metrics(NAME, receiver.metrics, options.metrics)
         kept = shelf.kept()
     except (AuthError, OSError, ShelfError) as error:
         print(f"{NAME}: {error}", file=sys.stderr)
@@ -161,20 +162,6 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     return 0
 
 
-def _show_metrics(
-    receiver: Receiver, server: Server, address: Optional[Tuple[str, int]]
-) -> Optional[MetricsServer]:
-    """Serve a receiver's metrics where an address is given."""
-    if address is None:
-        return None
-    follow_server(receiver.metrics, "testbed_receiver", server)
-    shown = MetricsServer(receiver.metrics, address)
-    print(
-        f"{NAME}: metrics at http://{':'.join(map(str, shown.address))}/metrics", file=sys.stderr, flush=True
-    )
-    return shown
-
-
 def _parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=NAME, description="Hear broadcast images.")
     parser.add_argument("--models", type=expanded, required=True, help="the list of models")
@@ -182,8 +169,7 @@ def _parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument("--listen", type=parse_listen, required=True, metavar="ADDRESS:PORT")
     add_credentials(parser)
     add_board(parser)
-    text = "serve Prometheus metrics there, such as at 127.0.0.1:7079; off by default"
-    parser.add_argument("--metrics", type=parse_listen, metavar="ADDRESS:PORT", help=text)
+    add_metrics(parser)
     return parser.parse_args(arguments)
 
 

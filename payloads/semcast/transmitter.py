@@ -22,7 +22,7 @@ from typing import Any, Callable, Dict, Optional, Sequence, Type
 import torch
 
 from payloads.metrics import Metrics
-from payloads.metrics_http import MetricsServer
+from payloads.metrics_http import add_metrics, show_metrics
 from payloads.semcast.multicast import Group, MulticastError, Sender, parse_group
 from payloads.semcast.receivers import FrameTraffic, Receivers, devices_by_name
 from payloads.semcast.reports import FrameReport, Reports
@@ -42,7 +42,6 @@ from payloads.wire.client import DeviceError, Exchange
 from payloads.wire.clock import BSClock
 from payloads.wire.credentials import Credentials, add_credentials, credentials_of
 from payloads.wire.frames import FrameError
-from payloads.wire.server import parse_listen
 
 __all__ = ["Transmitter", "main", "serve"]
 
@@ -259,7 +258,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         given = options.links, options.pacing, options.multicast
         transmitter = Transmitter(shelf, options.devices, credentials, *given)
         control = Control(options.control, transmitter.describe)
-        shown = None if options.metrics is None else MetricsServer(transmitter.metrics, options.metrics)
+        shown = None if options.metrics is None else show_metrics(NAME, transmitter.metrics, options.metrics)
         kept = shelf.kept()
     except (AuthError, ControlError, OSError, ShelfError) as error:
         _say(str(error))
@@ -316,8 +315,7 @@ def _parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
         metavar="ADDRESS:PORT",
         help="send every frame once, to this group; otherwise every device gets a copy",
     )
-    text = "serve Prometheus metrics there, such as at 127.0.0.1:7079; off by default"
-    parser.add_argument("--metrics", type=parse_listen, metavar="ADDRESS:PORT", help=text)
+    add_metrics(parser)
     options = parser.parse_args(arguments)
     if options.pacing and options.links is None:
         parser.error("--pacing follows linkd, so it needs --links SOCKET")

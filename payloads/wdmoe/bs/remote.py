@@ -310,12 +310,7 @@ class Dispatcher:
                 gone, self._exchange.gone = self._exchange.gone, []
                 self.losses.unasked(gone, asked.layer)
             if not failed:
-                if (
-                    first
-                    and decided is not None
-                    and self.decider is not None
-                    and self.decider.observe is not None
-                ):
+                if first and decided is not None:
                     self._observe(asked, parcels, outcomes, decided)
                 return gathered.rows()
             again = pairs_of(asked.index, np.concatenate([parcel.places for parcel in failed]))
@@ -348,9 +343,11 @@ class Dispatcher:
         answers: Sequence[Union[Answer, DeviceError]],
         decided: Decided,
     ) -> None:
-        """Tell the policy what the layer took."""
+        """Tell the policy what the layer took, where it learns from that."""
         assert self.decider is not None
-        assert self.decider.observe is not None
+        observe = self.decider.observe
+        if observe is None:
+            return
         seconds = np.full(len(self.devices), np.nan)
         for parcel, answer in zip(parcels, answers):
             assert isinstance(answer, Answer)
@@ -358,7 +355,7 @@ class Dispatcher:
         loads = decided.decision.loads
         if asked.keep is not None and asked.lost is not None:
             loads = loads_of_parcels(parcels, asked.index, asked.device_of, len(self.devices))
-        self.decider.observe(asked.layer, self.step, loads, seconds)
+        observe(asked.layer, self.step, loads, seconds)
 
     def _next_sequence(self, device: int) -> int:
         return self._channels[device].next_sequence()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import List, Optional, Sequence
+from typing import Any, List, Optional, Sequence
 
 import torch
 
 from payloads.wdmoe.bs.asks import Sampling, Scored
 
-__all__ = ["Sampler", "is_nan", "nll", "score", "score_prompt"]
+__all__ = ["Sampler", "end_tokens", "is_nan", "nll", "score", "score_prompt"]
 
 
 #: Below this temperature nothing but the most likely token has a chance, and numbers would overflow.
@@ -86,3 +86,11 @@ def score_prompt(logits: torch.Tensor, tokens: Sequence[int], top: int) -> List[
         Scored(int(token), logprob, tuple(zip(map(int, row), best)))
         for token, logprob, row, best in zip(tokens, chosen, places.tolist(), values.tolist())
     ]
+
+
+def end_tokens(model: Any) -> List[int]:
+    """Return the tokens that end an answer, by what the model says of itself."""
+    value = model.generation_config.eos_token_id
+    if value is None:
+        return []
+    return [int(token) for token in value] if isinstance(value, (list, tuple)) else [int(value)]

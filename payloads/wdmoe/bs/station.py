@@ -25,6 +25,7 @@ from payloads.wdmoe.bs.quality import QualityPass, References, measure, read_ite
 from payloads.wdmoe.bs.recording import ClosedLoop, Judging
 from payloads.wdmoe.bs.remote import Dispatcher
 from payloads.wdmoe.bs.remote_model import load_model
+from payloads.wdmoe.bs.sampling import end_tokens
 from payloads.wdmoe.bs.serving import explained, serve, through_api
 from payloads.wdmoe.bs.spec import Prompt, ScenarioSpec, Spec, quality_name
 from payloads.wdmoe.bs.station_links import StationLinks
@@ -90,7 +91,7 @@ class Station:
         self.model = load_model(folder.path, self._family, dtype, self._dispatcher)
         self._renormalise = self._family.renormalise(self.model.config.to_dict())
         self._tokenizer: Any = AutoTokenizer.from_pretrained(str(folder.path), local_files_only=True)
-        self._end_tokens = _end_tokens(self.model)
+        self._end_tokens = end_tokens(self.model)
         self._language: Optional[Language] = None
 
     def close(self) -> None:
@@ -396,10 +397,3 @@ class Station:
     def _decode(self, tokens: List[int]) -> str:
         text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
         return text
-
-
-def _end_tokens(model: Any) -> List[int]:
-    value = model.generation_config.eos_token_id
-    if value is None:
-        return []
-    return [int(token) for token in value] if isinstance(value, (list, tuple)) else [int(value)]

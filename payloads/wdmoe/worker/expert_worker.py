@@ -25,7 +25,7 @@ from payloads.artifacts.marks import Mark
 from payloads.board.busy import BusyCounter, wait_until
 from payloads.board.options import add_board, board_of, expanded
 from payloads.board.pace import Pace
-from payloads.metrics_http import MetricsServer
+from payloads.metrics_http import MetricsServer, add_metrics, show_metrics
 from payloads.services.ready import announce_ready
 from payloads.wdmoe.worker.compute import ExpertBank, NotHeldError
 from payloads.wdmoe.worker.metrics import WorkerMetrics
@@ -168,11 +168,7 @@ def _show_metrics(
     metrics = WorkerMetrics(json.loads(worker.description))
     metrics.follow(server)
     worker.count_in(metrics)
-    shown = MetricsServer(metrics.metrics, address)
-    print(
-        f"{NAME}: metrics at http://{':'.join(map(str, shown.address))}/metrics", file=sys.stderr, flush=True
-    )
-    return shown
+    return show_metrics(NAME, metrics.metrics, address)
 
 
 def _parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
@@ -184,12 +180,7 @@ def _parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument("--listen", type=parse_listen, required=True, metavar="ADDRESS:PORT")
     add_credentials(parser)
     add_board(parser)
-    parser.add_argument(
-        "--metrics",
-        type=parse_listen,
-        metavar="ADDRESS:PORT",
-        help="serve Prometheus metrics there, such as at 127.0.0.1:7079; off by default",
-    )
+    add_metrics(parser)
     return parser.parse_args(arguments)
 
 
