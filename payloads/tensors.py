@@ -13,6 +13,8 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Mapping, NamedTuple, Optional, Tuple
 
+from payloads.json_input import parse_json
+
 if TYPE_CHECKING:
     import torch
 
@@ -162,10 +164,10 @@ def _header_bytes(path: Path, start: bytes, size: int) -> int:
 
 def _parse(path: Path, header: bytes, size: int) -> Dict[str, TensorInfo]:
     try:
-        entries = json.loads(header.decode())
+        entries = parse_json(header)
         entries = {name: entry for name, entry in entries.items() if name != "__metadata__"}
         tensors = {name: _info(entry, 8 + len(header)) for name, entry in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise TensorFileError(f"{path}: the header is damaged: {error}") from error
     for name, info in tensors.items():
         if info.end > size:

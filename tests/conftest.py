@@ -23,6 +23,16 @@ settings.register_profile(
 )
 settings.load_profile("testbed")
 
+LONGEST_ID = 60
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name a case with a long text by how it begins: some are a hundred thousand characters."""
+    if isinstance(val, (str, bytes)) and len(val) > LONGEST_ID:
+        return f"{val[:20]!r}...{len(val)}"
+    return None
+
+
 CHROMIUM_FLAGS = (
     "--headless",
     "--no-sandbox",

@@ -7,12 +7,12 @@ of them.
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
+from payloads.json_input import parse_json
 from payloads.linkd.model import MAX_RATE_MBIT, MIN_RATE_MBIT
 from payloads.linkd.rule import ChannelError, Rule, finite, number, numbers
 
@@ -274,12 +274,12 @@ def read_channel(path: Path) -> Channel:
     try:
         if path.stat().st_size > _MAX_FILE_BYTES:
             raise ChannelError(f"{path}: a channel file of more than {_MAX_FILE_BYTES >> 20} MiB is not read")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ChannelError(f"{path}: cannot be read: {error.strerror or error}") from error
     except ChannelError:
         raise
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ChannelError(f"{path}: JSON was expected: {error}") from error
     try:
         return parse_channel(value)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Optional, Union
 
+from payloads.json_input import parse_json
 from payloads.linkd.asked import Asked, ask
 from payloads.linkd.channel import ChannelError, read_channel
 from payloads.linkd.errors import LinkdError, LinksError
@@ -80,13 +81,13 @@ class Session:
         started = time.perf_counter()
         op, watches = None, False
         try:
-            request = json.loads(line)
+            request = parse_json(line)
             op = request.get("op") if isinstance(request, dict) else None
             if op == "history":
                 head = {"ok": True, **self._history.head(), **self._line(), "took_ms": _took_ms(started)}
                 return Reply(self._history.chunks(head))
             answer, watches = self._carry_out(op, request), op == "watch"
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             answer = {"ok": False, "error": f"a request is one line of JSON: {error}", "exit_status": 2}
         except LinkdError as error:
             answer = {"ok": False, "error": str(error), "exit_status": error.exit_status}

@@ -20,6 +20,7 @@ import struct
 from array import array
 from typing import Any, Dict, List, Mapping, NamedTuple, Sequence, Tuple
 
+from payloads.json_input import parse_json
 from payloads.wire.frames import MAX_FRAME_BYTES, Buffer, FrameError, Kind, pack_header
 
 __all__ = [
@@ -194,8 +195,8 @@ def unpack_begin(payload: memoryview) -> Dict[str, Any]:
     if len(payload) > _TOP.size + MAX_BEGIN_BYTES:
         raise FrameError("the beginning of a trial is too long")
     try:
-        value = json.loads(bytes(payload[_TOP.size :]).decode())
-    except (ValueError, RecursionError) as error:
+        value = parse_json(bytes(payload[_TOP.size :]))
+    except ValueError as error:
         raise FrameError(f"the beginning of a trial is no JSON: {error}") from error
     if not isinstance(value, dict):
         raise FrameError("the beginning of a trial is no JSON object")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Mapping, NamedTuple
 
 from payloads.artifacts.marks import Mark
+from payloads.json_input import parse_json
 
 if TYPE_CHECKING:
     from payloads.semcast.network import Broadcast
@@ -49,13 +50,13 @@ class Shelf:
         self._objects = path.parent / "objects"
         self._networks: Dict[str, Broadcast] = {}
         try:
-            models = json.loads(path.read_text())["models"]
+            models = parse_json(path.read_text())["models"]
             self._listed = {str(name): _listed(name, entry) for name, entry in models.items()}
         except OSError as error:
             raise ShelfError(f"cannot read {path}: {error.strerror}") from error
         except KeyError as error:
             raise ShelfError(f"{path}: {error.args[0]} is missing") from error
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             raise ShelfError(f"{path} is damaged: {error}") from error
 
     def kept(self) -> Mark:

@@ -7,11 +7,11 @@ block sent by one model.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
+from payloads.json_input import parse_json
 from payloads.station.specs import SpecError, name_of
 
 __all__ = [
@@ -197,10 +197,10 @@ def read_spec(path: Path) -> Spec:
         SpecError: It cannot be read or is wrong.
     """
     try:
-        value = json.loads(path.read_text())
+        value = parse_json(path.read_text())
     except OSError as error:
         raise SpecError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise SpecError(f"{path} is no JSON: {error}") from error
     try:
         return spec_of(value, path.parent)

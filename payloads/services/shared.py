@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any, Iterator, Mapping, NamedTuple
 
+from payloads.json_input import parse_json
 from payloads.services.layout import ServiceError, home_folder
 from payloads.services.processes import Process, boot_id, is_alive
 
@@ -181,10 +182,10 @@ def read_record() -> Record:
     path = shared_folder() / "lease.json"
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)) as file:
-            return record_from_json(json.loads(file.read(_LONGEST_BYTES)))
+            return record_from_json(parse_json(file.read(_LONGEST_BYTES)))
     except FileNotFoundError:
         return Record()
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ServiceError(f"{path} cannot be read: {error}; if nobody uses this host, remove it") from error
 
 

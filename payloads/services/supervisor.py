@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any, Mapping
 
+from payloads.json_input import parse_json
 from payloads.services import logs, processes
 from payloads.services.layout import ServiceError, code_folder, services_folder, write_whole
 from payloads.services.lease import LeaseWatch
@@ -175,7 +176,7 @@ class Supervisor:
 
     def _reply(self, line: bytes) -> dict[str, Any]:
         try:
-            return self._do(json.loads(line))
+            return self._do(parse_json(line))
         except (ServiceError, ValueError, KeyError, TypeError) as error:
             return {"ok": False, "error": f"bad request: {type(error).__name__}: {error}"}
 

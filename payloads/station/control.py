@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Optional
 
+from payloads.json_input import parse_json
+
 __all__ = ["AbandonedError", "Control", "ControlError", "Job", "send_line"]
 
 MAX_LINE_BYTES = 1 << 16
@@ -140,7 +142,7 @@ class Control:
     def _hear(self, connection: socket.socket) -> None:
         with connection.makefile("rb") as lines:
             line = lines.readline(MAX_LINE_BYTES)
-        request = json.loads(line.decode())
+        request = parse_json(line)
         if not isinstance(request, dict):
             raise ValueError("expected a JSON object")
         job = Job(connection, request)

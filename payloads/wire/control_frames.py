@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any, Dict, Optional, Tuple
 
+from payloads.json_input import parse_json
 from payloads.wire.header import (
     HEADER_BYTES,
     MAX_ERROR_BYTES,
@@ -106,8 +106,8 @@ def unpack_error(payload: memoryview) -> str:
 def unpack_description(payload: memoryview) -> Dict[str, Any]:
     """Return the JSON object of a description."""
     try:
-        value = json.loads(bytes(payload).decode())
-    except (ValueError, RecursionError) as error:
+        value = parse_json(bytes(payload))
+    except ValueError as error:
         raise FrameError(f"the description is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise FrameError("the description is not a JSON object")

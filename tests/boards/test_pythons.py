@@ -33,7 +33,8 @@ def test_the_device_codes_own_tests_pass(version, old_python):
     with tempfile.TemporaryDirectory(prefix="tb") as folder:
         done = subprocess.run(
             [
-                *(python, "-m", "pytest", "tests/payloads", "-q", "-p", "no:cacheprovider"),
+                # Verbose, so that the last line names the test which ended the interpreter, should one do that.
+                *(python, "-m", "pytest", "tests/payloads", "-v", "-p", "no:cacheprovider"),
                 *("-p", "_hypothesis_pytestplugin"),
                 *("-m", "not emulated and not unhurried", "--basetemp", f"{folder}/t"),
             ],

@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any, Container, Dict, Mapping, NoReturn, Optional, Set
 
+from payloads.json_input import parse_json
 from payloads.wdmoe.serve.errors import ApiError, bad_request
 
 __all__ = ["Fields", "read_json"]
@@ -20,8 +21,8 @@ def read_json(body: bytes) -> Dict[str, Any]:
         ApiError: It is none.
     """
     try:
-        value = json.loads(body.decode(), parse_constant=_no_constant, parse_int=_whole)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(body, parse_constant=_no_constant, parse_int=_whole)
+    except ValueError as error:
         raise bad_request(None, f"the body is not JSON: {_short(str(error))}") from None
     if not isinstance(value, dict):
         raise bad_request(None, "the body must be a JSON object")
