@@ -1,7 +1,8 @@
 """Payload commands whose code is sent along: they run on a host before it has any, and leave no file there.
 
 The host's own Python reads one line from its standard input and runs it: a packed program that holds the modules of
-``payloads.services`` and lets them be imported from memory. What else comes on standard input is the command's.
+``payloads.services``, with what they need, and lets them be imported from memory. What else comes on standard input is
+the command's.
 """
 
 from __future__ import annotations
@@ -61,12 +62,13 @@ def sent_command(host: Host, *args: str, title: str, timeout_s: float = 60.0) ->
 @functools.cache
 def sent_program() -> bytes:
     """Return the line that a host's Python is sent; the same code gives the same bytes."""
-    sources = {"payloads": "", "payloads.services": ""}
-    folder = resources.files("payloads.services")
-    for path in sorted(folder.iterdir(), key=lambda entry: entry.name):
+    payloads = resources.files("payloads")
+    modules = {"payloads.json_input": payloads / "json_input.py"}
+    for path in sorted((payloads / "services").iterdir(), key=lambda entry: entry.name):
         if path.name.endswith(".py") and path.name != "__init__.py":
-            name = path.name.removesuffix(".py")
-            sources[f"payloads.services.{name}"] = path.read_text(encoding="utf-8")
+            modules[f"payloads.services.{path.name.removesuffix('.py')}"] = path
+    sources = {name: path.read_text(encoding="utf-8") for name, path in modules.items()}
+    sources |= {"payloads": "", "payloads.services": ""}
     program = _PROGRAM.format(sources=sources, packages=("payloads", "payloads.services"))
     packed = base64.b64encode(zlib.compress(program.encode(), 9)).decode()
     line = f"import base64,zlib;exec(zlib.decompress(base64.b64decode('{packed}')))"

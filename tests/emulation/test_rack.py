@@ -164,7 +164,11 @@ def load_lab_with_jtop():
     ("code", "state"),
     [
         (f"import sys; sys.exit({REBOOT_STATUS})", "rebooting"),
-        (f"import os; os.kill(os.getpid(), {int(signal.SIGHUP)})", "rebooting"),
+        # Not ignored, as it is below nohup.
+        (
+            "import os, signal as s; s.signal(s.SIGHUP, s.SIG_DFL); os.kill(os.getpid(), s.SIGHUP)",
+            "rebooting",
+        ),
         ("pass", "down"),
         (f"import os; os.kill(os.getpid(), {int(signal.SIGKILL)})", "down"),
     ],

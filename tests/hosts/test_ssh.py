@@ -330,7 +330,7 @@ def test_nothing_listens(sshd: Any) -> None:
 def test_a_server_that_never_speaks_is_given_up_in_time(sshd: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         host = sshd.host(port=silent.getsockname()[1])
-        late = r"no SSH session with .* within 0\.3 s: [A-Za-z .]+$"
+        late = r"no SSH session with .* within 0\.\d+ s: [A-Za-z .]+$"  # what was left of them when it began
         with pytest.raises(ConnectError, match=late):
             ssh_connect(sshd.known_hosts)(host).run(Command("board", "true", timeout_s=0.3))
         with pytest.raises(ConnectError, match=late):
