@@ -12,11 +12,12 @@ import stat
 import sys
 import threading
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional
 
 from payloads.artifacts.store import DIGEST, ArtifactError, Store, bearer_token
+from payloads.http_places import PlacesServer
 from payloads.services.ready import announce_ready
 from payloads.wire.pacing import set_pace
 
@@ -24,6 +25,10 @@ __all__ = ["ObjectServer", "parse_range", "serve"]
 
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 _PREFIX = "/objects/"
+#: Connections that are open at once: those of 64 devices, each with its four lanes.
+PLACES = 256
+#: How long a client may be silent: one that has not shown the key yet, and one that has, before it is taken for dead.
+STRANGER_S, SILENCE_S = 5.0, 60.0
 
 
 def parse_range(text: str | None, size: int) -> tuple[int, int] | None:
@@ -52,7 +57,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version = "testbed-artifacts"
     sys_version = ""
-    timeout = 60  # of silence, after which a client is taken for dead
+    timeout = STRANGER_S
     disable_nagle_algorithm = True
 
     def do_GET(self) -> None:
@@ -67,6 +72,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not self._is_authorized():
             self._refuse(HTTPStatus.UNAUTHORIZED)
             return
+        self.connection.settimeout(SILENCE_S)
         digest = self.path[len(_PREFIX) :]
         if not self.path.startswith(_PREFIX) or not DIGEST.fullmatch(digest):
             self._refuse(HTTPStatus.NOT_FOUND)
@@ -171,7 +177,7 @@ class Paces:
                 del self._sending[client]
 
 
-class ObjectServer(ThreadingHTTPServer):
+class ObjectServer(PlacesServer):
     """Serves the objects of a store.
 
     Args:
@@ -181,9 +187,6 @@ class ObjectServer(ThreadingHTTPServer):
         client_mbit: What one client may take, in Mbit/s; everything where it is left out.
     """
 
-    daemon_threads = True
-    request_queue_size = 64
-
     def __init__(
         self, address: tuple[str, int], store: Store, key_file: Path, client_mbit: Optional[float] = None
     ) -> None:
@@ -192,7 +195,7 @@ class ObjectServer(ThreadingHTTPServer):
         self._key_file = key_file
         self._token: tuple[object, str] = (None, "")
         self.token()
-        super().__init__(address, _Handler)
+        super().__init__(address, _Handler, PLACES)
 
     def token(self) -> str:
         """Return the token that clients must show."""
@@ -206,18 +209,6 @@ class ObjectServer(ThreadingHTTPServer):
         if self._token[0] != stamp:
             self._token = (stamp, bearer_token(self._key_file))
         return self._token[1]
-
-    def server_bind(self) -> None:
-        """Bind without asking a name server for our own name, as the base class would."""
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
-        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say in one line what ended a connection: a client that goes away is nothing to worry about."""
-        error = sys.exc_info()[1]
-        print(f"{client_address[0]}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
 
 
 def serve(listen: str, key_file: Path, client_mbit: Optional[float] = None) -> int:

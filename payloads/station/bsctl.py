@@ -45,8 +45,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     for key in ("spec", "trial", "policy", "scenario"):
         if getattr(options, key, None) is not None:
             request[key] = str(getattr(options, key))
-    if getattr(options, "concurrency", None) is not None:
-        request["concurrency"] = options.concurrency
+    for key in ("concurrency", "context_tokens"):
+        if getattr(options, key, None) is not None:
+            request[key] = getattr(options, key)
     try:
         with _connected(options.control, 0.0 if options.do in AT_ONCE else START_S) as connection:
             return _ask(connection, request)
@@ -147,6 +148,13 @@ def _parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     serve.add_argument("--policy", required=True)
     serve.add_argument("--trial", required=True, help="the name that it has in the records")
     serve.add_argument("--concurrency", type=int, default=1, help="how many requests are answered at once")
+    serve.add_argument(
+        "--context",
+        type=int,
+        dest="context_tokens",
+        metavar="TOKENS",
+        help="the most tokens of a request, prompt and answer; as many as the model reads by default",
+    )
     verbs.add_parser("stop", help="end the serving in order")
     verbs.add_parser("status", help="what the base station does")
     verbs.add_parser("ping", help="connect all devices and read their clocks")

@@ -90,6 +90,16 @@ class Exchange:
         self._epoll.unregister(connection.fileno())
         channel.drop()
 
+    def look(self) -> None:
+        """See to what came while nothing is asked; devices whose connections broke are put into ``gone``.
+
+        Raises:
+            Exception: What a call of :meth:`follow` raised.
+        """
+        nothing = Asking(0, Kind.RESULT, False)
+        for descriptor, _ in self._epoll.poll(0):
+            self._other(descriptor, nothing)
+
     def close(self) -> None:
         """Close everything."""
         for channel in list(self._channels.values()):

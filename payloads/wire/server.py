@@ -1,8 +1,8 @@
 """The answering end of the data plane: an epoll server for authenticated connections.
 
 Until a peer has proved itself, nothing but the handshake is read from it, only so much, and only for a short time: a
-silent or unknown client costs one descriptor for two seconds. Whatever goes wrong with one connection closes that
-connection with one line in the log; the server goes on.
+silent or unknown client costs one descriptor for two seconds, and many of them keep nobody else out. Whatever goes
+wrong with one connection closes that connection with one line in the log; the server goes on.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import termios
 import time
 from array import array
+from collections import Counter
 from typing import Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 from payloads.wire.auth import AuthError
@@ -31,6 +32,7 @@ MAX_PEERS = 16
 #: For so long the server may stay with the connection that it has just heard of, where there is no other one.
 STAY_S = 0.02
 _STAY_NS = round(STAY_S * 1e9)
+_FULL = "refused: too many connections"
 
 #: Called with a whole frame: header, payload, and when it had arrived (monotonic ns). Returns the answer
 #: in pieces. The payload is good until the call returns. A FrameError closes the connection.
@@ -118,8 +120,8 @@ class Server:
         except OSError:
             return  # the client went away between the event and the call
         label = f"{address[0]}:{address[1]}"
-        if len(self._strangers) >= MAX_STRANGERS or len(self._peers) >= MAX_PEERS:
-            self._log(label, "refused: too many connections")
+        if len(self._peers) >= MAX_PEERS:
+            self._log(label, _FULL)
             self.counts.refused["full"] += 1
             connection.close()
             return
@@ -131,9 +133,29 @@ class Server:
             self._log(label, f"closed: {error}")
             connection.close()
             return
+        if len(self._strangers) >= MAX_STRANGERS:
+            self._make_room()
         with self.counts.moving:
-            self._strangers[connection.fileno()] = _Stranger(handshake, label)
+            self._strangers[connection.fileno()] = _Stranger(handshake, label, address[0])
         self._epoll.register(connection.fileno(), select.EPOLLIN)
+
+    def _make_room(self) -> None:
+        """Put out a stranger: of the address that has the most, the one that came first.
+
+        A base station makes one connection to each device (the links are fed and probed elsewhere), and one at a
+        time while a device is lost: whoever fills the places has more. An address has no limit of its own, since
+        several base stations may share one with each other and with strangers, behind a NAT or in an emulated lab.
+        There the newest stays, and a handshake that is made at all is made before so many others have come.
+        """
+        crowds = Counter(stranger.host for stranger in self._strangers.values())
+        most = max(crowds.values())
+        # In the order in which they came.
+        for descriptor, stranger in self._strangers.items():
+            if crowds[stranger.host] == most:
+                self._log(stranger.label, _FULL)
+                self.counts.refused["full"] += 1
+                self._drop(descriptor)
+                return
 
     def _hear_stranger(self, descriptor: int, stranger: _Stranger) -> None:
         try:
@@ -228,10 +250,11 @@ class Server:
 class _Stranger:
     """A connection that has not proved anything yet."""
 
-    def __init__(self, handshake: Handshake, label: str) -> None:
+    def __init__(self, handshake: Handshake, label: str, host: str) -> None:
         self.handshake = handshake
         self.connection = handshake.connection
         self.label = label
+        self.host = host
         self.deadline = time.monotonic() + HANDSHAKE_TIMEOUT_S
 
 

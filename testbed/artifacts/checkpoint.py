@@ -112,7 +112,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise InputError(f"{folder}: the family {config.get('model_type')!r} is not known; known: {known}")
     if isinstance(config.get("quantization_config"), dict):
         how = config["quantization_config"].get("quant_method", "in a way it does not name")
-        raise InputError(f"{folder}: its weights are quantised ({how})", hint=CONVERT)
+        hint = f"{CONVERT} If that was done, take quantization_config out of its config.json."
+        raise InputError(f"{folder}: its weights are quantised ({how})", hint=hint)
     try:
         shape = family.shape(config)
     except ConfigError as error:

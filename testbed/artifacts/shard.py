@@ -68,7 +68,7 @@ def shard_model(
     Args:
         model: A folder in the Hugging Face layout, with safetensors.
         out: Where ``manifest.json`` and ``objects/`` go.
-        name: The model's name; the folder's by default.
+        name: The model's name; the folder's by default, or that which Hugging Face's cache has it under.
         experts: ``int8`` for experts as 8 bits, with a scale for each row; ``None`` for experts as they are.
         workers: How many objects are made at once; what suits this machine by default.
         on_progress: Called with the bytes done and all bytes; from any thread, one call at a time.
@@ -105,7 +105,7 @@ def shard_model(
                 f"{checkpoint.folder}: the model changed while it was read",
                 hint="Wait until it is complete, and run it again.",
             )
-        manifest = _manifest(name or model.resolve().name, checkpoint, experts, wanted, kept | made)
+        manifest = _manifest(name or _name_of(model), checkpoint, experts, wanted, kept | made)
         path = out / "manifest.json"
         _replace(path, manifest.to_json())
         for digest in {entry.object for entry in old.values()} - set(manifest.objects()):
@@ -113,6 +113,14 @@ def shard_model(
         written = {entry.object for entry in made.values()}
         there = {entry.object for entry in kept.values()} - written
         return Sharded(manifest, path, len(written), len(there), _why_anew(before, head))
+
+
+def _name_of(model: Path) -> str:
+    folder = model.absolute()  # a link's own name may be the better one
+    cached = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and cached.startswith("models--"):
+        return cached.rpartition("--")[2]  # the folder has a commit's name
+    return folder.name
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -61,18 +62,18 @@ class Reached:
             "policy": self.serving.policy,
             "scenario": self.serving.scenario,
             "concurrency": self.serving.concurrency,
+            "context_tokens": self.serving.context_tokens,
             "token": self.serving.token_file is not None,
         }
 
     def as_text(self) -> str:
         """Return it for people."""
         serving, url = self.serving, self.url or self.remote_url
-        what = f"{self.model} under {serving.policy} in {serving.scenario}, {serving.concurrency} at once"
         where = url if self.url is None else f"{url} ({self.remote_url} at {self.base_station})"
-        key = f"$(cat {serving.token_file})" if serving.token_file else "none"
+        key = f"$(cat {shlex.quote(str(serving.token_file))})" if serving.token_file else "none"
         return "\n".join(
             [
-                f"{self.run} serves {what}",
+                f"{self.run} serves {self.model} under {serving.as_text()}",
                 f"  OPENAI_BASE_URL={where}",
                 f"  OPENAI_API_KEY={key}",
                 f"  try: curl {url}/models",
@@ -94,6 +95,7 @@ def new(
     concurrency: int | None = None,
     address: str = "127.0.0.1:8000",
     token_file: Path | None = None,
+    context_tokens: int | None = None,
 ) -> Target:
     """Return a run that serves and has not been started yet.
 
@@ -107,13 +109,14 @@ def new(
         concurrency: How many requests are answered at once; as many as in the scenario where left out.
         address: Where the base station listens.
         token_file: The local file of the token that clients must show.
+        context_tokens: The most tokens of a request, prompt and answer; as many as the model reads where left out.
 
     Raises:
         InputError: A file or an option is wrong.
     """
     target = session.new(results, campaign_file, inventory_file, limit)
     campaign = session.experts_campaign(target)
-    serving = serving_of(campaign, policy, scenario, concurrency, address, token_file)
+    serving = serving_of(campaign, policy, scenario, concurrency, address, token_file, context_tokens)
     return replace(target, serving=serving)
 
 

@@ -6,9 +6,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from payloads.wdmoe.serve.access import MOST_AT_ONCE, AccessError, is_loopback, parse_address, read_token
+from payloads.wdmoe.serve.access import (
+    LEAST_CONTEXT_TOKENS,
+    MOST_AT_ONCE,
+    AccessError,
+    is_loopback,
+    parse_address,
+    read_token,
+)
 from testbed.campaigns.trials import Trial
 from testbed.config.campaign import Campaign
+from testbed.config.known_models import read_config
 from testbed.errors import InputError
 from testbed.hosts.steps import Put, Step
 
@@ -31,6 +39,7 @@ class Serving:
         concurrency: How many requests are answered at once.
         address: Where the base station listens, as ``ADDRESS:PORT``.
         token_file: The local file of the token that clients must show; None where they need none.
+        context_tokens: The most tokens of a request, prompt and answer; None for as many as the model reads.
     """
 
     policy: str
@@ -38,6 +47,7 @@ class Serving:
     concurrency: int
     address: str
     token_file: Path | None = None
+    context_tokens: int | None = None
 
     @property
     def trial(self) -> Trial:
@@ -53,8 +63,13 @@ class Serving:
     def words(self) -> list[str]:
         """The options of the command line that ask for it."""
         words = ["--policy", self.policy, "--scenario", self.scenario]
-        words += ["--concurrency", str(self.concurrency), "--listen", self.address]
+        words += ["--concurrency", str(self.concurrency), *self._context, "--listen", self.address]
         return words + (["--token-file", str(self.token_file)] if self.token_file else [])
+
+    def as_text(self) -> str:
+        """Return how it is served, for people."""
+        text = f"{self.policy} in {self.scenario}, {self.concurrency} at once"
+        return text if self.context_tokens is None else f"{text}, {self.context_tokens} tokens each at most"
 
     def base_station_options(self) -> list[str]:
         """Return what the base station is started with beside what every run needs."""
@@ -69,7 +84,11 @@ class Serving:
             trial: What it is in the records.
         """
         words = ["serve", "--spec", spec, "--policy", self.policy, "--trial", trial.name]
-        return [*words, "--concurrency", str(self.concurrency)]
+        return [*words, "--concurrency", str(self.concurrency), *self._context]
+
+    @property
+    def _context(self) -> list[str]:
+        return [] if self.context_tokens is None else ["--context", str(self.context_tokens)]
 
     def files(self, base_station: str) -> Iterator[Step]:
         """Yield what is staged for it."""
@@ -85,6 +104,7 @@ def serving_of(
     concurrency: int | None,
     address: str,
     token_file: Path | None,
+    context_tokens: int | None = None,
 ) -> Serving:
     """Return how a campaign is to be served.
 
@@ -95,10 +115,11 @@ def serving_of(
         concurrency: How many requests are answered at once; as many as in the scenario where left out.
         address: Where the base station listens, as ``ADDRESS:PORT``.
         token_file: The local file of the token that clients must show.
+        context_tokens: The most tokens of a request, prompt and answer; as many as the model reads where left out.
 
     Raises:
-        InputError: There is no such policy or scenario, the address would be open to everybody, or so many
-            requests are not answered at once.
+        InputError: There is no such policy or scenario, the address would be open to everybody, so many requests
+            are not answered at once, or the model does not read so many tokens.
     """
     policy = _one_of("policy", policy, [one.name for one in campaign.policies])
     scenario = _one_of("scenario", scenario, [one.name for one in campaign.scenarios])
@@ -116,7 +137,20 @@ def serving_of(
     count = campaign.scenario(scenario).concurrency if concurrency is None else concurrency
     if not 1 <= count <= MOST_AT_ONCE:
         raise InputError(f"concurrency: expected 1 to {MOST_AT_ONCE}, got {count}")
-    return Serving(policy, scenario, count, address, token_file)
+    if context_tokens is not None:
+        _check_context(context_tokens, campaign.model)
+    return Serving(policy, scenario, count, address, token_file, context_tokens)
+
+
+def _check_context(context_tokens: int, model: Path) -> None:
+    """Refuse a context that the model does not read, as far as its config.json says; the base station knows."""
+    try:
+        most = read_config(model).get("max_position_embeddings")
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    if context_tokens < LEAST_CONTEXT_TOKENS or (isinstance(most, int) and context_tokens > most):
+        upper = f"to {most} tokens, which {model.name} reads" if isinstance(most, int) else "tokens or more"
+        raise InputError(f"context: expected {LEAST_CONTEXT_TOKENS} {upper}, got {context_tokens}")
 
 
 def _one_of(what: str, name: str | None, known: list[str]) -> str:

@@ -37,6 +37,14 @@ def serve(
         int | None,
         typer.Option("--concurrency", min=1, help="How many requests at once; the scenario's by default."),
     ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            "--context",
+            metavar="TOKENS",
+            help="The most tokens of a request, prompt and answer; as many as the model reads by default.",
+        ),
+    ] = None,
     listen: Annotated[
         str,
         typer.Option("--listen", metavar="ADDRESS:PORT", help="Where the base station listens."),
@@ -68,7 +76,16 @@ def serve(
     from testbed.campaigns import session
 
     target = serving.new(
-        results, campaign, inventory, limit or [], policy, scenario, concurrency, listen, token_file
+        results,
+        campaign,
+        inventory,
+        limit or [],
+        policy,
+        scenario,
+        concurrency,
+        listen,
+        token_file,
+        context,
     )
     if dry_run:
         plan = session.dry_run(target)

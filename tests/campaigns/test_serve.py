@@ -19,7 +19,8 @@ from testbed.campaigns.phases import Kind, Phase
 from testbed.campaigns.plan import plan_run
 from testbed.campaigns.progress import Progress
 from testbed.campaigns.serving import SERVED, Serving, serving_of
-from testbed.campaigns.session import resumed
+from testbed.campaigns.session import NOBODY, resumed
+from testbed.campaigns.target import Plan
 from testbed.config.campaign import load_campaign
 from testbed.errors import ConnectError, InputError
 from testbed.hosts.fake import FakeTransport
@@ -60,6 +61,8 @@ def test_the_first_policy_and_scenario_are_served_unless_others_are_named():
         ({"address": "0.0.0.0:80"}, "others reach it, so a token is needed"),
         ({"token_file": Path("/nowhere")}, "cannot read the token file"),
         ({"concurrency": 257}, "concurrency: expected 1 to 256, got 257"),
+        ({"context_tokens": 2049}, "context: expected 2 to 2048 tokens, which tiny-mixtral reads, got 2049"),
+        ({"context_tokens": 1}, "context: expected 2 to 2048 tokens"),
     ],
 )
 def test_what_cannot_be_served_is_said_before_any_host_is_asked(changes, problem):
@@ -92,6 +95,14 @@ def test_the_plan_is_a_runs_with_one_trial_that_serves(target, token):  # noqa: 
     assert started.endswith("--http 10.0.0.1:8000 --http-token-file '~/.testbed/http-token'")
     (asked,) = [line for line in lines if "bsctl" in line]
     assert asked.endswith("--policy top-1 --trial serve-001 --concurrency 4")
+    assert "--context" not in target.command
+    limited = replace(target, serving=replace(served, context_tokens=512))
+    assert "--concurrency 4 --context 512 --listen" in limited.command
+    assert "serves top-1 in one-weak-device, 4 at once, 512 tokens each at most" in (
+        Plan(limited, NOBODY, []).as_text()
+    )
+    lines = [step.line() for step in steps_of(plan_run(inputs_of(limited)))]
+    assert next(line for line in lines if "bsctl" in line).endswith("--concurrency 4 --context 512")
     # A run of trials offers no API.
     assert "--http" not in "\n".join(
         step.line() for step in steps_of(plan_run(inputs_of(replace(target, serving=None))))

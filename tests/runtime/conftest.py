@@ -174,17 +174,17 @@ class Lab:
     home: Path
     dtype: str
     workers: dict[str, ThreadWorker]
-    start: Callable[[str], ThreadWorker]
+    start: Callable[..., ThreadWorker]
     stations: list[Station] = field(default_factory=list)
 
     @property
     def credentials(self) -> Credentials:
         return host_credentials(self.home, "bs")
 
-    def restart(self, name: str) -> None:
-        """Start a worker again, on a new port, and say so in the devices file."""
+    def restart(self, name: str, port: int = 0) -> None:
+        """Start a worker again, on a new port if none is given, and say so in the devices file."""
         self.workers[name].stop()
-        self.workers[name] = self.start(name)
+        self.workers[name] = self.start(name, port)
         self.write_devices()
 
     def write_devices(self) -> None:
@@ -269,11 +269,11 @@ def make_lab(shards: dict[str, Path], tmp_path: Path) -> Iterator[Callable[..., 
             placement = place(manifest)
         (home / "placement.json").write_text(json.dumps(placement_json(placement)))
 
-        def start(name: str) -> ThreadWorker:
+        def start(name: str, port: int = 0) -> ThreadWorker:
             path = home / f"{name}.json"
             path.write_text(json.dumps(wanted_list(manifest, placement, name, dtype)))
             worker = Worker(read_wanted(path), home / "objects", pace)
-            server = Server(listen("127.0.0.1", 0), host_credentials(home, name), worker.handle, name)
+            server = Server(listen("127.0.0.1", port), host_credentials(home, name), worker.handle, name)
             return ThreadWorker(worker, server)
 
         lab = Lab(home, dtype, {name: start(name) for name in SPEEDS}, start)

@@ -100,6 +100,9 @@ class NoDevices:
         self.request, self.iteration, self.batch, self.deadline_ns = "", 0, 1, None
         self.booking = Booking()
 
+    def look(self):
+        """There is nothing to look after."""
+
     def begin_step(self, step, oldest=None):
         self.begun.append((self.iteration, self.request, step, self.batch, oldest))
 
@@ -171,6 +174,10 @@ def test_what_cannot_be_batched_is_refused():
     assert long.ended[0] == "failed"
     assert "longrope" in long.ended[1]
     assert [one.ended[0] for one in answer(model, asks)] == ["length", "length"]
+    # So clients are told, and need not find out by requests that fail.
+    assert Engine(model, NoDevices(), max_batch=2).context_tokens == 32
+    assert Engine(model, NoDevices(), prefill_chunk_tokens=8, context_tokens=16).context_tokens == 16
+    assert Engine(model, NoDevices()).context_tokens == 96
 
 
 class Counting:
@@ -371,6 +378,63 @@ def test_failures_that_are_survived_end_the_requests_of_their_pass_only():
     assert "device big lost" in hearers[0].ended[1]
     assert hearers[1].ended[1] == "no prompt"
     assert hearers[3].ids == alone([4, 5], 4, ())
+
+
+def test_who_waits_to_be_read_does_not_suffer_from_a_pass_that_fails_before_its_slot_is_there():
+    dispatcher = NoDevices()
+    engine = Engine(Counting(), dispatcher, max_batch=3, survives=(DeviceError,))
+    hearers = [Hearer(), Hearer(), Hearer()]
+
+    def begin_step(step, oldest=None):
+        if dispatcher.batch == 2 and not hearers[0].ended:
+            raise DeviceLostError("big", "connection closed")
+
+    dispatcher.begin_step = begin_step
+    engine.submit(ask("one", [1, 2], 9), hearers[0])
+    engine.submit(ask("two", [3], 9), hearers[1])
+    engine.submit(ask("three", [4, 5], 4), hearers[2])
+    engine.run(lambda: all(one.ended for one in hearers), nothing)
+    assert [one.ended[0] for one in hearers] == ["failed", "failed", "length"]
+    assert hearers[2].ids == alone([4, 5], 4, ())
+
+
+@pytest.mark.parametrize("words", [None, "DefaultCPUAllocator: can't allocate memory: you tried to"])
+def test_memory_that_is_not_had_fails_its_pass_and_is_given_back(words):
+    class Short(Counting):
+        """Has room for 50 tokens in all slots together; where there is none, its keys have grown already."""
+
+        def __call__(self, input_ids, past_key_values, **settings):
+            if past_key_values.slots * past_key_values.length > 50:
+                layer = past_key_values.layers[0] if past_key_values.layers else None
+                if layer is not None:
+                    layer.keys = layer._roomy(layer.keys, layer.keys)
+                raise MemoryError if words is None else RuntimeError(words)
+            return super().__call__(input_ids, past_key_values, **settings)
+
+    with (
+        mock.patch("payloads.wdmoe.bs.engine._AHEAD_TOKENS", 0),
+        mock.patch("payloads.wdmoe.bs.kv_cache._GRAIN_TOKENS", 1),
+    ):
+        engine = Engine(Short(), NoDevices(), max_batch=2, survives=(MemoryError,))
+        asks = [ask("good", [4, 5], 9), ask("long", range(1, 40), 3), ask("then", [7] * 5, 9)]
+        hearers = [Hearer() for _ in asks]
+        for one, hearer in zip(asks, hearers, strict=True):
+            engine.submit(one, hearer)
+        engine.run(lambda: all(one.ended for one in hearers), nothing)
+        keys = engine._cache.layers[0].keys
+        nobody_left = Hearer()
+        engine.submit(ask("alone", range(1, 60), 3), nobody_left)
+        engine.run(lambda: nobody_left.ended, nothing)
+    assert [one.ended[0] for one in [*hearers, nobody_left]] == ["length", "failed", "length", "failed"]
+    assert keys.shape[0] * keys.shape[2] <= 50
+    assert (engine._cache.slots, engine._cache.length) == (0, 0)
+    assert hearers[1].ended[1].startswith("the base station is short of memory: ")
+    assert [hearers[0].ids, hearers[2].ids] == [alone([4, 5], 9, ()), alone([7] * 5, 9, ())]
+    fails = Engine(Short(), NoDevices())  # where it is not survived, it ends all
+    last = Hearer()
+    fails.submit(ask("long", range(1, 60), 3), last)
+    with pytest.raises(RuntimeError if words else MemoryError):
+        fails.run(lambda: last.ended, nothing)
 
 
 def test_any_other_failure_ends_all_and_is_raised():

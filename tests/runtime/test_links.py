@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -209,7 +210,7 @@ def test_a_serving_that_the_links_end_leaves_its_records(lab, linkd):
     sink = SimpleNamespace(**dict.fromkeys(("begun", "prompt", "token", "end"), nothing))
 
     class Door:
-        def open(self, intake, deadline_s):
+        def open(self, intake, *_limits):
             self.intake = intake
             intake.submit(None, station._ask(spec.prompts[0], spec), sink)
 
@@ -236,6 +237,25 @@ def test_a_serving_that_the_links_end_leaves_its_records(lab, linkd):
     assert rows["dispatches"]
     assert len(rows["clocks"]) == 2 * len(DEVICES)
     assert not (path.parent / "serve-001").exists()
+
+
+@pytest.mark.parametrize("pacing", [False, True])
+def test_a_serving_hears_of_its_links_while_nobody_asks(lab, linkd, pacing):
+    """The daemon drops who does not listen, and a serving ends with that."""
+    linkd.set(MBIT)
+    station, deadline = lab.station(links=linkd.socket, pacing=pacing), time.monotonic() + 20
+    heard = []
+
+    def over():
+        rate = station._dispatcher.feed.rates["big"][0]
+        if not heard:
+            linkd.ask("rerate", rates={"big": {"downlink_mbit": 80.0}})
+        heard.append(rate)
+        return rate == 80.0 or time.monotonic() > deadline
+
+    door = SimpleNamespace(open=nothing, close=nothing)
+    station.serve(read_spec(lab.write_spec()), "top-2", "serve-001", 1, door, over, nothing)
+    assert (heard[0], heard[-1]) == (MBIT, 80.0)
 
 
 def test_wrong_settings_in_a_specification_are_said(lab):

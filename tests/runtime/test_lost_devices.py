@@ -27,6 +27,7 @@ from payloads.wire.frames import Kind
 from payloads.wire.server import Server, listen
 from testbed.artifacts.manifest import load_manifest
 from testbed.placement.place import wanted_list
+from tests.ports import kept_port
 
 NAMES = ("big", "middle", "small")
 LAYERS, EXPERTS = 3, 8
@@ -45,7 +46,8 @@ class Device:
     def __init__(self, name, worker, key):
         self.name, self.worker, self._key = name, worker, key
         self.plans = {}
-        self.port = 0
+        self.place = kept_port()  # it comes back where it was
+        self.port = self.place.getsockname()[1]
         self.released = threading.Event()
         self.stall_s = 10.0
         self.begin()
@@ -53,7 +55,6 @@ class Device:
     def begin(self):
         self.stopped = threading.Event()
         self.server = Server(listen("127.0.0.1", self.port), PlainKey(self._key), self.handle, self.name)
-        self.port = self.server.address[1]
         self.thread = threading.Thread(target=self.serve)
         self.thread.start()
 
@@ -90,6 +91,7 @@ class Device:
         self.released.set()
         self.stopped.set()
         self.thread.join()
+        self.place.close()
 
 
 class Rack:
@@ -297,16 +299,16 @@ def test_a_device_is_waited_for_and_asked_again(make_rack, monkeypatch):
         assert rack.dispatcher.outcome.lost.sum() == 0
     with rack.bearing(kind="replica", then="wait", wait_s=0.2):
         rack.devices["middle"].plans = {0: "die"}
-        with pytest.raises(DeviceLostError, match=r"it did not come back within 0\.2\d* s during layer 0"):
+        with pytest.raises(DeviceLostError, match=r"it did not come back within [\d.]+ s during layer 0"):
             rack.forward()
         assert rack.events() == [("lost", "middle"), ("failed", "middle")]
 
 
 def test_who_comes_and_goes_is_not_waited_for_for_ever(make_rack):
     rack = make_rack()
-    with rack.bearing(kind="wait", wait_s=0.3):
-        rack.devices["middle"].plans = dict.fromkeys(range(10_000), "babble")
-        with pytest.raises(DeviceLostError, match=r"it did not come back within 0\.\d+ s during layer 0"):
+    with rack.bearing(kind="wait", wait_s=2):
+        rack.devices["middle"].plans = dict.fromkeys(range(100_000), "babble")
+        with pytest.raises(DeviceLostError, match=r"it did not come back within [\d.]+ s during layer 0"):
             rack.forward()
         events = rack.events()
         assert events[:4] == [(what, "middle") for what in ("lost", "readmitted", "waited", "lost")]
@@ -443,7 +445,8 @@ def test_a_trial_goes_on_and_its_records_say_what_each_token_got(make_rack):
     # Its clock was read when it came back, too.
     assert sorted(row["device"] for row in tables["clocks"]) == sorted([*NAMES * 2, "middle"])
     stamps = [(row["t_send_s"], row["t_received_s"], row["t_done_s"]) for row in tables["dispatches"]]
-    assert all(one <= other <= last for one, other, last in stamps)
+    slack_s = max(row["rtt_ms"] for row in tables["clocks"]) / 1e3  # as well as the devices' clocks are known
+    assert all(one - slack_s <= other <= last + slack_s for one, other, last in stamps)
     assert set(result["control_bytes"]) == set(NAMES)
 
     def lose(done, of, what):

@@ -268,6 +268,11 @@ def test_a_worker_tells_who_came_and_who_was_refused(key, monkeypatch):
             with socket.create_connection(one.address, timeout=10) as silent:
                 assert silent.recv(1) == b""
         assert now("refused_total", reason="silent") == 1
+        with monkeypatch.context() as patch, socket.create_connection(one.address, timeout=10) as crowd:
+            patch.setattr(server, "MAX_STRANGERS", 1)
+            with socket.create_connection(one.address, timeout=10):
+                assert crowd.recv(1) == b""
+        assert now("refused_total", reason="full") == 1
         channel = Channel("orin", *one.address)
         exchange.connect(channel, PlainKey(key / "right"), timeout_s=5)
         sequence = channel.next_sequence()
@@ -276,7 +281,7 @@ def test_a_worker_tells_who_came_and_who_was_refused(key, monkeypatch):
         )
         with socket.create_connection(one.address, timeout=10) as third:
             assert third.recv(1) == b""
-        assert now("refused_total", reason="full") == 1
+        assert now("refused_total", reason="full") == 2
         assert (now("connections"), now("connections_total"), now("closed_total")) == (1, 1, 0)
         assert now("queue_bytes") == 0
         before = now("wire_bytes_total", direction="in"), now("wire_bytes_total", direction="out")

@@ -189,12 +189,17 @@ def test_a_run_as_hosts_see_it(host):
     assert answer(bsctl(host, "stop"))[2] == "the base station serves nobody\n"
     for name in ("serve-001", "serve-002"):
         asked = ("--spec", str(spec), "--policy", "top-2", "--trial", name, "--concurrency", "2")
+        text = "context: expected 2 to 512 tokens, which the model reads, got 513\n"
+        assert answer(bsctl(host, "serve", *asked, "--context", "513")) == (1, [], text)
+        asked += ("--context", "64")
         process = bsctl(host, "serve", *asked)
         url = json.loads(process.stdout.readline())["what"].removeprefix("serving at ")
         body = json.dumps({"model": "small", "prompt": "It is", "max_tokens": 3}).encode()
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {TOKEN}"}
         with urlopen(Request(f"{url}/completions", body, headers), timeout=30) as reply:
             assert json.load(reply)["usage"]["completion_tokens"] == 3
+        with urlopen(Request(f"{url}/models", headers=headers), timeout=30) as reply:
+            assert json.load(reply)["data"][0]["max_model_len"] == 64
         with pytest.raises(HTTPError, match="401"):
             urlopen(f"{url}/models", timeout=30)
         if name == "serve-001":
@@ -204,6 +209,7 @@ def test_a_run_as_hosts_see_it(host):
         else:
             process.kill()
             answer(process)
+        deadline = time.monotonic() + 60
         while not (spec.parent / name / "requests.jsonl").exists():
             assert time.monotonic() < deadline
             time.sleep(0.02)

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from payloads.station.control import Control
 from payloads.wdmoe.bs.asks import Ask
+from payloads.wdmoe.bs.kv_cache import _SlotLayer
 from payloads.wdmoe.bs.recording import Judging, RequestFailedError
 from payloads.wdmoe.bs.records import Records
 from payloads.wdmoe.bs.serving import Intake, PostingClient
@@ -27,6 +28,7 @@ from payloads.wdmoe.serve.api import Api
 from payloads.wdmoe.serve.errors import ApiError
 from payloads.wdmoe.serve.http import HttpServer
 from payloads.wire.clock import BSClock
+from tests.ports import kept_port
 from tests.runtime.conftest import TEXT, Lab
 
 openai = pytest.importorskip("openai")
@@ -162,6 +164,53 @@ def test_a_lost_device_fails_its_requests_and_not_the_service(make_lab):
     assert "middle" in {row["device"] for row in tables["events"]}
 
 
+def test_memory_that_is_not_had_fails_a_request_and_not_the_service(make_lab, monkeypatch):
+    def roomy(layer, held, like):
+        if layer._cache.length > 400:
+            return torch.zeros(1 << 50)
+        return room(layer, held, like)
+
+    room = _SlotLayer._roomy
+    monkeypatch.setattr(_SlotLayer, "_roomy", roomy)
+    with served(make_lab()) as (client, one):
+        with pytest.raises(openai.InternalServerError, match="the base station is short of memory: "):
+            complete(client, [5] * 420)
+        assert complete(client).usage.completion_tokens == 5
+        tables = one.end()
+    assert [row["finish"] for row in tables["requests"]] == ["failed", "length"]
+    assert tables["events"] == []
+
+
+@pytest.mark.parametrize("kind", ["fail", "drop"])
+def test_a_device_that_restarts_while_nobody_asks_costs_no_request_anything(make_lab, kind):
+    lab = make_lab()
+
+    def happened(what):
+        return (
+            f'testbed_device_events_total{{device="middle",event="{what}"}} 1'
+            in lab.stations[0].metrics.text()
+        )
+
+    with kept_port() as place:
+        lab.restart("middle", place.getsockname()[1])  # where it comes back, too
+        with served(lab, loss={"top-2": {"kind": kind}}) as (client, one):
+            before = complete(client).choices[0].text
+            lab.restart("middle", place.getsockname()[1])
+            deadline = time.monotonic() + 30
+            while not happened("readmitted"):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            assert happened("lost")
+            assert complete(client).choices[0].text == before
+            tables = one.end()
+    assert [(row["event"], row["device"], row["request"]) for row in tables["events"]] == [
+        ("lost", "middle", None),
+        ("readmitted", "middle", None),
+    ]
+    assert [row["finish"] for row in tables["requests"]] == ["length", "length"]
+    assert not any(row["lost"] for row in tables["tokens"])
+
+
 def test_a_request_has_its_time(make_lab):
     serving = {"request_deadline_s": 0.001}
     with served(make_lab(), serving=serving) as (client, one):
@@ -253,8 +302,10 @@ def test_a_trial_through_the_api_fails_with_what_the_client_was_told(make_lab):
 
 
 def test_the_client_says_what_went_wrong_when_nobody_answers(capsys):
-    plan = {"url": "http://127.0.0.1:9/v1", "model": "m", "max_tokens": 1, "concurrency": 2}
-    posting.post_all({**plan, "rounds": [[{"id": "a", "text": "x"}]]}, posting.sys.stdout)
+    with kept_port() as nobody:
+        url = f"http://127.0.0.1:{nobody.getsockname()[1]}/v1"
+        plan = {"url": url, "model": "m", "max_tokens": 1, "concurrency": 2}
+        posting.post_all({**plan, "rounds": [[{"id": "a", "text": "x"}]]}, posting.sys.stdout)
     answer = json.loads(capsys.readouterr().out)
     assert answer["ttft_ms"] is None
     assert answer["error"].startswith("ConnectionRefusedError")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -12,6 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from payloads.tensors import TensorFile, TensorFileError
+from payloads.wdmoe.bs.model_folder import StationError, lay_out_model
+from payloads.wdmoe.bs.remote import Dispatcher
+from payloads.wdmoe.bs.remote_model import load_model
+from payloads.wdmoe.families import FAMILIES
+from payloads.wire.client import Exchange
 from testbed.artifacts.manifest import load_manifest
 from testbed.artifacts.shard import shard_model
 from testbed.errors import InputError
@@ -163,6 +169,28 @@ def test_what_is_wrong_with_a_model_is_said(checkpoints, tmp_path, change, messa
     with pytest.raises(InputError, match=message):
         shard_model(broken(checkpoints, tmp_path, change), tmp_path / "out")
     assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_a_base_station_does_without_none_of_its_tensors(checkpoints, tmp_path):
+    lacking = "model.layers.1.self_attn.o_proj.weight"
+    model = broken(checkpoints, tmp_path, change_tensors(lambda t: t.pop(lacking)))
+    made = shard_model(model, tmp_path / "out")
+    folder = lay_out_model(made.path)
+    with (
+        contextlib.closing(Exchange()) as exchange,
+        pytest.raises(StationError, match=f"lacks 1 .*{lacking}"),
+    ):
+        load_model(folder.path, FAMILIES["mixtral"], "float32", Dispatcher(exchange))
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [("small", "small"), ("hub/models--someone--small-8x7B/snapshots/0123abcd", "small-8x7B")],
+)
+def test_a_model_has_the_name_that_people_know(checkpoints, tmp_path, place, name):
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / place).symlink_to(checkpoints["published"])
+    assert shard_model(tmp_path / place, tmp_path / "out").manifest.model == name
 
 
 def test_a_damaged_manifest_is_said(shards, tmp_path):

@@ -32,7 +32,7 @@ from testbed.errors import InputError
 
 #: Splits again and again into one folder, each time in a child that is killed after a random while.
 KILLER = """
-import os, random, signal, sys, time
+import os, random, shutil, signal, sys, time
 from pathlib import Path
 from testbed.artifacts import making
 from testbed.artifacts.shard import shard_model
@@ -56,7 +56,9 @@ for _ in range(20):
             os._exit(0)
     time.sleep(draw.uniform(0, 0.6 * usual_s))
     os.kill(pid, signal.SIGKILL)
-    survived += os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0:
+        survived += 1
+        shutil.rmtree(out)  # or there would be nothing left to do for those that follow
 print(survived)
 """
 

@@ -37,7 +37,13 @@ from payloads.wdmoe.bs.links import LinkControlError
 from payloads.wdmoe.bs.recording import RequestFailedError
 from payloads.wdmoe.bs.spec import Spec, read_spec
 from payloads.wdmoe.bs.station import Station, StationError, lay_out_model
-from payloads.wdmoe.serve.access import MOST_AT_ONCE, AccessError, parse_address, read_token
+from payloads.wdmoe.serve.access import (
+    LEAST_CONTEXT_TOKENS,
+    MOST_AT_ONCE,
+    AccessError,
+    parse_address,
+    read_token,
+)
 from payloads.wdmoe.serve.api import Api
 from payloads.wdmoe.serve.http import HttpServer
 from payloads.wdmoe.user_policy import UserPolicyError
@@ -161,13 +167,17 @@ def _serve(station: Station, spec: Spec, job: Job, service: Service) -> Dict[str
     concurrency = job.request.get("concurrency", 1)
     if not isinstance(concurrency, int) or not 0 < concurrency <= MOST_AT_ONCE:
         raise SpecError(f"concurrency: expected 1 to {MOST_AT_ONCE}, got {concurrency!r}")
+    context, most = job.request.get("context_tokens"), station.language().context_tokens
+    if context is not None and (type(context) is not int or not LEAST_CONTEXT_TOKENS <= context <= most):
+        text = f"expected {LEAST_CONTEXT_TOKENS} to {most} tokens, which the model reads, got {context!r}"
+        raise SpecError(f"context: {text}")
 
     def tell(taken: int) -> None:
         with suppress(AbandonedError):  # a client that has gone ends the job soon enough
             job.progress(taken, 0, f"serving at {service.server.url}")
 
     names = str(job.request.get("policy")), check_name(job.request.get("trial"))
-    return station.serve(spec, *names, concurrency, service.api, lambda: job.over, tell)
+    return station.serve(spec, *names, concurrency, service.api, lambda: job.over, tell, context)
 
 
 def _say(text: str) -> None:

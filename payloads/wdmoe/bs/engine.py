@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Sequence, Tuple, Type
 
 import torch
@@ -36,6 +37,8 @@ _AHEAD_TOKENS = 256
 _KEPT_TOKENS = 4096
 #: The most that the logits of a prompt may take at once, where all of them are asked for.
 _ECHO_BYTES = 256 << 20
+#: What PyTorch says where the processor's memory, or an accelerator's, is not had: it has no class of its own for it.
+_NO_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc")
 _NO_NUMBERS = "the model's logits are no numbers (NaN): its element type overflows, or its weights are wrong"
 
 
@@ -44,11 +47,14 @@ class Engine:
 
     Args:
         model: A causal language model of transformers.
-        dispatcher: Told of each iteration; asked for the time spent waiting for devices.
+        dispatcher: Told of each iteration; asked for the time spent waiting for devices; looks around while there is
+            nothing to do.
         max_batch: The most requests that are answered at a time; others wait, the first come first.
         prefill_chunk_tokens: The most tokens of a prompt in one iteration; ``None`` for as many as can be sent.
         survives: Failures that end the requests of their iteration only. Any other ends all and is raised.
+            ``MemoryError`` is also what PyTorch raises instead.
         activations: Element type of the rows on the wire; ``None`` for the model's.
+        context_tokens: The most tokens of a request, prompt and answer; ``None`` for as many as the model reads.
 
     Raises:
         BatchingError: The model cannot answer several requests at a time.
@@ -63,6 +69,7 @@ class Engine:
         prefill_chunk_tokens: Optional[int] = None,
         survives: Tuple[Type[Exception], ...] = (),
         activations: Optional[str] = None,
+        context_tokens: Optional[int] = None,
     ) -> None:
         self._model = model
         self._dispatcher = dispatcher
@@ -74,10 +81,12 @@ class Engine:
         if positions_limit(model.config) is None:
             self._echo_chunk = min(self._chunk, max(1, _ECHO_BYTES // (4 * self._vocabulary)))
         self._longest = int(model.config.max_position_embeddings)
+        if context_tokens is not None:
+            self._longest = min(self._longest, context_tokens)
         self._same_to = positions_limit(model.config) if max_batch > 1 or prefill_chunk_tokens else None
         if max_batch > 1:
             allow_batches(model)
-        self._cache = SlotCache()
+        self._cache = SlotCache(self._longest)
         self._lock = threading.Condition()
         self._waiting: Deque[Work] = deque()
         self._closed = False
@@ -101,6 +110,11 @@ class Engine:
         return handle
 
     @property
+    def context_tokens(self) -> int:
+        """The most tokens that a request may have, prompt and answer."""
+        return self._longest if self._same_to is None else min(self._longest, self._same_to)
+
+    @property
     def load(self) -> Tuple[int, int]:
         """How many requests are at work, and how many wait for a place."""
         return len(self._decoding) + (self._reading is not None), len(self._waiting)
@@ -122,8 +136,9 @@ class Engine:
                 while not until():
                     if not self._any_work():
                         if self._cache.length > _KEPT_TOKENS:
-                            self._cache = SlotCache()
+                            self._cache = SlotCache(self._longest)
                         check()
+                        self._dispatcher.look()
                         self._wait()
                         continue
                     with _no_collection():
@@ -163,10 +178,39 @@ class Engine:
         reading = self._reading
         if reading is not None and not (self._decoding and self._read_last):
             self._read_last = True
-            self._read(reading)
+            self._tried([reading], partial(self._read, reading))
         elif self._decoding:
             self._read_last = False
-            self._decode(self._decoding)
+            members = list(self._decoding)
+            self._tried(members, partial(self._decode, members))
+
+    def _tried(self, members: List[Work], do: Callable[[], None]) -> None:
+        """Do what an iteration does for its requests; where that fails and is survived, they fail."""
+        try:
+            do()
+            return
+        except Exception as error:
+            short = _is_short_of_memory(error)
+            if not isinstance(MemoryError() if short else error, self._survives):
+                raise
+            problem = str(error) or type(error).__name__
+            problem = f"the base station is short of memory: {problem}" if short else problem
+        failed = [work for work in members if work in self._at_work]
+        for work in failed:
+            self._leave(work)
+        if short:  # only now: the error held on to what the pass had
+            self._give_back()
+        now_ns = time.monotonic_ns()
+        for work in failed:
+            self._end(work, *(over(work, now_ns) or ("failed", problem)))
+
+    def _give_back(self) -> None:
+        """Give back the keys and values of requests that are not at work any more, and the room that they had."""
+        held = max((work.past for work in self._at_work), default=0)
+        if held:
+            self._cache.cut(len(self._at_work), held + _AHEAD_TOKENS)
+        else:
+            self._cache = SlotCache(self._longest)
 
     def _sweep(self) -> None:
         """End who was given up and whose time is up."""
@@ -203,8 +247,6 @@ class Engine:
                 self._end(work, "failed", problem)
                 continue
             self._begin(work)
-            ahead = min(ask.max_new_tokens, _AHEAD_TOKENS)
-            self._cache.reserve(len(self._decoding) + 1, len(work.prompt) + ahead)
             self._reading = work
             return
 
@@ -229,10 +271,11 @@ class Engine:
         echo = ask.echo and ask.logprobs is not None
         chunk = work.prompt[begin : begin + (self._echo_chunk if echo else self._chunk)]
         whole = begin + len(chunk) == len(work.prompt)
+        # Not before: where there is no room for it, it is this pass that fails.
+        ahead = min(ask.max_new_tokens, _AHEAD_TOKENS)
+        self._cache.reserve(len(self._decoding) + 1, len(work.prompt) + ahead)
         self._cache.one(len(self._decoding), begin)
         logits = self._pass([work], 0, torch.tensor([chunk]), {"logits_to_keep": 0 if echo else 1})
-        if logits is None:
-            return
         work.read += len(chunk)
         if self._dispatcher.metrics is not None:
             self._dispatcher.metrics.prompt_tokens.add(len(chunk))
@@ -251,9 +294,8 @@ class Engine:
             self._leave(work)
             self._end(work, "length", "")
 
-    def _decode(self, works: List[Work]) -> None:
+    def _decode(self, members: List[Work]) -> None:
         """Give each request that is being answered one more token."""
-        members = list(works)
         past = [work.past for work in members]
         self._cache.reserve(len(members), max(past) + 1)
         settings: Dict[str, Any] = {"logits_to_keep": 1}
@@ -264,14 +306,12 @@ class Engine:
             settings["position_ids"] = torch.tensor(past).view(-1, 1)
         oldest = min(members, key=lambda work: work.handle.start_ns)
         ids = torch.tensor([[work.last] for work in members])
-        logits = self._pass(members, oldest.given, ids, settings)
-        if logits is not None:
-            self._give(members, logits[:, -1])
+        self._give(members, self._pass(members, oldest.given, ids, settings)[:, -1])
 
     def _pass(
         self, members: List[Work], step: int, ids: torch.Tensor, settings: Dict[str, Any]
-    ) -> Optional[torch.Tensor]:
-        """Do one pass through the model; ``None`` where it failed, and its requests with it."""
+    ) -> torch.Tensor:
+        """Do one pass through the model; return its logits."""
         dispatcher = self._dispatcher
         oldest = min(self._at_work, key=lambda work: work.handle.start_ns)
         first = min(members, key=lambda work: work.handle.start_ns)
@@ -280,18 +320,10 @@ class Engine:
         dispatcher.iteration = self.iterations
         dispatcher.deadline_ns = None if None in deadlines else max(d for d in deadlines if d is not None)
         self.iterations += 1
-        try:
-            dispatcher.begin_step(step, oldest.handle.ask.id)
-            logits: torch.Tensor = self._model(
-                input_ids=ids, past_key_values=self._cache, use_cache=True, **settings
-            ).logits
-        except self._survives as error:
-            now_ns = time.monotonic_ns()
-            for work in members:
-                self._leave(work)
-                due = over(work, now_ns)
-                self._end(work, *(due or ("failed", str(error))))
-            return None
+        dispatcher.begin_step(step, oldest.handle.ask.id)
+        logits: torch.Tensor = self._model(
+            input_ids=ids, past_key_values=self._cache, use_cache=True, **settings
+        ).logits
         self._count_pairs(members)
         return logits
 
@@ -387,6 +419,12 @@ def most_rows(model: Any, activations: Optional[str]) -> int:
     row_bytes = getattr(config, "hidden_size", 1) * element_bytes
     pairs = getattr(config, "num_experts_per_tok", 1)
     return min(MAX_ROWS, max(1, (MAX_FRAME_BYTES - _LISTS_BYTES) // (row_bytes * pairs)))
+
+
+def _is_short_of_memory(error: Exception) -> bool:
+    if isinstance(error, RuntimeError):
+        return any(words in str(error) for words in _NO_MEMORY)
+    return isinstance(error, MemoryError)
 
 
 @contextmanager

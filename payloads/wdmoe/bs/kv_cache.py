@@ -77,6 +77,19 @@ class _SlotLayer(CacheLayerMixin):
                 assert held is not None
                 held[target, :, :tokens] = held[source, :, :tokens]
 
+    def room(self) -> List[Tuple[int, int]]:
+        """Return for how many slots and tokens its keys and its values have room; nothing where there are none."""
+        return [(held.shape[0], held.shape[2]) for held in (self.keys, self.values) if held is not None]
+
+    def cut(self, slots: int, tokens: int) -> None:
+        """Give back what lies beyond so many slots of so many tokens."""
+        self.keys, self.values = (
+            held
+            if held is None or (held.shape[0], held.shape[2]) == (slots, tokens)
+            else held[:slots, :, :tokens].clone()
+            for held in (self.keys, self.values)
+        )
+
     def scrub(self) -> None:
         """Have zeros where no numbers are."""
         if self.is_initialized:
@@ -128,11 +141,15 @@ class SlotCache(Cache):
         slots: How many slots there is room for.
         length: How many tokens a slot has room for.
         span: What the next pass reads and writes.
+
+    Args:
+        most_tokens: The most that a slot will ever hold.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most_tokens: int) -> None:
         super().__init__(layers=[])
         self._of: List[_SlotLayer] = []
+        self._most_tokens = most_tokens
         self.slots = 0
         self.length = 0
         self.span = _Span(0, (0,), 0)
@@ -141,7 +158,8 @@ class SlotCache(Cache):
         """Have room for so many slots of so many tokens from the next pass on."""
         self.slots = max(self.slots, slots)
         if tokens > self.length:
-            self.length = -(-max(tokens, self.length * 3 // 2) // _GRAIN_TOKENS) * _GRAIN_TOKENS
+            grown = max(tokens, min(self.length * 3 // 2, self._most_tokens))
+            self.length = -(-grown // _GRAIN_TOKENS) * _GRAIN_TOKENS
 
     def one(self, slot: int, past: int) -> None:
         """Let the next pass go on with one slot, which holds ``past`` tokens."""
@@ -156,9 +174,19 @@ class SlotCache(Cache):
             self.span = _Span(0, tuple(past), most, torch.arange(len(past)), torch.tensor(past))
 
     def move(self, source: int, target: int, tokens: int) -> None:
-        """Copy the first tokens of a slot into another."""
-        for layer in self._of:
+        """Copy the first tokens of a slot into another; one that holds none may be in no layer yet."""
+        for layer in self._of if tokens else ():
             layer.move(source, target, tokens)
+
+    def cut(self, slots: int, tokens: int) -> None:
+        """Give back what lies beyond so many slots of so many tokens.
+
+        All layers have equal room then, however far a pass came that failed; so some of it may be less.
+        """
+        rooms = [(slots, tokens), *(room for layer in self._of for room in layer.room())]
+        self.slots, self.length = min(room[0] for room in rooms), min(room[1] for room in rooms)
+        for layer in self._of:
+            layer.cut(self.slots, self.length)
 
     def scrub(self) -> None:
         """Have zeros where no numbers are: what a request leaves behind is masked, and NaN times 0 is NaN."""

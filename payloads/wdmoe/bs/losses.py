@@ -103,8 +103,12 @@ class Losses:
         asked.refused[device] = error
         self._say(asked.layer, device, "refused", error.reason)
 
-    def unasked(self, errors: Sequence[DeviceLostError], layer: int) -> None:
+    def unasked(self, errors: Sequence[DeviceLostError], layer: Optional[int]) -> None:
         """Take note that connections of devices broke of which nothing was asked.
+
+        Args:
+            errors: What is wrong with them.
+            layer: The layer that is under way; ``None`` between two passes, where nothing can fail.
 
         Raises:
             DeviceLostError: The policy is to fail.
@@ -114,7 +118,7 @@ class Losses:
         ]
         for device, error in mine:
             self.lose(device, error, layer)
-        if mine and self.policy.kind == "fail":
+        if mine and layer is not None and self.policy.kind == "fail":
             self._fail(*mine[0], layer)
 
     def settled(self, asked: Asked, pairs: Pairs, deadline_ns: Optional[int] = None) -> Pairs:

@@ -125,6 +125,21 @@ class Dispatcher:
         """The request that runs and its token step, for the records; neither where several share the iteration."""
         return (self.request, self.step) if self.batch == 1 else (None, None)
 
+    def look(self) -> None:
+        """Look around while there is nothing to do, so that the next request finds everything as it is.
+
+        Devices that went are sought, those that are back are taken back, and linkd is heard, which drops a watcher
+        that is too far behind.
+
+        Raises:
+            LinkControlError: The links can no longer be followed.
+        """
+        self._exchange.look()
+        if self.feed is not None:
+            self.feed.follow()
+        self._hear_unasked(None)
+        self.losses.take_back()
+
     def begin_step(self, step: int, oldest: Optional[str] = None) -> None:
         """Begin a pass through the model: a token step of the request, or one of several requests.
 
@@ -306,9 +321,7 @@ class Dispatcher:
             expected = decided.expected if first and decided is not None else None
             where = self.iteration, self.batch
             self.booking.add(Round(self.devices, self.whose, where, expected, taken))
-            if self._exchange.gone:
-                gone, self._exchange.gone = self._exchange.gone, []
-                self.losses.unasked(gone, asked.layer)
+            self._hear_unasked(asked.layer)
             if not failed:
                 if first and decided is not None:
                     self._observe(asked, parcels, outcomes, decided)
@@ -317,6 +330,16 @@ class Dispatcher:
             begun_ns = time.monotonic_ns()
             pairs = self.losses.settled(asked, again, self.deadline_ns)
             self.wall_ns += time.monotonic_ns() - begun_ns
+
+    def _hear_unasked(self, layer: Optional[int]) -> None:
+        """Hear of devices whose connections broke while nothing was asked of them.
+
+        Raises:
+            DeviceLostError: As :meth:`Losses.unasked`.
+        """
+        if self._exchange.gone:
+            gone, self._exchange.gone = self._exchange.gone, []
+            self.losses.unasked(gone, layer)
 
     def _gather(
         self,

@@ -16,6 +16,7 @@ from typing import Any, Callable, Dict, Optional
 import torch
 from torch import nn
 
+from payloads.wdmoe.bs.model_folder import StationError
 from payloads.wdmoe.bs.remote import Beside, Dispatcher
 from payloads.wdmoe.families import Family, ModelShape
 
@@ -81,6 +82,7 @@ def load_model(folder: Path, family: Family, dtype: str, dispatcher: Dispatcher)
 
     Raises:
         ConfigError: The configuration lacks a number.
+        StationError: The folder lacks weights of the model.
         RuntimeError: The model that was built has other layers of experts than the configuration says.
     """
     from transformers import AutoModelForCausalLM
@@ -91,11 +93,18 @@ def load_model(folder: Path, family: Family, dtype: str, dispatcher: Dispatcher)
     family.register()
     register_patch_mapping({family.experts_class: RemoteExperts})
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=getattr(torch, dtype), local_files_only=True
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=getattr(torch, dtype), local_files_only=True, output_loading_info=True
         )
     finally:
         unregister_patch_mapping([family.experts_class])
+    model, about = loaded
+    lacking = sorted(about["missing_keys"])
+    if lacking:  # they were drawn at random
+        raise StationError(
+            f"the model lacks {len(lacking)} of the base station's tensors, {lacking[0]} first; "
+            "is the checkpoint whole, and of the kind that its config.json says?"
+        )
     model.eval().requires_grad_(False)
     _use_cores(model.get_output_embeddings())
     _attach(model, family, dispatcher, family.shape(json.loads((folder / "config.json").read_text())))

@@ -262,7 +262,7 @@ def through_api(
     token = secrets.token_hex()
     limits = LIMITS._replace(connections=max(LIMITS.connections, 2 * concurrency))
     server = HttpServer(api, ("127.0.0.1", 0), token, limits)
-    api.open(intake, spec.serving.request_deadline_s)
+    api.open(intake, spec.serving.request_deadline_s, at.engine.context_tokens)
     client = PostingClient(server.url, token, language.model, spec.max_new_tokens, concurrency, rounds)
     warm = bool(warmups)
     told = 0
@@ -368,7 +368,7 @@ def serve(
             del rows[MOST_DISPATCHES:]
         return over()
 
-    api.open(intake, deadline_s)
+    api.open(intake, deadline_s, at.engine.context_tokens)
     try:
         at.engine.run(until, lambda: None)
     finally:

@@ -175,10 +175,12 @@ class Station:
         api: Api,
         over: Callable[[], bool],
         tell: Callable[[int], None],
+        context_tokens: Optional[int] = None,
     ) -> Dict[str, Any]:
         """Answer requests of the API under a policy, and write the records.
 
-        A device that is lost fails the requests that need it, where the policy has nothing better, and not the service.
+        A device that is lost fails the requests that need it, where the policy has nothing better, and not the service;
+        so do memory that cannot be had and the requests of that pass.
         What ends the service, such as links that nobody knows any more, leaves its records in the folder of failures.
 
         Args:
@@ -189,11 +191,13 @@ class Station:
             api: The API.
             over: Whether it is to end.
             tell: Told now and then how many requests were taken.
+            context_tokens: The most tokens of a request; ``None`` for as many as the model reads.
 
         Returns:
             As for :meth:`trial`.
         """
-        with self.at_work(spec, trial, policy, concurrency, (DeviceError,), keep=True) as at:
+        survives = (DeviceError, MemoryError)
+        with self.at_work(spec, trial, policy, concurrency, survives, context_tokens, keep=True) as at:
             served = serve(api, self._decode, at, spec.serving.request_deadline_s, over, tell)
         return {"trial": trial, "policy": policy, **explained(at.finish(), served)}
 
@@ -218,6 +222,7 @@ class Station:
         policy: str,
         concurrency: int,
         survives: Tuple[Type[Exception], ...] = (),
+        context_tokens: Optional[int] = None,
         *,
         keep: bool = False,
     ) -> Iterator[AtWork]:
@@ -229,11 +234,12 @@ class Station:
             policy: The policy's name.
             concurrency: How many requests are answered at once.
             survives: Failures that end the requests of their iteration only.
+            context_tokens: The most tokens of a request; ``None`` for as many as the model reads.
             keep: Whether the records are kept if it fails: what was answered until then was answered.
         """
         bandwidth, loss = spec.bandwidth_of(policy), spec.loss_of(policy)
         spec.policy(policy)  # wrong settings are said before anything is asked of the devices
-        engine = self._engine(spec, policy, concurrency, survives)
+        engine = self._engine(spec, policy, concurrency, survives, context_tokens)
         work = self._undertaking(trial, spec.folder / trial)
         losses = self._dispatcher.losses
         renormalise = spec.policy(policy).get("renormalise", self._renormalise)
@@ -365,7 +371,12 @@ class Station:
         return self._devices.offsets()
 
     def _engine(
-        self, spec: Spec, policy: str, concurrency: int, survives: Tuple[Type[Exception], ...]
+        self,
+        spec: Spec,
+        policy: str,
+        concurrency: int,
+        survives: Tuple[Type[Exception], ...],
+        context_tokens: Optional[int],
     ) -> Engine:
         try:
             return Engine(
@@ -375,6 +386,7 @@ class Station:
                 prefill_chunk_tokens=spec.serving.prefill_chunk_tokens,
                 survives=survives,
                 activations=spec.activations.get(policy),
+                context_tokens=context_tokens,
             )
         except BatchingError as error:
             raise StationError(str(error)) from error

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Optional, Tuple
 
 __all__ = [
+    "LEAST_CONTEXT_TOKENS",
     "MOST_AT_ONCE",
     "AccessError",
     "digest",
@@ -23,6 +24,8 @@ __all__ = [
 
 #: The most requests that are answered at once.
 MOST_AT_ONCE = 256
+#: The least that a request may be allowed to hold: a token of a prompt and one of an answer.
+LEAST_CONTEXT_TOKENS = 2
 
 LEAST_TOKEN_CHARACTERS = 16
 

@@ -23,7 +23,7 @@ from typing import (
 from payloads.wdmoe.bs.asks import Ask, Scored, Sink, Token
 from payloads.wdmoe.serve.errors import ApiError
 from payloads.wdmoe.serve.openai_answers import Choice, Shape, usage
-from payloads.wdmoe.serve.text import Entry, Piece, Writer, offsets_of
+from payloads.wdmoe.serve.text import Entry, Piece, Writer
 
 __all__ = [
     "Answer",
@@ -76,15 +76,19 @@ class Answer:
         index: Its number within the request.
         prompt: The prompt's tokens.
         echo: The text that stands before the answer.
+        offsets: Where each token of the prompt begins in that text; empty where nobody will be told.
         running: The request to the engine; ``None`` before it is submitted.
         tokens: How many tokens were generated, up to the end of the answer.
         finish: Why it ended, ``stop`` or ``length``; ``None`` before.
     """
 
-    def __init__(self, index: int, prompt: List[int], echo: str, writer: Writer) -> None:
+    def __init__(
+        self, index: int, prompt: List[int], echo: str, writer: Writer, offsets: Sequence[int] = ()
+    ) -> None:
         self.index = index
         self.prompt = prompt
         self.echo = echo
+        self.offsets = offsets
         self.running: Optional[Running] = None
         self.tokens = 0
         self.finish: Optional[str] = None
@@ -164,15 +168,11 @@ class Answering:
     Args:
         answers: What is to be made.
         stop_tokens: The tokens that end a text.
-        spell: Gives the bytes of a token.
     """
 
-    def __init__(
-        self, answers: Sequence[Answer], stop_tokens: Sequence[int], spell: Callable[[int], bytes]
-    ) -> None:
+    def __init__(self, answers: Sequence[Answer], stop_tokens: Sequence[int]) -> None:
         self._answers = answers
         self._stop_tokens = frozenset(stop_tokens)
-        self._spell = spell
         self._box: queue.SimpleQueue[Tuple[int, str, Any]] = queue.SimpleQueue()
 
     def submit(self, backend: Backend, asks: Sequence[Ask], name: Optional[str]) -> None:
@@ -227,8 +227,7 @@ class Answering:
             return answer.add(value, value.token in self._stop_tokens)
         if kind == "end":
             return answer.end(*value)
-        offsets = offsets_of(answer.prompt, self._spell)
-        entries = tuple(Entry(*entry) for entry in zip(answer.prompt, value, offsets))
+        entries = tuple(Entry(*entry) for entry in zip(answer.prompt, value, answer.offsets))
         return Event(answer, Piece(answer.echo, entries), None)
 
     def _give_up(self) -> None:

@@ -28,7 +28,7 @@ from payloads.wdmoe.serve.errors import ApiError, bad_request
 from payloads.wdmoe.serve.fields import Fields, read_json
 from payloads.wdmoe.serve.openai_answers import Shape, models
 from payloads.wdmoe.serve.openai_requests import GenerationRequest, Prompt, read_chat, read_completion
-from payloads.wdmoe.serve.text import Writer
+from payloads.wdmoe.serve.text import Writer, offsets_of, tail_of
 
 __all__ = ["Api", "Reply", "Speaks", "Stream", "Whole"]
 
@@ -80,6 +80,9 @@ class Speaks(Protocol):
     def spell(self, token: int) -> bytes:
         """Return the bytes of a token."""
 
+    def offsets(self, text: str) -> List[int]:
+        """Return where each token of a text's prompt begins in it, in characters."""
+
     def chat(self, messages: Sequence[Any]) -> List[int]:
         """Return the tokens of a chat."""
 
@@ -103,16 +106,21 @@ class Api:
         self._lock = threading.Lock()
         self._backend: Optional[Backend] = None
         self._deadline_s: Optional[float] = None
+        self._context_tokens = language.context_tokens
 
-    def open(self, backend: Backend, deadline_s: Optional[float] = None) -> None:
+    def open(
+        self, backend: Backend, deadline_s: Optional[float] = None, context_tokens: Optional[int] = None
+    ) -> None:
         """Answer requests from now on.
 
         Args:
             backend: Who answers them.
             deadline_s: The most time of each; ``None`` for any.
+            context_tokens: The most tokens of each, prompt and answer; ``None`` for as many as the model reads.
         """
         with self._lock:
             self._backend, self._deadline_s = backend, deadline_s
+            self._context_tokens = context_tokens or self._language.context_tokens
 
     def close(self) -> None:
         """Refuse requests from now on; those that run end as the engine ends them."""
@@ -142,7 +150,7 @@ class Api:
         """
         if path.startswith("/v1/models/") and method == "GET":
             self._check_model(path[len("/v1/models/") :])
-            return _whole(models(self._model, self._created_s, self._language.context_tokens)[0])
+            return _whole(models(self._model, self._created_s, self._context_tokens)[0])
         wanted = _ROUTES.get(path)
         if wanted is None:
             raise ApiError(404, f"there is nothing at {path[:80]}", code="not_found")
@@ -166,8 +174,8 @@ class Api:
                 raise ApiError(404, "this base station keeps no metrics", code="not_found")
             return Whole(200, CONTENT_TYPE, self._metrics().encode())
         if path == "/tokenizer_info":
-            return _whole(self._language.info())
-        listed = models(self._model, self._created_s, self._language.context_tokens)
+            return _whole({**self._language.info(), "model_max_length": self._context_tokens})
+        listed = models(self._model, self._created_s, self._context_tokens)
         return _whole({"object": "list", "data": listed})
 
     def _tokenize(self, value: Mapping[str, Any]) -> Reply:
@@ -179,7 +187,7 @@ class Api:
         self._check_model(fields.text("model") or self._model)
         fields.no_others()
         tokens = self._language.encode(text, special)
-        limit = self._language.context_tokens
+        limit = self._context_tokens
         return _whole({"tokens": tokens, "count": len(tokens), "max_model_len": limit})
 
     def _detokenize(self, value: Mapping[str, Any]) -> Reply:
@@ -199,11 +207,11 @@ class Api:
     def _generate(self, request: GenerationRequest, name: Optional[str], gone: Callable[[], bool]) -> Reply:
         self._check_model(request.model)
         with self._lock:
-            backend, deadline_s = self._backend, self._deadline_s
+            backend, deadline_s, most = self._backend, self._deadline_s, self._context_tokens
         if backend is None:
             raise not_serving()
-        answers = [self._prepared(request, number) for number in range(max(1, len(request.prompts)))]
-        asks = [self._ask(request, answer, deadline_s) for answer in answers]
+        answers = [self._prepared(request, number, most) for number in range(max(1, len(request.prompts)))]
+        asks = [self._ask(request, answer, deadline_s, most) for answer in answers]
         shape = Shape(
             chat=request.chat,
             identity=uuid.uuid4().hex,
@@ -214,7 +222,7 @@ class Api:
             top=request.logprobs or 0,
             include_usage=request.include_usage,
         )
-        answering = Answering(answers, self._language.stop_tokens, self._language.spell)
+        answering = Answering(answers, self._language.stop_tokens)
         answering.submit(backend, asks, name)
         events = answering.events(gone, lambda: self._backend is backend, request.logprobs is not None)
         if not request.stream:
@@ -223,28 +231,34 @@ class Api:
         first = next(events)
         return Stream(sent(shape, answers, first, events, events.close))
 
-    def _prepared(self, request: GenerationRequest, index: int) -> Answer:
-        """Read one prompt and check that it fits."""
+    def _prepared(self, request: GenerationRequest, index: int, most: int) -> Answer:
+        """Read one prompt and check that it fits the context of ``most`` tokens."""
         language = self._language
         prompt = request.prompts[index] if request.prompts else ""
-        if isinstance(prompt, str) and len(prompt) > language.context_tokens * MOST_CHARACTERS:
-            text = f"{len(prompt)} characters are more than the model's {language.context_tokens} tokens"
+        if isinstance(prompt, str) and len(prompt) > most * MOST_CHARACTERS:
+            text = f"{len(prompt)} characters are more than the {most} tokens that are read here"
             raise bad_request("prompt", text, "context_length_exceeded")
         tokens = language.chat(request.messages) if request.chat else language.encode(prompt)
-        part, most = ("messages" if request.chat else "prompt"), language.context_tokens
+        part = "messages" if request.chat else "prompt"
         if not tokens:
             raise bad_request(part, "the prompt has no tokens")
         wanted = 1 if request.max_tokens is None else request.max_tokens
         if len(tokens) + wanted > most:
-            text = f"the model reads {most} tokens at most; {len(tokens)} of the prompt and {wanted} to come are more"
+            text = f"{most} tokens are read here at most; {len(tokens)} of the prompt and {wanted} to come are more"
             raise bad_request(part, text, "context_length_exceeded")
         whole = prompt if isinstance(prompt, str) else language.decode(tokens, False)
-        writer = Writer(language.decode, request.stop, len(whole))
-        return Answer(index, tokens, whole if request.echo else "", writer)
+        # A completion goes on with the prompt's text; an answer to a chat is a text of its own.
+        before = [] if request.chat else tail_of(tokens, language.decode)
+        writer = Writer(language.decode, request.stop, len(whole), before)
+        offsets: List[int] = []
+        if request.echo and request.logprobs is not None:
+            told = isinstance(prompt, str)
+            offsets = language.offsets(whole) if told else offsets_of(tokens, language.spell, whole)
+        return Answer(index, tokens, whole if request.echo else "", writer, offsets)
 
-    def _ask(self, request: GenerationRequest, answer: Answer, deadline_s: Optional[float]) -> Ask:
+    def _ask(self, request: GenerationRequest, answer: Answer, deadline_s: Optional[float], most: int) -> Ask:
         tokens = answer.prompt
-        fits = self._language.context_tokens - len(tokens)
+        fits = most - len(tokens)
         seed = secrets.randbits(63) if request.seed is None else request.seed & ((1 << 63) - 1)
         greedy = request.temperature == 0 or request.top_p == 0  # nothing but the likeliest token
         return Ask(

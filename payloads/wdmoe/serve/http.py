@@ -6,13 +6,13 @@ import io
 import re
 import select
 import socket
-import socketserver
 import sys
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any, Mapping, NamedTuple, Optional, Tuple
 
+from payloads.http_places import PlacesServer
 from payloads.wdmoe.serve.access import AccessError, digest, is_loopback, is_plain_host, shows
 from payloads.wdmoe.serve.answering import ClientGoneError, json_bytes
 from payloads.wdmoe.serve.api import Api, Reply, Stream, Whole
@@ -92,46 +92,16 @@ class HttpServer:
         self._thread.join()
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
+class _Server(PlacesServer):
     block_on_close = False  # a client that reads slowly keeps nobody from ending
-    request_queue_size = 64
 
-    def __init__(self, address: Tuple[str, int], handler: Any, connections: int) -> None:
+    def __init__(self, address: Tuple[str, int], handler: Any, places: int) -> None:
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        self._free = threading.BoundedSemaphore(connections)
-        super().__init__(address, handler)
-
-    def server_bind(self) -> None:
-        """Bind without looking up a name, which HTTPServer would."""
-        socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer a connection in a thread of its own, if there is one left."""
-        if not self._free.acquire(blocking=False):
-            try:
-                request.settimeout(0.1)
-                request.sendall(_BUSY)
-            except OSError:
-                pass  # it is refused in any case
-            self.shutdown_request(request)
-            return
-        try:
-            super().process_request(request, client_address)
-        except BaseException:
-            self._free.release()
-            raise
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Answer a connection."""
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._free.release()
+        self.no_place = _BUSY
+        super().__init__(address, handler, places)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log what went wrong with a connection in a line: that a client goes is no reason for a traceback."""
+        """Say in one line what ended a connection, beside what else the base station says."""
         error = sys.exc_info()[1]
         _say(f"{client_address[0]}: {type(error).__name__}: {error}")
 

@@ -92,6 +92,21 @@ class Language:
             return b""
         return spelling(raw, self._bytes if self._bytewise and token not in self._special else None)
 
+    def offsets(self, text: str) -> List[int]:
+        """Return where each token of a text's prompt begins in it, in characters.
+
+        A token that is none of the text, as one for its beginning, ends where it begins.
+        """
+        with self._lock:
+            encoded = self._tokenizer(text, verbose=False, return_offsets_mapping=True)
+        offsets: List[int] = []
+        end = 0
+        for first, last in encoded["offset_mapping"]:
+            # Some tokenizers leave a space out of the place of the word that it belongs to.
+            offsets.append(end if first == last else min(first, end))
+            end = max(end, last)
+        return offsets
+
     def chat(self, messages: Sequence[Message]) -> List[int]:
         """Return the tokens of a chat, up to where the answer begins.
 

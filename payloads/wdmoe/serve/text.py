@@ -7,10 +7,12 @@ from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
 
 from payloads.wdmoe.bs.asks import Scored
 
-__all__ = ["Entry", "Piece", "Writer", "offsets_of", "token_name"]
+__all__ = ["Entry", "Piece", "Writer", "offsets_of", "tail_of", "token_name"]
 
 #: So many tokens that end within a character are none: UTF-8 has four bytes at most, and a token one at least.
 MAX_UNFINISHED = 8
+#: So many of a prompt's tokens tell how it goes on, nearly always.
+_TAIL_TOKENS = 8
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -50,17 +52,23 @@ class Writer:
         decode: Makes text of tokens.
         stops: The texts that end the answer.
         offset: Where the answer begins in the text that the entries speak of.
+        before: The tokens that the text goes on from, see :func:`tail_of`; empty where it is one of its own.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], stops: Sequence[str], offset: int = 0) -> None:
+    def __init__(
+        self,
+        decode: Callable[[Sequence[int]], str],
+        stops: Sequence[str],
+        offset: int = 0,
+        before: Sequence[int] = (),
+    ) -> None:
         self.stopped = False
         self._decode = decode
         self._stops = tuple(stops)
         self._offset = offset
-        self._tokens: List[int] = []
-        self._begin = self._read = (
-            0  # tokens from `begin` are decoded together; those before `read` were written
-        )
+        self._tokens = list(before)
+        # Tokens from `begin` are decoded together; those before `read` were written.
+        self._begin, self._read = 0, len(self._tokens)
         self._made = self._given = 0  # characters
         self._held = ""
         self._waiting: List[Entry] = []
@@ -97,11 +105,14 @@ class Writer:
         before = self._decode(self._tokens[self._begin : self._read])
         text = self._decode(self._tokens[self._begin :])
         unfinished = text.endswith(_UNFINISHED) and len(self._tokens) - self._read < MAX_UNFINISHED
-        if len(text) <= len(before) or (unfinished and not all_of_it):
+        more = _behind(text, before)
+        if not more or (unfinished and not all_of_it):
             return ""
-        self._begin, self._read = self._read, len(self._tokens)
-        self._made += len(text) - len(before)
-        return text[len(before) :]
+        if text.startswith(before):
+            self._begin = self._read
+        self._read = len(self._tokens)
+        self._made += len(more)
+        return more
 
     def _certain(self, more: str) -> Piece:
         self._held += more
@@ -127,6 +138,12 @@ class Writer:
         return taken
 
 
+def _behind(text: str, before: str) -> str:
+    """Return what a text has behind another, or from where they part: a prompt may end within a character."""
+    pairs = enumerate(zip(text, before))
+    return text[next((place for place, (one, other) in pairs if one != other), len(before)) :]
+
+
 def _open_end(text: str, stops: Sequence[str]) -> int:
     """Return how many characters at the end may be the beginning of a text that ends the answer."""
     longest = max((len(stop) for stop in stops), default=1) - 1
@@ -137,19 +154,39 @@ def _open_end(text: str, stops: Sequence[str]) -> int:
     return 0
 
 
-def offsets_of(tokens: Sequence[int], spell: Callable[[int], bytes]) -> List[int]:
+def tail_of(tokens: Sequence[int], decode: Callable[[Sequence[int]], str]) -> List[int]:
+    """Return a prompt's last tokens, as many as tell how what comes behind them is written.
+
+    The decoders of SentencePiece's models drop a space before the first word of what they are given, and make nothing
+    of bytes whose character began before it.
+
+    Args:
+        tokens: The prompt's tokens.
+        decode: Makes text of tokens.
+    """
+    count = _TAIL_TOKENS
+    while count < len(tokens) and decode(tokens[-count:])[:1] in ("", _UNFINISHED):
+        count *= 2
+    return list(tokens[-count:])
+
+
+def offsets_of(tokens: Sequence[int], spell: Callable[[int], bytes], text: str) -> List[int]:
     """Return where each token begins in the text of all, in characters.
 
     Args:
         tokens: The tokens.
-        spell: Gives the bytes of one.
+        spell: Gives the bytes of one as it stands within a text.
+        text: The text; SentencePiece's models write none of the space before its first word.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     offsets: List[int] = []
     characters = 0
     for token in tokens:
         offsets.append(characters)
-        characters += len(decoder.decode(spell(token)))
+        spelling = spell(token)
+        if not characters and spelling[:1] == b" " and not text.startswith(" "):
+            spelling = spelling[1:]
+        characters += len(decoder.decode(spelling))
     return offsets
 
 

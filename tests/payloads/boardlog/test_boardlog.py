@@ -271,7 +271,7 @@ def test_the_jtop_logger_writes_what_the_client_reports(tmp_path, logger, stand_
 def test_the_jtop_logger_connects_again_whatever_happens(tmp_path, logger, stand_in):
     out = tmp_path / "jtop.csv"
     path = stand_in("refuse", "end", "hang", "serve")
-    process = logger("jtop", "--out", str(out), "--hz", "20", "--stall", "0.5", path=path)
+    process = logger("jtop", "--out", str(out), "--hz", "20", "--stall", "2", path=path)
     plan = Path(path, "plan.json")
     eventually(lambda: plan.read_text() == "[]")
     before = len(rows(out))

@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -128,7 +129,7 @@ class LinkPair:
         for namespace in (bs, device):
             _sh("ip", "netns", "add", namespace)
             _sh("ip", "-n", namespace, "link", "set", "lo", "up")
-            home = self.folder / namespace
+            home = self.home(namespace[-1])
             home.mkdir()
             (home / "key").touch(0o600)
             (home / "key").write_text(key)
@@ -163,8 +164,12 @@ class LinkPair:
         for end in "bd":
             subprocess.run(["ip", "netns", "del", f"{self.name}{end}"], capture_output=True)
 
+    def home(self, end: str) -> Path:
+        """The testbed folder of an end (`b` or `d`): its path is short, for there are sockets in it."""
+        return self.folder / end
+
     def environment(self, end: str) -> dict[str, str]:
-        home = str(self.folder / f"{self.name}{end}")
+        home = str(self.home(end))
         return {**os.environ, "PYTHONPATH": str(ROOT_OF_PROJECT), "TESTBED_HOME": home}
 
     def start(self, end: str, *args: str) -> subprocess.Popen[str]:
@@ -178,7 +183,7 @@ class LinkPair:
             text=True,
         )
         self.processes.append(process)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not ready.exists():
             if process.poll() is not None:
                 raise AssertionError(process.communicate()[1])
@@ -238,11 +243,26 @@ class LinkPair:
 
     @property
     def socket(self) -> Path:
-        return self.folder / f"{self.name}b" / "linkd.sock"
+        return self.home("b") / "linkd.sock"
 
     @property
     def state(self) -> Path:
-        return self.folder / f"{self.name}b" / "linkd.state.json"
+        return self.home("b") / "linkd.state.json"
+
+
+def children_of(process: subprocess.Popen[str]) -> list[int]:
+    """Return the processes that a process has started and that it has not collected."""
+    with open(f"/proc/{process.pid}/task/{process.pid}/children") as children:
+        return [int(pid) for pid in children.read().split()]
+
+
+def kill_with(daemon: subprocess.Popen[str], children: list[int]) -> None:
+    """Kill a daemon and children of it: it is stopped before, lest it start another of those in between."""
+    daemon.send_signal(signal.SIGSTOP)
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+    daemon.kill()
+    daemon.wait()
 
 
 def _pair(folder: Path) -> Iterator[LinkPair]:

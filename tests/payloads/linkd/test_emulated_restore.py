@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+from tests.payloads.linkd.conftest import children_of, kill_with
+
 pytestmark = [pytest.mark.emulated, pytest.mark.alone]
 
 FOUND = {
@@ -55,15 +57,10 @@ def _make(pair, words: list[str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def _guard_of(daemon: subprocess.Popen[str]) -> int:
-    with open(f"/proc/{daemon.pid}/task/{daemon.pid}/children") as children:
-        return int(children.read().split()[0])
-
-
 def _wait_until_gone(pair) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while pair.state.exists():
-        assert time.monotonic() < deadline, "not restored within 10 s"
+        assert time.monotonic() < deadline, "not restored"
         time.sleep(0.02)
 
 
@@ -77,7 +74,7 @@ def _assert_as_before(pair, before: str) -> None:
 def test_sigterm_restores(shaped) -> None:
     pair, daemon, before = shaped
     daemon.terminate()
-    assert daemon.wait(10) == 0
+    assert daemon.wait(60) == 0
     _assert_as_before(pair, before)
     assert not pair.socket.exists()
 
@@ -86,7 +83,7 @@ def test_sigterm_restores(shaped) -> None:
 def test_other_signals_restore(shaped, number) -> None:
     pair, daemon, before = shaped
     daemon.send_signal(number)
-    assert daemon.wait(10) == 0
+    assert daemon.wait(60) == 0
     _assert_as_before(pair, before)
 
 
@@ -102,9 +99,7 @@ def test_kill_9_is_restored_by_the_guard(shaped) -> None:
 @pytest.mark.parametrize("shaped", ["a pfifo"], indirect=True)
 def test_kill_9_of_daemon_and_guard_is_restored_by_the_next_daemon(shaped) -> None:
     pair, daemon, before = shaped
-    os.kill(_guard_of(daemon), signal.SIGKILL)
-    daemon.kill()
-    daemon.wait()
+    kill_with(daemon, children_of(daemon)[:1])
     assert pair.state.exists()
     assert "htb" in pair.qdiscs()
     pair.start("b", "serve", "--leaf", "tbf")
@@ -118,9 +113,7 @@ def test_kill_9_of_daemon_and_guard_is_restored_by_a_command(link_pair, command)
     before = link_pair.qdiscs()
     daemon = link_pair.start("b", "serve", "--leaf", "tbf")
     link_pair.set(8, 8)
-    os.kill(_guard_of(daemon), signal.SIGKILL)
-    daemon.kill()
-    daemon.wait()
+    kill_with(daemon, children_of(daemon)[:1])
     assert "htb" in link_pair.qdiscs()
     assert link_pair.linkd(command).stdout == '{"restored": "eth0"}\n'
     _assert_as_before(link_pair, before)
@@ -131,10 +124,10 @@ def test_a_guard_that_was_killed_is_replaced(link_pair) -> None:
     before = link_pair.qdiscs()
     daemon = link_pair.start("b", "serve", "--leaf", "tbf")
     link_pair.set(8, 8)
-    first = _guard_of(daemon)
+    (first,) = children_of(daemon)
     os.kill(first, signal.SIGKILL)
-    deadline = time.monotonic() + 20
-    while _guard_of(daemon) == first:
+    deadline = time.monotonic() + 60
+    while children_of(daemon) in ([], [first]):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     daemon.kill()

@@ -14,6 +14,7 @@ import pytest
 
 from payloads.linkd.channel import Channel, Rule
 from payloads.linkd.client import Client
+from tests.payloads.linkd.conftest import children_of, kill_with
 
 pytestmark = [pytest.mark.emulated, pytest.mark.alone]
 
@@ -43,13 +44,8 @@ def _show(pair: Any) -> dict[str, Any]:
     return json.loads(pair.linkd("show", "--json").stdout)
 
 
-def _guard_and_line_of(daemon: subprocess.Popen[str]) -> list[int]:
-    with open(f"/proc/{daemon.pid}/task/{daemon.pid}/children") as children:
-        return [int(number) for number in children.read().split()]
-
-
-def _wait(what: Any, words: str, seconds: float = 15) -> None:
-    deadline = time.monotonic() + seconds
+def _wait(what: Any, words: str) -> None:
+    deadline = time.monotonic() + 60
     while not what():
         assert time.monotonic() < deadline, words
         time.sleep(0.05)
@@ -67,19 +63,20 @@ def test_a_channel_is_played_held_and_told(link_pair, channel_file) -> None:
     answer = _set_channel(link_pair, channel_file)
     assert answer["links"][0]["downlink_mbit"] == pytest.approx(5 + (BLOCKS - 1) / 2)
     with Client(link_pair.socket) as client:
+        began = time.time()
         client.play()
         time.sleep(3 * BLOCKS * BLOCK_S)
         client.hold()
+        lasted_s = time.time() - began
         history, shown = client.history(), client.show()
     changes = history["changes"]
     assert {change[1] for change in changes} == {"set", "block", "hold"}
     # A busy machine may miss blocks; it does not play them late.
     blocks = [change for change in changes if change[1] == "block"]
-    assert BLOCKS < len(blocks) <= 3 * BLOCKS + 2
-    started = blocks[0][0] - (blocks[0][3][0] - 5) * BLOCK_S
+    assert BLOCKS < len(blocks) <= lasted_s / BLOCK_S + 2
     for at, _cause, _why, (down,), (up,) in blocks:
-        place = (at - started) / BLOCK_S % BLOCKS
-        # The first one's own lateness is in the start: half a block is allowed for it.
+        # It began no sooner than it was told to; half a block is allowed for clocks that are set meanwhile.
+        place = (at - began) / BLOCK_S % BLOCKS
         assert (place - (down - 5) + 0.5) % BLOCKS < BLOCKS / 2, "a block before its time"
         assert up == 6
     last = blocks[-1][3][0]
@@ -144,10 +141,8 @@ def test_kill_9_of_all_while_a_channel_plays_is_restored_by_a_command(link_pair,
     daemon = link_pair.start("b", "serve", "--leaf", "tbf")
     _set_channel(link_pair, channel_file)
     link_pair.linkd("play")
-    (guard,) = _guard_and_line_of(daemon)
-    os.kill(guard, signal.SIGKILL)
-    daemon.kill()
-    daemon.wait()
+    (guard,) = children_of(daemon)
+    kill_with(daemon, [guard])
     assert "htb" in link_pair.qdiscs()
     assert link_pair.linkd("restore").stdout == '{"restored": "eth0"}\n'
     _assert_as_before(link_pair, before)
@@ -184,13 +179,9 @@ def test_the_line_delays_both_ways_and_is_changed_in_place(line_pair) -> None:
 @pytest.mark.parametrize("guarded", [True, False])
 def test_kill_9_takes_the_line_away_as_well(line_pair, guarded: bool) -> None:
     pair, daemon, before = line_pair
-    children = _guard_and_line_of(daemon)
+    children = children_of(daemon)
     assert len(children) > 1
-    if not guarded:
-        for child in children:
-            os.kill(child, signal.SIGKILL)
-    daemon.kill()
-    daemon.wait()
+    kill_with(daemon, [] if guarded else children)
     if guarded:
         _wait(lambda: not pair.state.exists(), "not restored")
     else:
@@ -203,7 +194,7 @@ def test_kill_9_takes_the_line_away_as_well(line_pair, guarded: bool) -> None:
 
 def test_a_line_that_died_is_told_and_set_starts_another(line_pair) -> None:
     pair, daemon, before = line_pair
-    guard_first = _guard_and_line_of(daemon)
+    guard_first = children_of(daemon)
     os.kill(guard_first[-1], signal.SIGKILL)
     _wait(lambda: "line_died_unix_s" in json.loads(pair.linkd("history").stdout), "not told")
     assert _show(pair)["line"] == "died"
@@ -213,7 +204,7 @@ def test_a_line_that_died_is_told_and_set_starts_another(line_pair) -> None:
     assert all(row["rtt_ms"] >= 40 for row in rows)
     assert _show(pair)["line"] == "alive"
     daemon.terminate()
-    assert daemon.wait(10) == 0
+    assert daemon.wait(60) == 0
     _assert_as_before(pair, before)
 
 
@@ -235,7 +226,7 @@ def test_the_daemon_finds_a_leaf_for_a_delay_and_goes_back(link_pair) -> None:
 def test_a_device_shapes_its_own_uplink(link_pair) -> None:
     link_pair.start("d", "respond", "--listen", f"{link_pair.address}:7071")
     link_pair.start("d", "serve", "--side", "device", "--leaf", "tbf")
-    device_socket = link_pair.folder / f"{link_pair.name}d" / "linkd.sock"
+    device_socket = link_pair.home("d") / "linkd.sock"
     (link,) = json.loads(link_pair.links(8, 8, address=link_pair.bs_address))
     with Client(device_socket) as client:
         answer = client.set([{**link, "downlink_mbit": None}])
@@ -273,7 +264,7 @@ def test_pacing_needs_no_root_and_touches_nothing(link_pair, channel_file) -> No
     assert done.returncode == 3
     assert "cannot be given by pacing" in done.stderr
     daemon.terminate()
-    assert daemon.wait(10) == 0
+    assert daemon.wait(60) == 0
 
 
 def test_capabilities_are_found_and_nothing_is_left(link_pair) -> None:

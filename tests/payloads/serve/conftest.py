@@ -47,6 +47,9 @@ class Bytes:
             raise ApiError(400, "the model has no chat template", param="messages", code="no_chat_template")
         return self.encode("".join(f"{one.role}: {one.content}\n" for one in messages) + "assistant: ")
 
+    def offsets(self, text: str) -> list[int]:
+        return [len(text.encode()[:place].decode(errors="ignore")) for place in range(len(text.encode()))]
+
     def info(self) -> dict[str, Any]:
         return {"eos_token": "<end>", "bos_token": None, "chat_template": None}
 
@@ -92,7 +95,7 @@ class Script:
     def _answer(self, running: Running, ask: Ask, sink: Sink) -> None:
         prompt = ask.encode()
         sink.begun(running)
-        if bytes(prompt) in self.fails:
+        if self.fails and bytes(prompt) in self.fails:
             sink.end("failed", "it cannot be")
             return
         if ask.echo:

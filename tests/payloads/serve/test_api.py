@@ -159,6 +159,21 @@ def test_what_does_not_fit_is_told_before_the_engine_hears_of_it(api, script):
     assert complete(api, prompt="x" * 120, max_tokens=8)["choices"][0]["text"] == "Hello, w"
 
 
+def test_a_smaller_context_than_the_models_is_told_and_kept(script):
+    api = Api(Bytes())
+    api.open(script, context_tokens=20)
+    (model,) = json.loads(api.handle("GET", "/v1/models").body)["data"]
+    told = [model, json.loads(api.handle("GET", f"/v1/models/{MODEL}").body)]
+    told.append(json.loads(post(api, "/tokenize", {"prompt": "ab"}).body))
+    assert [one["max_model_len"] for one in told] == [20] * 3
+    assert json.loads(api.handle("GET", "/tokenizer_info").body)["model_max_length"] == 20
+    with pytest.raises(ApiError, match="20 tokens are read here at most") as caught:
+        complete(api, prompt="x" * 13, max_tokens=8)
+    assert (caught.value.status, caught.value.code) == (400, "context_length_exceeded")
+    post(api, "/v1/chat/completions", {"messages": [{"role": "user", "content": ""}]})
+    assert [one.ask.max_new_tokens for one in script.seen] == [20 - len("user: \nassistant: ")]
+
+
 @pytest.mark.parametrize(
     ("end", "status", "code"),
     [

@@ -259,6 +259,6 @@ def test_addresses_and_token_files(tmp_path):
     file.chmod(0o600)
     assert read_token(file) == TOKEN
     for wrong in ("short", "two words of a token", "ü" * 20):
-        file.write_text(wrong)
+        file.write_text(wrong, encoding="utf-8")
         with pytest.raises(AccessError, match="expected one word of at least 16 characters"):
             read_token(file)

@@ -85,6 +85,13 @@ def test_bytes_that_are_no_text_do_not_pile_up():
     assert max(calls) < 20
 
 
+def test_a_character_that_the_prompt_begins_is_part_of_the_answer():
+    writer = Writer(decode, [], 2, "a€".encode()[:3])
+    pieces = [writer.add(token, Scored(token, -1.0, ())) for token in [*"€".encode()[2:], *b"bc"]]
+    assert [piece.text for piece in pieces] == ["€", "b", "c"]
+    assert [piece.entries[0].offset for piece in pieces] == [2, 3, 4]
+
+
 def test_a_token_that_ends_the_text_is_counted_and_not_written():
     writer = Writer(decode, [])
     assert writer.add(65, Scored(65, -1.0, ())).text == "A"
@@ -95,7 +102,10 @@ def test_a_token_that_ends_the_text_is_counted_and_not_written():
 
 def test_offsets_are_in_characters_and_names_show_parts_of_them():
     tokens = list("aé€b".encode())
-    assert offsets_of(tokens, lambda token: bytes([token])) == [0, 1, 1, 2, 2, 2, 3]
+    assert offsets_of(tokens, lambda token: bytes([token]), "aé€b") == [0, 1, 1, 2, 2, 2, 3]
+    words = [b" It", b" is"]
+    assert offsets_of([0, 1], words.__getitem__, "It is") == [0, 2]
+    assert offsets_of([0, 1], words.__getitem__, " It is") == [0, 3]
     assert token_name("é".encode()) == "é"
     assert token_name(b"\xe2\x82") == "bytes:\\xe2\\x82"
 

@@ -60,8 +60,8 @@ class Host:
         return process
 
     def hold(self, *options: str) -> subprocess.Popen[str]:
-        """Take the lease and return its holder once it holds."""
-        holder = self.begin("hold", *options)
+        """Take the lease and return its holder once it holds; on a busy machine, commands take long."""
+        holder = self.begin("hold", "--ttl", "60", *options)
         assert holder.stdout
         assert json.loads(holder.stdout.readline())["held"] is True
         return holder

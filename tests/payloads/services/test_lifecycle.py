@@ -124,7 +124,7 @@ def test_a_service_inherits_the_environment_and_has_a_session_of_its_own(host):
 
 
 @pytest.mark.unhurried
-def test_plain_python_module_services_find_the_payload_code(host):
+def test_plain_python_module_services_find_the_payload_code(host, eventually):
     program = [
         host.command[0],
         "-c",
@@ -132,7 +132,7 @@ def test_plain_python_module_services_find_the_payload_code(host):
     ]
     # Its input is empty, so that it fails right after it was ready.
     assert host.run("start", "worker", "--", *program).returncode in (0, 1)
-    assert "EOFError" in host.run("logs", "worker").stdout
+    eventually(lambda: "EOFError" in host.run("logs", "worker").stdout)
 
 
 @pytest.mark.unhurried

@@ -161,9 +161,8 @@ def test_a_client_of_another_version_is_told(start, exchange, keys):
 
 @pytest.mark.unhurried
 def test_a_silent_client_is_put_out_and_holds_up_nobody(start, exchange, keys, monkeypatch, capsys):
-    monkeypatch.setattr(
-        server, "HANDSHAKE_TIMEOUT_S", 1.0
-    )  # the one that behaves has to make it on a busy machine
+    # The one that behaves has to make it on a busy machine.
+    monkeypatch.setattr(server, "HANDSHAKE_TIMEOUT_S", 3.0)
     port = start()
     silent, slow = raw(port), raw(port)
     slow.sendall(auth.pack_hello(auth.new_nonce())[:10])
@@ -171,6 +170,33 @@ def test_a_silent_client_is_put_out_and_holds_up_nobody(start, exchange, keys, m
     assert closed(silent)
     assert closed(slow)
     assert capsys.readouterr().err.count("no handshake in time") == 2
+
+
+def test_however_many_say_nothing_the_base_station_comes_in(start, exchange, keys, monkeypatch, capsys):
+    monkeypatch.setattr(server, "MAX_STRANGERS", 4)
+    monkeypatch.setattr(server, "HANDSHAKE_TIMEOUT_S", 600.0)  # none of them goes by itself
+    port = start()
+
+    def elsewhere():
+        OPENED.append(socket.create_connection(("127.0.0.1", port), 5, source_address=("127.0.0.2", 0)))
+        return OPENED[-1]
+
+    slow = elsewhere()
+    nonce = auth.new_nonce()
+    slow.sendall(auth.pack_hello(nonce))
+    challenge = whole(slow, auth.CHALLENGE_BYTES)
+    silent = [raw(port) for _ in range(6)]
+    for first in silent[:3]:
+        assert closed(first)
+    # One from the crowd's own address, which may be a NAT's, comes in; and so does one that began before the crowd.
+    still_serves(exchange, port, keys)
+    slow.sendall(auth.pack_proof(auth.unpack_challenge(auth.read_key(keys / "right"), nonce, challenge)))
+    assert whole(slow, len(auth.WELCOME)) == auth.WELCOME
+    assert closed(silent[3])
+    silent[4].setblocking(False)
+    with pytest.raises(BlockingIOError):  # there was room for it
+        silent[4].recv(1)
+    assert capsys.readouterr().err.count("refused: too many connections") == 4
 
 
 @pytest.mark.parametrize(
@@ -297,6 +323,8 @@ def test_a_peer_that_never_rests_keeps_nobody_else_waiting(start, exchange, keys
     thread = threading.Thread(target=chatter)
     thread.start()
     try:
+        while not asked and thread.is_alive():
+            time.sleep(0.001)
         other = Exchange(stall_timeout_s=10)
         still_serves(other, port, keys)  # a handshake, and a question, in between
         other.close()
