@@ -26,7 +26,7 @@ try:
 except ImportError as error:
     missing = InputError(
         f"the lm-evaluation-harness is not here: {error}",
-        hint="in testbed's folder: pip install -e '.[eval]'",
+        hint="in testbed's folder: pip install -c constraints.txt -e '.[eval]'",
     )
     if __name__ != "__main__":
         raise missing from None

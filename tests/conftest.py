@@ -46,12 +46,35 @@ CHROMIUM_FLAGS = (
 )
 
 
+# What users may have set for their own lab, and what makes a terminal of every output.
+USERS_SETTINGS = (
+    "TESTBED_DEBUG",
+    "TESTBED_HOME",
+    "TESTBED_INVENTORY",
+    "TESTBED_OWNER",
+    "TESTBED_RESULTS",
+    "FORCE_COLOR",
+)
+
+
 @pytest.fixture(scope="session", autouse=True)
-def own_data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep the authorities of the tests' labs out of the user's own folder."""
+def own_data_and_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the authorities of the tests' labs out of the user's folder, and the user's settings out of the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
+        for name in USERS_SETTINGS:
+            patch.delenv(name, raising=False)
+        # No proxy leads to what tests serve on loopback.
+        for name in ("no_proxy", "NO_PROXY"):
+            patch.setenv(name, "127.0.0.1,localhost", prepend=",")
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c() -> None:
+    """Let Ctrl-C do what it does: tests send it, and a script's shell lets what it starts with & ignore it."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

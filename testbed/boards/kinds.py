@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -29,6 +30,7 @@ __all__ = [
     "memory_bandwidth_bytes_per_s",
     "read_kind",
     "refusal",
+    "unknown",
 ]
 
 KINDS_FOLDER = Path(__file__).parent / "data/kinds"
@@ -350,6 +352,19 @@ def refusal(name: str) -> str | None:
         return None
     found = kind(name)
     return f"the {found.title} is not supported: {found.refused}" if isinstance(found, RefusedKind) else None
+
+
+def unknown(name: str) -> tuple[str, str] | None:
+    """Return what there is to know of a name that is no kind of board, and a hint; None for a kind.
+
+    It is no mistake: a board that has no file takes part. But it may be a slip of the pen, and then it counts for less.
+    """
+    if name in kind_names():
+        return None
+    close = difflib.get_close_matches(name, kinds(), n=2)
+    hint = f"did you mean {' or '.join(close)}?" if close else "docs/emulation.md lists the kinds"
+    counts = f"{UNKNOWN_GB_PER_S:g} GB/s and {UNKNOWN_TERA_OPS:g} Tops/s"
+    return f"{name} is no kind of board that testbed knows: without a `pace` it counts as {counts}", hint
 
 
 @cache

@@ -18,7 +18,8 @@ __all__ = ["check_unchanged", "file_digests"]
 def file_digests(campaign: CampaignBase) -> dict[str, str]:
     """Return the sha256 of every file that a campaign names, beside the lab, models and images: those have their own.
 
-    Prompts, held-out texts, questions, recorded channels, the calibration, and policies of the user's own.
+    Prompts, held-out texts, questions, recorded channels, the calibration, and policies of the user's own. They go by
+    their absolute paths: a run goes on by the campaign's, however it was named when the run was started.
 
     Args:
         campaign: The campaign.
@@ -31,7 +32,8 @@ def file_digests(campaign: CampaignBase) -> dict[str, str]:
     for policy in campaign.policies if isinstance(campaign, Campaign) else ():
         if is_user_kind(policy.selection.kind):
             paths.append(split_kind(policy.selection.kind)[0])
-    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in dict.fromkeys(paths)}
+    named = dict.fromkeys(path.resolve() for path in paths)
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in named}
 
 
 def check_unchanged(known: Mapping[str, str], campaign: CampaignBase, run: str) -> None:
@@ -47,7 +49,8 @@ def check_unchanged(known: Mapping[str, str], campaign: CampaignBase, run: str) 
     """
     found = file_digests(campaign) if known else {}
     for path, digest in known.items():
-        if found.get(path) != digest:
+        # Older manifests have paths as they were typed, from the folder that the run was started in.
+        if found.get(str(Path(path).resolve())) != digest:
             raise InputError(
                 f"{path}: the file has changed since {run} was started",
                 hint="put it back as it was, or start a new run",

@@ -13,6 +13,7 @@ from testbed.artifacts.shard_progress import ShardProgress
 from testbed.config.campaign import AutoPlacement, Campaign
 from testbed.config.folders import cache_folder
 from testbed.config.inventory import Inventory
+from testbed.errors import InputError
 from testbed.hosts.facts import Facts
 from testbed.placement.memory import capacities
 from testbed.placement.place import Placement, place_auto, place_explicit
@@ -72,4 +73,7 @@ def frequency_of(campaign: Campaign, manifest: Manifest) -> NDArray[np.float64] 
         return None
     from testbed.placement.frequency import routing_frequency
 
-    return routing_frequency(settings.frequency, manifest)
+    try:
+        return routing_frequency(settings.frequency, manifest)
+    except InputError as error:
+        raise campaign.mistake((("placement", "frequency"), error.message), hint=error.hint) from error

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from testbed.artifacts.weights import require_weights
+from testbed.artifacts.weights import require_tokenizer, require_weights
 from testbed.campaigns.describe import describe_run
 from testbed.campaigns.files import check_unchanged, file_digests
 from testbed.campaigns.journal import Journal, read_journal
@@ -32,7 +32,7 @@ from testbed.hosts.fleet import Fleet
 from testbed.records import RecordWriter, find_run, read_manifest, write_manifest
 from testbed.records.lock import locked
 from testbed.records.manifest import MANIFEST_NAME
-from testbed.simulate.assumed import calibrated
+from testbed.simulate.assumed import check_calibration
 
 __all__ = [
     "Evaluation",
@@ -59,7 +59,7 @@ def new(results: Path, campaign_file: Path, inventory_file: Path | None, limit: 
         InputError: A file is wrong, or they do not fit each other.
     """
     campaign = load_any_campaign(campaign_file)
-    inventory_file = inventory_file or campaign.inventory
+    inventory_file = campaign.lab_file(inventory_file)
     inventory = _checked(campaign, load_inventory(inventory_file), limit)
     run = _free_name(results, campaign)
     return Target(run, results / run, campaign_file, inventory_file, campaign, inventory, tuple(limit))
@@ -287,8 +287,8 @@ def _execute(target: Target, journal: Journal, make_runner: Callable[..., Runner
 
 def _checked(campaign: AnyCampaign, lab: Inventory, limit: Sequence[str]) -> Inventory:
     """Return the lab with what takes part, once all that can be seen without a host is right."""
+    check_campaign(campaign, lab)  # the whole lab: a scenario may speak of a device that is left out
     inventory = campaign.taking_part(lab, limit)
-    check_campaign(campaign, lab)  # a scenario may speak of a device that is left out
     if isinstance(campaign, BroadcastCampaign):
         from testbed.semcast.check import check_playable
 
@@ -296,6 +296,6 @@ def _checked(campaign: AnyCampaign, lab: Inventory, limit: Sequence[str]) -> Inv
         return inventory
     load_prompts(campaign)
     require_weights(campaign.model)
-    if campaign.latency.calibration is not None:
-        calibrated(campaign.latency.calibration, [device.name for device in inventory.devices])
+    require_tokenizer(campaign.model)
+    check_calibration(campaign, inventory)
     return inventory

@@ -376,5 +376,5 @@ def campaign_and_lab(
     from testbed.config.workloads import load_any_campaign
 
     campaign = load_any_campaign(campaign_file)
-    lab = load_inventory(inventory_file or campaign.inventory)
+    lab = load_inventory(campaign.lab_file(inventory_file))
     return campaign, checked(campaign, lab, limit)

@@ -37,7 +37,9 @@ def load_prompts(campaign: Campaign) -> list[dict[str, str]]:
             continue
         try:
             entry = json.loads(line)
-            prompts.append({"id": str(entry["id"]), "text": str(entry["text"])})
+            if not isinstance(entry["text"], str) or type(entry["id"]) not in (str, int):
+                raise TypeError
+            prompts.append({"id": str(entry["id"]), "text": entry["text"]})
         except (ValueError, KeyError, TypeError):
             raise InputError.at(
                 file, number, "", 'an object such as {"id": "p1", "text": "..."} was expected'
@@ -49,10 +51,11 @@ def load_prompts(campaign: Campaign) -> list[dict[str, str]]:
             raise InputError.at(file, number, "id", f"{name} stands twice, first in line {seen[name]}")
         seen[name] = number
     count = campaign.prompts.count
-    if not prompts or (count and count > len(prompts)):
-        raise InputError.at(
-            file, None, "", f"{count or 1} prompts were asked for, and there are {len(prompts)}"
-        )
+    if not prompts:
+        raise InputError.at(file, None, "", "at least one prompt was expected, and there is none")
+    if count and count > len(prompts):
+        text = f"{count} prompts were asked for, and there are {len(prompts)} in {file}"
+        raise campaign.mistake((("prompts", "count"), text))
     asked = prompts[:count]
     for number, scenario in enumerate(campaign.scenarios):
         if scenario.concurrency > len(asked):  # so many could never be under way at once

@@ -139,7 +139,7 @@ class Plan:
         shape = f"{len(names)} {plural} x {len(campaign.scenarios)} scenarios x {campaign.repeats} repeats"
         what = f"{len(self.target.trials)} trials ({shape})"
         if self.target.serving is not None:
-            what = f"serves {self.target.serving.policy} in {self.target.serving.scenario}"
+            what = f"serves {self.target.serving.as_text()}"
         elif self.target.evaluation is not None:
             what = _counted(len(self.target.passes), "quality pass", "quality passes")
         lines = [f"run {self.target.run}: {what}, nothing is changed", "", "facts"]

@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +36,7 @@ __all__ = [
 
 DEFAULT_INVENTORY = Path("inventory/emulated.yaml")
 DEFAULT_RESULTS = Path("results")
+_RED, _PLAIN = "\033[31m", "\033[0m"
 
 InventoryOption = Annotated[
     Path,
@@ -86,28 +87,35 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 
-def print_table(rows: Sequence[Sequence[str]]) -> None:
+def print_table(rows: Sequence[Sequence[str]], *, keys: int = 1, red: Collection[int] = ()) -> None:
     """Write rows to standard output in columns; the first row is the heading.
 
-    Columns that a terminal has no room for follow beneath, each time after the first one.
+    Columns that a terminal has no room for follow beneath, each time after those that tell the rows apart.
+
+    Args:
+        rows: The rows, all of one length.
+        keys: How many columns, from the first one on, tell the rows apart.
+        red: The rows that are red on a terminal, by their place in ``rows``.
     """
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    for number, columns in enumerate(_fitting(widths, room)):
+    terminal = sys.stdout.isatty()
+    room = shutil.get_terminal_size().columns if terminal else None
+    for number, columns in enumerate(_fitting(widths, room, keys)):
         if number:
             print()
-        for row in rows:
-            print("  ".join(row[column].ljust(widths[column]) for column in columns).rstrip())
+        for place, row in enumerate(rows):
+            line = "  ".join(row[column].ljust(widths[column]) for column in columns).rstrip()
+            print(f"{_RED}{line}{_PLAIN}" if terminal and place in red else line)
 
 
-def _fitting(widths: Sequence[int], room: int | None) -> Iterator[list[int]]:
-    """Yield the columns of each part of a table that is to fit into some room; each begins with the first column."""
-    part = [0]
-    for column in range(1, len(widths)):
+def _fitting(widths: Sequence[int], room: int | None, keys: int) -> Iterator[list[int]]:
+    """Yield the columns of each part of a table that is to fit into some room; each begins with the key columns."""
+    part = list(range(keys))
+    for column in range(keys, len(widths)):
         width = sum(widths[one] + 2 for one in part) + widths[column]
-        if room is not None and width > room and len(part) > 1:
+        if room is not None and width > room and len(part) > keys:
             yield part
-            part = [0]
+            part = list(range(keys))
         part.append(column)
     yield part
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from testbed.cli.common import DEFAULT_INVENTORY, DryRunOption, InventoryOption, JsonOption
+from testbed.cli.common import DEFAULT_INVENTORY, DryRunOption, InventoryOption, JsonOption, print_table
 from testbed.errors import InputError
 
 if TYPE_CHECKING:
@@ -112,25 +112,25 @@ def status(inventory: InventoryOption = DEFAULT_INVENTORY, as_json: JsonOption =
 
 def _show(found: dict[str, Any]) -> None:
     typer.echo(f"lab {found['lab']}: {found['state']}")
-    row = "{:<14} {:<16} {:<9} {:>7} {:>9} {:>6} {:>9}  {:<8} {:<8} {}"
-    heads = ("host", "address", "state", "load", "power", "temp", "memory", "L4T", "python3", "board")
-    typer.echo(row.format(*heads))
+    rows = [("host", "address", "state", "load", "power", "temp", "memory", "L4T", "python3", "board")]
     for host in found["hosts"]:
         load, power, temperature = host.get("load"), host.get("power_mw"), host.get("temperature_c")
         memory = host.get("memory_mib")
-        line = row.format(
-            host["name"],
-            host["address"],
-            host["state"],
-            "" if load is None else f"{load:.0%}",
-            "" if power is None else f"{power / 1000:.2f} W",
-            "" if temperature is None else f"{temperature:.0f} C",
-            "" if memory is None else f"{memory} MiB",
-            host["l4t"] or "",
-            host["python"] or "",
-            host["board"] or "",
+        rows.append(
+            (
+                host["name"],
+                host["address"],
+                host["state"],
+                "" if load is None else f"{load:.0%}",
+                "" if power is None else f"{power / 1000:.2f} W",
+                "" if temperature is None else f"{temperature:.0f} C",
+                "" if memory is None else f"{memory} MiB",
+                host["l4t"] or "",
+                host["python"] or "",
+                host["board"] or "",
+            )
         )
-        typer.echo(line.rstrip())
+    print_table(rows)
     missing: dict[str, list[str]] = {}
     for host in found["hosts"]:
         if host["python_missing"]:

@@ -76,7 +76,8 @@ def evaluate(
     if as_json:
         print_json({**finished.as_json(), "quality": rows})
     else:
-        print_table([[name.replace("_", " ") for name in rows[0]], *(_cells(row) for row in rows)])
+        heading = [name.replace("_", " ") for name in rows[0]]
+        print_table([heading, *map(_cells, rows)], keys=3)
         typer.echo(finished.as_text())
     if finished.failed or finished.stopped:
         raise typer.Exit(1)

@@ -25,15 +25,27 @@ FileArgument = Annotated[Path, typer.Argument(help="The inventory file.", envvar
 @app.command()
 def check(file: FileArgument = DEFAULT_INVENTORY, as_json: JsonOption = False) -> None:
     """Check an inventory file. Each mistake is named with its line; the exit code is 2 where there is one."""
+    from testbed.boards.kinds import unknown
     from testbed.config.inventory import load_inventory
 
     inventory = load_inventory(file)
+    notes = {host.name: said for host in inventory.select() if host.board and (said := unknown(host.board))}
     if as_json:
-        print_json({"file": str(file), "lab": inventory.lab, "hosts": list(inventory.hosts)})
+        print_json(
+            {
+                "file": str(file),
+                "lab": inventory.lab,
+                "hosts": list(inventory.hosts),
+                "notes": [{"host": name, "text": text, "hint": hint} for name, (text, hint) in notes.items()],
+            }
+        )
         return
     count = len(inventory.devices)
     devices = "1 device" if count == 1 else f"{count} devices"
     print(f"{file}: lab {inventory.lab}, 1 base station and {devices}, no mistake")
+    for name, (text, hint) in notes.items():
+        print(f"note: {name}: {text}")
+        print(f"  hint: {hint}")
 
 
 @app.command()

@@ -5,22 +5,31 @@ The verbs import what they need when they run, so that `testbed --help` is quick
 
 from __future__ import annotations
 
-import errno
-import gc
-import importlib
-import os
-import signal
 import sys
-import traceback
-from pathlib import Path
-from types import FrameType
-from typing import Annotated
 
-import typer
+INTERRUPTED = 130
+"""The exit code after Ctrl-C."""
 
-from testbed import __version__
-from testbed.cli.common import print_error
-from testbed.errors import TestbedError
+try:
+    import contextlib
+    import errno
+    import gc
+    import importlib
+    import os
+    import signal
+    import traceback
+    from pathlib import Path
+    from types import FrameType
+    from typing import Annotated, NoReturn
+
+    import typer
+
+    from testbed import __version__
+    from testbed.cli.common import print_error
+    from testbed.errors import TestbedError
+except KeyboardInterrupt:  # this takes a while, and nothing has begun yet
+    print("interrupted", file=sys.stderr)
+    sys.exit(INTERRUPTED)
 
 app: typer.Typer
 """All verbs, made when it is first asked for."""
@@ -97,10 +106,10 @@ def options(
 
 def run() -> None:
     """Run the command line: errors go to standard error in a line or two, with the tree's exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    # Options that stand before the verb take no word after them. A shell that completes a line asks for all verbs.
-    verb = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
     try:
+        signal.signal(signal.SIGTERM, _interrupt)
+        # Options that stand before the verb take no word after them. A shell that completes a line asks for all verbs.
+        verb = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
         app_with(None if "_TESTBED_COMPLETE" in os.environ else verb)()
     except TestbedError as error:
         if os.environ.get("TESTBED_DEBUG"):
@@ -113,9 +122,12 @@ def run() -> None:
             traceback.print_exc()
         print_error(*explained(error))
         sys.exit(TestbedError.exit_code)
+    except SystemExit as end:
+        if _after_ctrl_c(end):
+            _end_interrupted()
+        raise
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        _end_interrupted()
     finally:
         gc.freeze()  # what there is now ends with the process: nobody has to look for garbage in it
 
@@ -135,6 +147,23 @@ def explained(error: OSError) -> tuple[str, str]:
         errno.EISDIR: "a file was expected there: name another place",
     }.get(error.errno or 0, "`testbed --debug ...` shows where")
     return f"{path}: {error.strerror}", hint
+
+
+def _after_ctrl_c(end: BaseException) -> bool:
+    """Return whether Typer ends since it has caught a KeyboardInterrupt: of that it says nothing."""
+    before: BaseException | None = end
+    while before is not None and not isinstance(before, KeyboardInterrupt):
+        before = before.__context__
+    return before is not None
+
+
+def _end_interrupted() -> NoReturn:
+    """End after Ctrl-C or SIGTERM. Whoever asks once more does not wait for the end."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    with contextlib.suppress(OSError):  # nobody reads: what did was ended too
+        print("interrupted", file=sys.stderr)
+    sys.exit(INTERRUPTED)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:

@@ -13,6 +13,11 @@ from testbed.errors import InputError
 
 __all__ = ["app"]
 
+_HINT = (
+    "`testbed policy kinds` lists the kinds and their settings; one of your own is FILE:CLASS, or :NAME where it is "
+    "installed"
+)
+
 app = typer.Typer(help="Kinds of expert selection, and a check of your own.", no_args_is_help=True)
 
 SetOption = Annotated[
@@ -57,7 +62,9 @@ def kinds(as_json: JsonOption = False) -> None:
 
 @app.command("check")
 def check(
-    policy: Annotated[str, typer.Argument(help="FILE:CLASS, or a kind that comes with testbed.")],
+    policy: Annotated[
+        str, typer.Argument(help="FILE:CLASS, :NAME of an installed one, or a kind that comes with testbed.")
+    ],
     given: SetOption = None,
     rounds: Annotated[
         int, typer.Option("--rounds", min=1, help="Random layers that each check shows it.")
@@ -65,11 +72,14 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Check that an expert selection keeps the contract, and time it. Exit code 1 where it does not."""
-    settings = {"kind": policy, **_settings(given or [])}
+    from payloads.wdmoe.user_policy import is_user_kind, split_kind
+
+    settings = {"kind": _kind(policy), **_settings(given or [])}
     make = _maker(settings)
     from testbed.policies.contract import check_selector, time_selector
 
-    checks = check_selector(make, rounds=rounds)
+    file = split_kind(settings["kind"])[0] if is_user_kind(settings["kind"]) else None
+    checks = check_selector(make, rounds=rounds, file=file)
     sound = all(entry.holds for entry in checks)
     timings = [time_selector(make, tokens=count) for count in (1, 1000)] if sound else []
     if as_json:
@@ -84,9 +94,13 @@ def check(
         )
     else:
         print_table([[("ok" if entry.holds else "FAILED"), entry.name] for entry in checks])
+        # Code that raises does so in every check: what was seen is said once.
+        seen: dict[str, list[str]] = {}
         for entry in checks:
             if not entry.holds:
-                typer.echo(f"\n{entry.name}:\n  {entry.problem}")
+                seen.setdefault(entry.problem, []).append(entry.name)
+        for problem, names in seen.items():
+            typer.echo("\n" + ",\n".join(names) + f":\n  {problem}")
         for timing in timings:
             plural = "token" if timing.tokens == 1 else "tokens"
             typer.echo(
@@ -116,6 +130,17 @@ def _settings(given: list[str]) -> dict[str, Any]:
     return settings
 
 
+def _kind(policy: str) -> str:
+    """Return the kind as policies know it; a path starts at the folder that the command is given in."""
+    from payloads.wdmoe.user_policy import UserPolicyError
+    from testbed.policies.resolve import resolve_kind
+
+    try:
+        return resolve_kind(policy, Path())
+    except UserPolicyError as error:
+        raise InputError(str(error), hint=_HINT) from error
+
+
 def _maker(settings: dict[str, Any]) -> Any:
     from payloads.wdmoe.gating import check_selection, selector_of
     from payloads.wdmoe.user_policy import is_user_kind, make_user_selector
@@ -123,8 +148,7 @@ def _maker(settings: dict[str, Any]) -> Any:
     problems = check_selection(settings)
     if problems:
         raise InputError(
-            problems[0].removeprefix("kind: ").replace("got None", "and it is missing"),
-            hint="`testbed policy kinds` lists the kinds and their settings; one of your own is FILE:CLASS",
+            problems[0].removeprefix("kind: ").replace("got None", "and it is missing"), hint=_HINT
         )
     # One of the user's own without its guard, which would say the first fault in place of all.
     made = make_user_selector if is_user_kind(settings["kind"]) else selector_of

@@ -280,7 +280,7 @@ def _told_if_interrupted(came: Sequence[HostResult | UndoResult], progress: Host
         progress.end()
         if came:
             print_json([result.as_json() for result in came])
-        say("interrupted: what was done is noted on the hosts, and the same command goes on from there")
+        say("what was done is noted on the hosts, and the same command goes on from there")
         raise
 
 

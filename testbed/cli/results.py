@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from testbed.cli.common import print_table
+
 __all__ = ["export", "report", "runs"]
 
 Results = Annotated[
@@ -53,10 +55,7 @@ def runs(results: Results = Path("results"), as_json: AsJson = False) -> None:
         trials = f"{entry.completed} of {entry.planned}" if entry.planned else str(entry.completed)
         boards = "simulated" if entry.simulated else "emulated" if entry.emulated else "hardware"
         lines.append((entry.run, started, entry.state, trials, boards, entry.campaign))
-    widths = [max(len(line[place]) for line in lines) for place in range(5)]
-    for line in lines:
-        cells = [cell.ljust(width) for cell, width in zip(line, [*widths, 0], strict=True)]
-        typer.echo("  ".join(cells).rstrip())
+    print_table(lines)
 
 
 def report(

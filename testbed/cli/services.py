@@ -57,7 +57,7 @@ def status(
             rows.append((name, "(lease)", f"{held['left_s']} s left" if holds else "none", "", ""))
             for s in answer["services"]:
                 rows.append((name, s["name"], s["state"], str(s["pid"] or ""), s.get("last_line", "")))
-        print_table(rows)
+        print_table(rows, keys=2)
     _fail(outcomes)
 
 

@@ -22,7 +22,6 @@ __all__ = [
 ]
 
 DIRECTIONS = ("downlink", "uplink")
-RED, PLAIN = "\033[31m", "\033[0m"
 
 
 def print_backends(lab: Inventory, answers: Mapping[str, Mapping[str, Any]]) -> None:
@@ -38,7 +37,7 @@ def print_backends(lab: Inventory, answers: Mapping[str, Mapping[str, Any]]) -> 
                 why = answer["backends"][backend]
                 mark = f"{backend} *" if backend in asked else backend
                 rows.append((name, mark, "no" if why else "yes", why or ""))
-    print_table(rows)
+    print_table(rows, keys=2)
     print(f"* may be used: `network.shaping` is {lab.network.shaping}, `leaf` is {lab.network.leaf}")
 
 
@@ -71,7 +70,8 @@ def print_preview(rows: Sequence[Mapping[str, Any]]) -> None:
                 tuple("" if row[key] is None else how(row[key]) for key, (_, how) in shown.items())
                 for row in rows
             ),
-        ]
+        ],
+        keys=3,
     )
 
 
@@ -101,7 +101,7 @@ def print_links(answers: Mapping[str, Mapping[str, Any]]) -> None:
     if len(rows) == 1:
         print("no links are shaped")
         return
-    print_table(rows)
+    print_table(rows, keys=2)
     playing = [name for name, answer in answers.items() if answer.get("playing")]
     if playing:
         print(f"a channel is played (by {', '.join(playing)})")
@@ -120,7 +120,7 @@ def print_in_force(links: Sequence[Mapping[str, Any]], verified: Sequence[Mappin
         state = "no" if not mine else "ok" if all(row["ok"] for row in mine) else "OFF"
         rate, delay = _number(link["asked_mbit"]), _number(link["delay_ms"])
         rows.append((link["device"], link["direction"], rate, delay, link["backend"], state))
-    print_table(rows)
+    print_table(rows, keys=2)
     sys.stdout.flush()
     off = [row for row in verified if not row["ok"]]
     if off:
@@ -148,17 +148,9 @@ def print_verification(rows: Sequence[Mapping[str, Any]]) -> None:
         )
         for row in rows
     ]
-    table = [(*head, "ratio", ""), *cells]
-    widths = [max(len(line[place]) for line in table) for place in range(len(table[0]))]
-    coloured = sys.stdout.isatty()
-    for number, line in enumerate(table):
-        text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        off = number > 0 and not rows[number - 1]["ok"]
-        print(f"{RED}{text}{PLAIN}" if off and coloured else text)
-    off_count = sum(not row["ok"] for row in rows)
-    print(
-        f"{off_count} of {len(rows)} are off" if off_count else f"all {len(rows)} are within their tolerance"
-    )
+    off = [number for number, row in enumerate(rows, 1) if not row["ok"]]
+    print_table([(*head, "ratio", ""), *cells], keys=5, red=off)
+    print(f"{len(off)} of {len(rows)} are off" if off else f"all {len(rows)} are within their tolerance")
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

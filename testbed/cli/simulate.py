@@ -52,7 +52,8 @@ def calibrate(
         [
             ("where", "number", "value", "95 % interval", "n", "assumed", ""),
             *map(_number, calibration.numbers),
-        ]
+        ],
+        keys=2,
     )
     typer.echo("")
     heading = ("prediction of", "n", "median error", "p90", "bias", "as assumed")

@@ -16,7 +16,6 @@ from testbed.cli.common import (
     JsonOption,
     OtherLabOption,
     ResultsOption,
-    print_error,
     print_json,
     print_table,
     say,
@@ -113,12 +112,11 @@ def simulate(
         else:
             print_table([(f"{key}:", _said(value)) for key, value in plan.items()])
         return
-    tell = say if sys.stderr.isatty() else _quiet
     try:
-        done = execute(wanted, jobs=jobs or len(os.sched_getaffinity(0)), say=tell)
+        done = execute(wanted, jobs=jobs or len(os.sched_getaffinity(0)), say=say)
     except KeyboardInterrupt:
         if isinstance(wanted, BroadcastTarget) and wanted.folder.is_dir():
-            print_error("interrupted", f"what is done is kept: testbed simulate --resume {wanted.folder}")
+            say(f"what is done is kept: testbed simulate --resume {wanted.folder}")
         raise
     if as_json:
         print_json(done.as_json())
@@ -131,7 +129,3 @@ def _said(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return "none" if value is None else str(value)
-
-
-def _quiet(_text: str) -> None:
-    """Say nothing: nobody looks."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +14,6 @@ from testbed.cli.common import (
     DryRunOption,
     JsonOption,
     ResultsOption,
-    print_error,
     print_json,
     print_table,
     say,
@@ -62,22 +60,20 @@ def sweep(
         check_points(run)
         _show_points(run, as_json)
         return
-    told = sys.stderr.isatty()
     try:
         with _workers(dask, jobs) as workers:
-            if told:
-                say(f"{run.name}: {len(run.points)} points on {workers.about}")
+            say(f"{run.name}: {len(run.points)} points on {workers.about}")
             swept = run_sweep(
                 run,
                 workers.executor,
                 # One more for each, so that none waits while the next world is made.
                 in_flight=2 * workers.slots,
-                say=say if told else _quiet,
-                done=_counted if told else None,
+                say=say,
+                done=_counted,
             )
     except KeyboardInterrupt:
         if is_begun(run):
-            print_error("interrupted", f"what is done is kept: testbed sweep --resume {run.folder}")
+            say(f"what is done is kept: testbed sweep --resume {run.folder}")
         raise
     if as_json:
         print_json(swept.as_json())
@@ -85,7 +81,7 @@ def sweep(
     from testbed.simulate.sweep_tables import summary_rows
 
     rows = summary_rows(run, swept.table)
-    print_table(rows[: SHOWN_ROWS + 1])
+    print_table(rows[: SHOWN_ROWS + 1], keys=len(run.sweep.vary) + 2)  # the axes, scenario and policy
     if len(rows) > SHOWN_ROWS + 1:
         typer.echo(f"... and {len(rows) - SHOWN_ROWS - 1} more")
     typer.echo(
@@ -128,7 +124,3 @@ def _show_points(run: SweepRun, as_json: bool) -> None:
 
 def _counted(done: int, of: int) -> None:
     say(f"{done} of {of} repeats")
-
-
-def _quiet(_text: str) -> None:
-    """Say nothing: nobody looks."""

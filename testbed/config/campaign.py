@@ -15,7 +15,7 @@ from testbed.config.model import Count, FilePath, Model, Problem, Rate, Readable
 from testbed.config.policy import Bandwidth, Latency, OnLoss, Policy, Selection, policy_kinds
 from testbed.config.scenario import LinkRates, Scenario
 from testbed.config.shaping import unshared_problems
-from testbed.config.sizes import model_sizes, size_problems
+from testbed.config.sizes import length_problem, model_sizes, size_problems
 from testbed.config.yaml import read_yaml
 from testbed.errors import InputError
 
@@ -123,9 +123,9 @@ Placement = dict[str, dict[str, str | tuple[str, ...]]]
 
 
 def _placement_form(value: object) -> str:
-    if isinstance(value, AutoPlacement) or (isinstance(value, Mapping) and "kind" in value):
-        return "settings of a kind"
-    return "a table" if isinstance(value, Mapping) else "a word"
+    if isinstance(value, Mapping):
+        return "settings of a kind" if AutoPlacement.model_fields.keys() & value.keys() else "a table"
+    return "settings of a kind" if isinstance(value, AutoPlacement) else "a word"
 
 
 class Campaign(CampaignBase):
@@ -165,6 +165,7 @@ class Campaign(CampaignBase):
             *self._selection_problems(),
             *self._bandwidth_problems(),
             *self._loss_problems(),
+            *self._length_problems(),
             *self._text_problems(),
             *self._scenario_problems(),
         ]
@@ -197,6 +198,19 @@ class Campaign(CampaignBase):
         for number, policy in enumerate(self.policies):
             for name, text in policy.on_loss.problems() if policy.on_loss else ():
                 yield Problem(("policies", number, "on_loss", name), text)
+
+    def _length_problems(self) -> Iterator[Problem]:
+        """Yield lengths that the base station would refuse every request or window for."""
+        sizes = model_sizes(self.model)
+        cut = self.prompts.prefill_chunk_tokens is not None
+        shared = cut or any(scenario.concurrency > 1 for scenario in self.scenarios)
+        wrong = length_problem(self.prompts.max_new_tokens, sizes, shared=shared)
+        if wrong:
+            yield Problem(("prompts", "max_new_tokens"), wrong)
+        wanted = self.quality.window_tokens if self.quality is not None else 0
+        if sizes.positions is not None and wanted > sizes.positions:
+            text = f"at most {sizes.positions} was expected (what the model reads), not {wanted}"
+            yield Problem(("quality", "window_tokens"), text)
 
     def _text_problems(self) -> Iterator[Problem]:
         """Yield texts of one name, since the records tell them apart by it, and those that are too short."""

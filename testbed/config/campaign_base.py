@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from pydantic import Field, PrivateAttr
 
-from testbed.config.model import Count, FilePath, Model, Name, Problem, validate
+from testbed.config.model import Count, FilePath, Model, Name, Problem, readable, validate
 from testbed.config.scenario import DEFAULT, LinkScenario
 from testbed.config.shaping import shaping_problems
 from testbed.config.yaml import Document, Place
@@ -100,6 +100,22 @@ class CampaignBase(Model):
         yield from shaping_problems(self, inventory)
         yield from self._power_problems(inventory)
 
+    def lab_file(self, other: Path | None = None) -> Path:
+        """Return the lab's inventory file: another one than the campaign's, or the campaign's own.
+
+        Args:
+            other: The other one.
+
+        Raises:
+            InputError: The campaign's own cannot be read.
+        """
+        if other is not None:
+            return other
+        try:
+            return readable(self.inventory)
+        except ValueError as error:
+            raise self.mistake((("inventory",), str(error)), hint="`-i FILE` takes another lab") from None
+
     def taking_part(self, inventory: Inventory, limit: Sequence[str]) -> Inventory:
         """Return the lab with the devices that take part.
 
@@ -116,13 +132,13 @@ class CampaignBase(Model):
         """Return one scenario by name."""
         return next(scenario for scenario in self.scenarios if scenario.name == name)
 
-    def mistake(self, *problems: tuple[Place, str]) -> InputError:
+    def mistake(self, *problems: tuple[Place, str], hint: str = "") -> InputError:
         """Return the error that names places of the campaign file, each with what is wrong there."""
         document = self._document or Document(Path("campaign"), None, {}, "")
         lines = [document.problem(place, text) for place, text in problems]
         if len(lines) == 1:
-            return InputError(lines[0])
-        return InputError(f"{document.file}: {len(lines)} mistakes", problems=lines)
+            return InputError(lines[0], hint=hint)
+        return InputError(f"{document.file}: {len(lines)} mistakes", problems=lines, hint=hint)
 
     @property
     def text(self) -> str:

@@ -49,6 +49,16 @@ def _multicast(text: str) -> str:
     return text
 
 
+def _address(text: str) -> str:
+    # What is digits and dots alone is no host name: the resolver would take it for an address, as far as it is one.
+    try:
+        if re.fullmatch(r"[0-9.]+", text):
+            ipaddress.IPv4Address(text)
+    except ValueError:
+        raise ValueError(f"an IPv4 address or a host name was expected, not {text!r}") from None
+    return text
+
+
 Multicast = Annotated[
     str,
     AfterValidator(_multicast),
@@ -143,6 +153,7 @@ class Host(Model):
         Field(
             pattern=_ADDRESS, max_length=253, json_schema_extra={"expected": "an IPv4 address or a host name"}
         ),
+        AfterValidator(_address),
     ]
     """An IPv4 address or a host name; the base station reaches a device by the same one."""
     user: Annotated[str, Field(min_length=1)] = "root"
@@ -351,7 +362,12 @@ def load_inventory(path: Path) -> Inventory:
     Raises:
         InputError: The file cannot be read or holds a mistake; one line for each.
     """
-    document = read_yaml(path)
+    try:
+        document = read_yaml(path)
+    except InputError as error:
+        if isinstance(error.__context__, FileNotFoundError):
+            error.hint = "name the lab's file, most verbs by `-i FILE`, or set TESTBED_INVENTORY to it"
+        raise
     data = document.data
     if isinstance(data, dict):
         data = {"known_hosts": f"{path.stem}.known_hosts", **data}

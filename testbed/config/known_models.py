@@ -20,11 +20,17 @@ BUILT_MODELS = {
     "smollm2-moe": "scripts/build_smollm2_moe.py",
     **{
         f"semcast-{scheme}-s{seed}": TRAINED_BY
-        for scheme in ("fusion", "time-division", "superposition")
+        for scheme in ("fusion", "time-division", "superposition", "joint-division")
         for seed in (2, 3)
     },
     **dict.fromkeys(
-        ("semcast-fusion-no-similarity", "semcast-fusion-window", "semcast-time-division-window"), TRAINED_BY
+        (
+            "semcast-joint-division",
+            "semcast-fusion-no-similarity",
+            "semcast-fusion-window",
+            "semcast-time-division-window",
+        ),
+        TRAINED_BY,
     ),
 }
 
@@ -56,7 +62,7 @@ def find_model(name: str, base: Path, *, broadcast: bool, shipped: Path | None =
                 raise ValueError(
                     f"{folder.name} {kinds[not broadcast]}; a model that {kinds[broadcast]} was expected"
                 )
-            return folder.resolve()
+            return folder.parent.resolve() / folder.name  # a link's own name may be the better one
     script = BUILT_MODELS.get(name)
     if script is not None and broadcast == (script == TRAINED_BY):
         raise ValueError(f"{name} is not built yet; build it with {script} (into {built / name})")

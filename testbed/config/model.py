@@ -40,6 +40,7 @@ __all__ = [
     "ReadableFile",
     "load_model",
     "problems_error",
+    "readable",
     "validate",
 ]
 
@@ -102,7 +103,8 @@ FilePath = Annotated[Path, AfterValidator(_from_base)]
 """A path; a relative one starts at the folder of the file that holds it."""
 
 
-def _readable(path: Path) -> Path:
+def readable(path: Path) -> Path:
+    """Return a path, once it is seen that it is a file that can be read; a ValueError says why not."""
     try:
         with path.open("rb"):
             return path
@@ -110,7 +112,7 @@ def _readable(path: Path) -> Path:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
 
 
-ReadableFile = Annotated[FilePath, AfterValidator(_readable)]
+ReadableFile = Annotated[FilePath, AfterValidator(readable)]
 """A file that can be read."""
 
 
@@ -259,7 +261,7 @@ def shown(value: Any) -> str:
     if isinstance(value, Mapping):
         return "keys and values"
     if isinstance(value, list | tuple):
-        return "a list" if value else "an empty list"
+        return f"a list with {_entries(len(value))}" if value else "an empty list"
     # The password of an address does not belong into a message either.
     text = re.sub(r"//[^/\s]*@", "//...@", repr(value))
     return text if len(text) <= 60 else text[:57] + "..."
@@ -332,13 +334,24 @@ def describe(schema: Mapping[str, Any], root: Mapping[str, Any]) -> str:
     if kind in {"integer", "number"}:
         return ("an integer" if kind == "integer" else "a number") + _bounds(schema)
     if kind == "array":
-        return "a list with at least one entry" if schema.get("minItems") else "a list"
+        return "a list" + _length(schema)
     if kind == "object":
         keys = ", ".join(schema.get("properties", {}))
         least = " (at least one)" if schema.get("minProperties") else ""
         return f"keys and values ({keys})" if keys else f"keys and values{least}"
     names = {"string": "a path" if schema.get("format") == "path" else "text", "boolean": "true or false"}
     return names.get(str(kind), "something else")
+
+
+def _length(schema: Mapping[str, Any]) -> str:
+    low, high = schema.get("minItems", 0), schema.get("maxItems")
+    if high is None:
+        return f" with at least {_entries(low)}" if low else ""
+    return f" with {_entries(high)}" if low == high else f" with {low} to {_entries(high)}"
+
+
+def _entries(count: int) -> str:
+    return "one entry" if count == 1 else f"{count} entries"
 
 
 def _bounds(schema: Mapping[str, Any]) -> str:

@@ -26,8 +26,8 @@ class Axis(Model):
     """One thing that is varied."""
 
     change: Annotated[str | tuple[str, ...] | None, Field(alias="set")] = None
-    """Which value of the campaign file is set, such as `policies.joint.selection.tau`; entries of a list go by their
-    name, and `*` stands for all of them. A list of such sets them all together."""
+    """Which value of the campaign file is set, such as `policies.joint-0.97.selection.tau`; entries of a list go by
+    their name, and `*` stands for all of them. A list of such sets them all together."""
     to: Annotated[tuple[Any, ...], Field(min_length=1)] | None = None
     """The values that it is set to."""
     devices: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
@@ -160,10 +160,7 @@ def changed(sweep: Sweep, point: Point, campaign: Document) -> Campaign:
         made = validate(campaign, Campaign, data=data)
     except InputError as error:
         where = ", ".join(f"{name} = {value}" for name, value in point.values.items())
-        raise InputError(
-            f"{sweep.document.file}: point {point.number} ({where}): {error.message}",
-            problems=error.problems,
-        ) from error
+        raise InputError(f"{sweep.document.file}: point {point.number} ({where}): {error.message}") from error
     made._document = campaign
     return made
 

@@ -171,7 +171,9 @@ def look_at_keys(inventory: Inventory | None, home: Path, agent_socket: str | No
         home: The user's home folder.
         agent_socket: Where the SSH agent answers; None where there is none.
     """
-    own = [_key_file(path, ()) for name in _KEY_NAMES if (path := home / ".ssh" / name).exists()]
+    keys = [_key_file(home / ".ssh" / name, ()) for name in _KEY_NAMES]
+    # Those without a mode are not there, or where this user may not look.
+    own = [key for key in keys if key.mode is not None]
     named: dict[Path, list[str]] = {}
     unnamed: tuple[str, ...] | None = None
     if inventory is not None:
@@ -179,8 +181,8 @@ def look_at_keys(inventory: Inventory | None, home: Path, agent_socket: str | No
         for host in inventory.hosts.values():
             if host.key_file is not None:
                 named.setdefault(host.key_file, []).append(host.name)
-    agent, keys = _agent(agent_socket)
-    return Ssh(agent, keys, (*own, *(_key_file(path, hosts) for path, hosts in named.items())), unnamed)
+    agent, agent_keys = _agent(agent_socket)
+    return Ssh(agent, agent_keys, (*own, *(_key_file(path, hosts) for path, hosts in named.items())), unnamed)
 
 
 def _key_file(path: Path, hosts: Sequence[str]) -> KeyFile:
@@ -281,26 +283,35 @@ def _system_name(file: Path) -> str:
 def _run(
     argv: Sequence[str], timeout_s: float, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str] | None:
-    """Return how a program ended, or None where it is missing or hangs."""
+    """Return how a program ended, or None where it cannot be run or hangs."""
     try:
-        return subprocess.run(
-            argv,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            env=env,
-            check=False,
-        )
+        return _ended(argv, timeout_s, env)
     except (OSError, subprocess.TimeoutExpired):
         return None
 
 
+def _ended(
+    argv: Sequence[str], timeout_s: float, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        argv,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        env=env,
+        check=False,
+    )
+
+
 def _answer(argv: Sequence[str], timeout_s: float) -> tuple[dict[str, Any], str]:
     """Return the JSON object that a program of this Python prints, and what it said instead."""
-    done = _run([sys.executable, *argv], timeout_s)
-    if done is None:
+    try:
+        done = _ended([sys.executable, *argv], timeout_s)
+    except subprocess.TimeoutExpired:
         return {}, f"no answer within {timeout_s:g} s"
+    except OSError as error:
+        return {}, f"{sys.executable} cannot be run: {error.strerror}"
     try:
         return dict(json.loads(done.stdout)), ""
     except ValueError:

@@ -24,7 +24,7 @@ from testbed.emulation.network import bridge_lines, host_lines, link_lines
 from testbed.emulation.power import LoadStep
 from testbed.emulation.preflight import PROGRAM_PATH, require_programs
 from testbed.emulation.spec import STATE_ROOT, HostSpec, LabFiles, LabSpec
-from testbed.errors import RefusedError, TestbedError
+from testbed.errors import InputError, RefusedError, TestbedError
 
 __all__ = ["Removed", "State", "down", "load", "plan_lines", "shell_command", "state_of", "status", "up"]
 
@@ -323,8 +323,10 @@ def load(spec: LabSpec, host: str, script: Sequence[LoadStep]) -> dict[str, Any]
         ``start_mono_ns`` of the monotonic clock and ``level``, the lagged load at that moment.
 
     Raises:
-        TestbedError: The lab is not up, or has no such board.
+        InputError: The lab has no such host.
+        TestbedError: It is not up, or the host is no board.
     """
+    _named(spec, host)
     state = state_of(spec.lab)
     if state is None or not state.running:
         raise TestbedError(f"the lab {spec.lab} is not up", hint="run `testbed emulate up`")
@@ -344,13 +346,9 @@ def shell_command(
         user: Who logs in: the host's user if left out, or root, whom the lab's key lets in everywhere.
 
     Raises:
-        TestbedError: The lab has no such host.
+        InputError: The lab has no such host.
     """
-    found = next((entry for entry in spec.hosts if entry.name == host), None)
-    if found is None:
-        names = ", ".join(entry.name for entry in spec.hosts)
-        raise TestbedError(f"the lab {spec.lab} has no host {host}; its hosts are {names}")
-    files = spec.files
+    found, files = _named(spec, host), spec.files
     options = {
         "IdentitiesOnly": "yes",
         "UserKnownHostsFile": str(files.known_hosts),
@@ -366,6 +364,14 @@ def shell_command(
         line += ["-o", f"{key}={value}"]
     line.append(f"{user or found.user}@{found.address}")
     return [*line, shlex.join(command)] if command else line
+
+
+def _named(spec: LabSpec, host: str) -> HostSpec:
+    found = next((entry for entry in spec.hosts if entry.name == host), None)
+    if found is None:
+        names = ", ".join(entry.name for entry in spec.hosts)
+        raise InputError(f"the lab {spec.lab} has no host {host}; its hosts are {names}")
+    return found
 
 
 def plan_lines(spec: LabSpec) -> list[str]:

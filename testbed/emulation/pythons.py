@@ -47,15 +47,17 @@ class Interpreter:
 
 
 def _candidates(short: str, home: Path) -> Iterator[Path]:
-    for folder in ("/usr/bin", "/usr/local/bin"):
-        yield Path(folder) / f"python{short}"
+    for system in ("/usr/bin", "/usr/local/bin"):
+        yield Path(system) / f"python{short}"
     pyenv = Path(os.environ.get("PYENV_ROOT", home / ".pyenv"))
     uv = home / ".local/share/uv/python"
-    for found in (
-        *sorted(pyenv.glob(f"versions/{short}.*"), reverse=True),
-        *sorted(uv.glob(f"cpython-{short}.*"), reverse=True),
-    ):
-        yield found / "bin" / f"python{short}"
+    for folder, pattern in ((pyenv, f"versions/{short}.*"), (uv, f"cpython-{short}.*")):
+        try:
+            found = sorted(folder.glob(pattern), reverse=True)
+        except OSError:
+            continue  # this user may not look there
+        for one in found:
+            yield one / "bin" / f"python{short}"
     on_path = shutil.which(f"python{short}")
     if on_path is not None:
         yield Path(on_path)
@@ -69,14 +71,12 @@ def find_python(short: str) -> Interpreter | None:
         short: Major and minor version, such as ``3.10``.
     """
     for path in _candidates(short, Path.home()):
-        if not path.is_file():
-            continue
         try:
             done = subprocess.run(
                 [path, "-I", "-S", "-c", _ASK], capture_output=True, text=True, timeout=20, check=False
             )
         except (OSError, subprocess.SubprocessError):
-            continue  # one that cannot be run, or hangs
+            continue  # one that is not there, cannot be run, or hangs
         lines = done.stdout.split()
         if done.returncode == 0 and len(lines) == 2 and lines[1].startswith(f"{short}."):
             return Interpreter(lines[1], lines[0], f"bin/python{short}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from payloads.linkd.channel import DIRECTIONS, Channel
@@ -179,7 +179,7 @@ def links_argument(plan: ShapingPlan, backends: Mapping[str, str] | None = None)
         plan: The links.
         backends: What shapes each direction, for a probe that cannot ask who shapes.
     """
-    listed: list[dict[str, Any]] = [asdict(link) for link in plan.links]
+    listed = [dict(vars(link)) for link in plan.links]  # asdict is ten times as slow
     for link in listed:
         for key in IMPAIRMENTS:
             if not link[key]:

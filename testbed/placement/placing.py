@@ -97,7 +97,7 @@ def by_campaign(file: Path, inventory: Path | None, limit: Sequence[str]) -> Pla
     from testbed.simulate.assumed import latency_model
 
     campaign = load_campaign(file)
-    lab = load_inventory(inventory or campaign.inventory).limited(limit)
+    lab = load_inventory(campaign.lab_file(inventory)).limited(limit)
     check_campaign(campaign, lab)
     require_weights(campaign.model)
     with Fleet(lab, connect_timeout_s=PROBE_TIMEOUT_S) as fleet:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from payloads.wdmoe.guarded import PROBLEMS
 from payloads.wdmoe.latency import TERMS, DeviceSpeed, LatencyModel
 from payloads.wdmoe.pace import ExpertShape
 from payloads.wdmoe.routing import LayerView, Routing, loads_of
+from payloads.wdmoe.user_policy import fault_of
 
 __all__ = ["Check", "Timing", "check_selector", "random_view", "time_selector"]
 
@@ -104,13 +106,14 @@ def random_view(
     return LayerView(layer, step, Routing(index, weights, scores), device_of, model.costs(rates[0], rates[1]))
 
 
-def check_selector(make: Make, *, rounds: int = 40, seed: int = 1) -> list[Check]:
+def check_selector(make: Make, *, rounds: int = 40, seed: int = 1, file: Path | None = None) -> list[Check]:
     """Check an expert selection.
 
     Args:
         make: Makes a fresh selector.
         rounds: How many random layers each check shows it.
         seed: What they follow from.
+        file: The file of its class: what fails there is said with its line.
 
     Returns:
         One entry for each thing that must hold.
@@ -122,7 +125,7 @@ def check_selector(make: Make, *, rounds: int = 40, seed: int = 1) -> list[Check
         ("leaves what it is shown as it was", _harmless),
         ("learns from measured times without a fault", _learns),
     ]
-    return [_checked(name, check, make, rounds, seed) for name, check in checks]
+    return [_checked(name, check, make, rounds, seed, file) for name, check in checks]
 
 
 def time_selector(make: Make, *, tokens: int, calls: int = 50, seed: int = 2) -> Timing:
@@ -162,15 +165,20 @@ def views_of(rounds: int, seed: int) -> Iterator[LayerView]:
         )
 
 
-def _checked(name: str, check: Callable[[Make, LayerView], str], make: Make, rounds: int, seed: int) -> Check:
+def _checked(
+    name: str,
+    check: Callable[[Make, LayerView], str],
+    make: Make,
+    rounds: int,
+    seed: int,
+    file: Path | None,
+) -> Check:
     for number, view in enumerate(views_of(rounds, seed)):
         try:
             problem = check(make, view)
-        except (
-            Exception,
-            SystemExit,
-        ) as error:  # a user's code may do anything: that it failed is what is reported
-            problem = f"{type(error).__name__}: {error}"
+        # A user's code may do anything: that it failed is what is reported.
+        except (Exception, SystemExit) as error:
+            problem = str(fault_of(error, file)) if file else f"{type(error).__name__}: {error}"
         if problem:
             tokens, chosen = view.routing.index.shape
             shown = f"{tokens} tokens, {chosen} of {view.routing.scores.shape[1]} experts"

@@ -30,8 +30,8 @@ def resolve_kind(kind: str, base: Path) -> str:
         if kind in SELECTOR_KINDS:
             return kind
         close = difflib.get_close_matches(kind, SELECTOR_KINDS, n=1)
-        there = f"did you mean {close[0]}?" if close else f"there are: {', '.join(sorted(SELECTOR_KINDS))}"
-        raise UserPolicyError(f"unknown policy kind {kind!r}; {there}, or FILE:CLASS for one of your own")
+        there = f"did you mean {close[0]}?" if close else f"there are: {', '.join(sorted(SELECTOR_KINDS))};"
+        raise UserPolicyError(f"unknown policy kind {kind!r}; {there} FILE:CLASS names one of your own")
     if kind.startswith(":"):
         return _installed(kind[1:])
     file, name = split_kind(kind)

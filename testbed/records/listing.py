@@ -18,11 +18,11 @@ class RunSummary:
     """One run of a results folder.
 
     Attributes:
-        run: Its name.
+        run: Its name, which is its folder's: a copy has its own.
         path: Its folder.
         campaign: The campaign's name.
         state: running, completed, failed or interrupted; ``cut off`` where its controller was killed, ``unreadable``
-            where the manifest is damaged.
+            where the manifest is damaged or the folder somebody else's.
         started_unix: When it was started.
         completed: How many trials were completed.
         planned: How many trials there should be; None where the campaign file does not say.
@@ -51,8 +51,8 @@ def list_runs(results: Path) -> list[RunSummary]:
     """
     if not results.is_dir():
         return []
-    folders = [path for path in results.iterdir() if (path / MANIFEST_NAME).is_file()]
-    return sorted((_summary(folder) for folder in folders), key=lambda run: (-run.started_unix, run.run))
+    runs = [run for folder in results.iterdir() if (run := _summary(folder)) is not None]
+    return sorted(runs, key=lambda run: (-run.started_unix, run.run))
 
 
 def find_run(results: Path, run: str) -> Path:
@@ -78,14 +78,18 @@ def find_run(results: Path, run: str) -> Path:
     raise InputError(f"{run}: there is no such run in {results}", hint=hint)
 
 
-def _summary(folder: Path) -> RunSummary:
+def _summary(folder: Path) -> RunSummary | None:
+    """Return what a folder says of its run; None where it is none."""
     try:
+        if not (folder / MANIFEST_NAME).is_file():
+            return None
         manifest = read_manifest(folder)
         completed = _completed(folder)
-    except InputError as error:
-        return RunSummary(folder.name, folder, "", "unreadable", 0.0, 0, None, False, error.message)
+    except (InputError, OSError) as error:
+        problem = f"{folder}: {error.strerror}" if isinstance(error, OSError) else error.message
+        return RunSummary(folder.name, folder, "", "unreadable", 0.0, 0, None, False, problem)
     return RunSummary(
-        run=str(manifest["run"]),
+        run=folder.name,
         path=folder,
         campaign=str(manifest.get("campaign_name", "")),
         state=_state(folder, str(manifest["state"])),

@@ -33,5 +33,5 @@ def check_playable(campaign: BroadcastCampaign) -> None:
     if needing and importlib.util.find_spec("sionna") is None:
         raise InputError(
             f"the scheme {needing[0]} codes with sionna-no-rt, which is not installed",
-            hint="install the extra of that name: pip install 'wireless-testbed[link-level]'",
+            hint="in testbed's folder: pip install -c constraints.txt -e '.[link-level]'",
         )

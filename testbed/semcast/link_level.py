@@ -56,7 +56,7 @@ def _library() -> ModuleType:
     except ImportError as error:
         raise InputError(
             f"the practical scheme codes with sionna-no-rt, which cannot be imported: {error}",
-            hint="install the extra of that name: pip install 'wireless-testbed[link-level]'",
+            hint="in testbed's folder: pip install -c constraints.txt -e '.[link-level]'",
         ) from error
     return library  # type: ignore[no-any-return]
 

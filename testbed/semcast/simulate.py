@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from testbed.semcast.play import PlayedTrial, Stage, play_trial, stage_of
 from testbed.semcast.rows import scheme_rows
 from testbed.semcast.target import BroadcastTarget
 from testbed.semcast.written import PICTURES, described, write_sources, write_trial
+from testbed.simulate.processes import each_of
 from testbed.simulate.recorded import manifest_of, recorded
 
 __all__ = ["PlayedCampaign", "Same", "play_campaign", "same_images"]
@@ -194,9 +193,7 @@ def _played(stage: Stage, trials: Sequence[Trial], jobs: int) -> Iterator[Played
         for trial in trials:
             yield play_trial(stage, trial)
         return
-    # The stage is handed over once, not once a trial. A forked process would inherit the threads of others.
-    with ProcessPoolExecutor(min(jobs, len(trials)), get_context("spawn"), _take, (stage,)) as pool:
-        yield from pool.map(_play, trials)
+    yield from each_of(_play, trials, min(jobs, len(trials)), _take, stage)
 
 
 def _take(stage: Stage) -> None:

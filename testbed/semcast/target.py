@@ -103,7 +103,7 @@ def broadcast_target(
         )
     if repeats is not None:
         campaign = campaign.model_copy(update={"repeats": repeats})
-    inventory_file = inventory_file or campaign.inventory
+    inventory_file = campaign.lab_file(inventory_file)
     lab = load_inventory(inventory_file)
     check_campaign(campaign, lab)
     check_playable(campaign)

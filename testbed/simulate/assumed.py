@@ -22,6 +22,7 @@ __all__ = [
     "assumed_speed",
     "calibrated",
     "calibrated_with",
+    "check_calibration",
     "latency_model",
     "load_calibration",
     "shape_of",
@@ -144,6 +145,16 @@ def calibrated(file: Path, devices: Iterable[str]) -> LatencyModel:
         raise InputError(
             f"{file}: {error}", hint="calibrate with a run on this lab, or leave `latency.calibration` out"
         ) from error
+
+
+def check_calibration(campaign: Campaign, inventory: Inventory) -> None:
+    """Check that a campaign's calibration, where it names one, can be read and knows the lab's devices.
+
+    Raises:
+        InputError: It cannot be read, is none, or lacks a device.
+    """
+    if campaign.latency.calibration is not None:
+        calibrated(campaign.latency.calibration, [device.name for device in inventory.devices])
 
 
 def assumed_of_run(manifest: Mapping[str, Any], row_bytes: int) -> LatencyModel:

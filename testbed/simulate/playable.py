@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from testbed.artifacts.weights import has_weights, require_tokenizer
 from testbed.config.campaign import Campaign
 from testbed.config.yaml import Place
 
@@ -17,11 +18,13 @@ def check_playable(campaign: Campaign) -> None:
         campaign: The campaign.
 
     Raises:
-        InputError: It does; one line for each key.
+        InputError: It does; one line for each key. Or nobody could read its prompts to the model.
     """
     problems = list(_problems(campaign))
     if problems:
         raise campaign.mistake(*problems)
+    if has_weights(campaign.model):
+        require_tokenizer(campaign.model)
 
 
 def _problems(campaign: Campaign) -> Iterator[tuple[Place, str]]:

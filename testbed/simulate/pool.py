@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
 from testbed.simulate.engine import TrialRecord, simulate_trial
+from testbed.simulate.processes import each_of
 from testbed.simulate.world import World
 
 __all__ = ["trial_records"]
@@ -28,9 +27,7 @@ def trial_records(world: World, jobs: int) -> Iterator[TrialRecord]:
         for trial in world.trials:
             yield simulate_trial(world, trial)
         return
-    # The world is handed over once, not once a trial. A forked process would inherit the threads of others.
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _take, (world,)) as pool:
-        yield from pool.map(_simulate, range(len(world.trials)))
+    yield from each_of(_simulate, range(len(world.trials)), jobs, _take, world)
 
 
 def _work(world: World) -> int:

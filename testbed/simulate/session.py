@@ -19,6 +19,7 @@ from testbed.errors import InputError
 from testbed.records import Run, find_run, load_run
 from testbed.records.outline import was_served
 from testbed.semcast.target import BroadcastTarget, broadcast_target, resumed_target
+from testbed.simulate.assumed import check_calibration
 from testbed.simulate.playable import check_playable
 from testbed.simulate.prepare import prepare
 from testbed.simulate.run import Simulated, run_simulation
@@ -118,11 +119,13 @@ def target(
         limit = tuple(files.get("limit", ()))
         if inventory_file is None and "inventory" in files:
             inventory_file = Path(files["inventory"])
-    lab = load_inventory(inventory_file or campaign.inventory)
+    lab = load_inventory(campaign.lab_file(inventory_file))
     check_campaign(campaign, lab)
     check_playable(campaign)
     load_prompts(campaign)
-    return Target(campaign, lab.limited(limit), results, command, predicts, batch_tokens)
+    inventory = lab.limited(limit)
+    check_calibration(campaign, inventory)
+    return Target(campaign, inventory, results, command, predicts, batch_tokens)
 
 
 def dry_run(wanted: Target | BroadcastTarget) -> dict[str, Any]:

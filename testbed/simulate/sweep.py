@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,6 +27,7 @@ from testbed.config.inventory import load_inventory
 from testbed.config.sweep import Point, Sweep, changed, load_sweep, points_of
 from testbed.config.yaml import Document, read_yaml
 from testbed.errors import InputError, TestbedError
+from testbed.simulate.assumed import check_calibration
 from testbed.simulate.engine import TrialRecord, simulate_trial
 from testbed.simulate.fleets import resized
 from testbed.simulate.playable import check_playable
@@ -34,6 +36,9 @@ from testbed.simulate.world import World
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from testbed.config.campaign import Campaign
+    from testbed.config.inventory import Inventory
 
 __all__ = [
     "SweepRun",
@@ -140,7 +145,7 @@ def new_sweep(file: Path, sweep: Sweep, results: Path) -> SweepRun:
 
 def _sweep_run(name: str, folder: Path, file: Path, sweep: Sweep) -> SweepRun:
     campaign = read_yaml(sweep.campaign)
-    inventory = sweep.inventory or load_campaign(sweep.campaign).inventory
+    inventory = sweep.inventory or load_campaign(sweep.campaign).lab_file()
     return SweepRun(name, folder, file, sweep, points_of(sweep), campaign, read_yaml(inventory))
 
 
@@ -198,7 +203,7 @@ def run_sweep(
 
     Args:
         run: The sweep.
-        executor: Who does the work: processes here, or a cluster.
+        executor: Who does the work: processes here, or a cluster. Who gave it cancels what is left of it.
         in_flight: How many units are handed out at most before one comes back.
         say: Told what takes a while.
         done: Told how many units are done, of how many.
@@ -219,21 +224,17 @@ def run_sweep(
         done(finished, len(units))
     waiting: dict[Future[list[dict[str, Any]]], Unit] = {}
     handed_out = _handed_out(left, worlds, executor)
-    try:
-        while True:
-            while len(waiting) < in_flight and (next_one := next(handed_out, None)) is not None:
-                waiting[next_one[0]] = next_one[1]
-            if not waiting:
-                break
-            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                unit = waiting.pop(future)
-                _write_part(parts / f"{unit.part}.json", _result(future, run, unit))
-                finished += 1
-                if done is not None:
-                    done(finished, len(units))
-    finally:
-        for future in waiting:
-            future.cancel()
+    while True:
+        while len(waiting) < in_flight and (next_one := next(handed_out, None)) is not None:
+            waiting[next_one[0]] = next_one[1]
+        if not waiting:
+            break
+        for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+            unit = waiting.pop(future)
+            _write_part(parts / f"{unit.part}.json", _result(future, run, unit))
+            finished += 1
+            if done is not None:
+                done(finished, len(units))
     table = _table(run, parts, units)
     _write_table(run.folder, table)
     return Swept(run, table, len(left), len(units), time.monotonic() - begun_s)
@@ -255,12 +256,14 @@ class _Worlds:
     def __init__(self, run: SweepRun, say: Callable[[str], None]) -> None:
         self._sweep = run.sweep
         self._say = say
+        self._lab = cache(load_inventory)
         # A mistake in the last point is found before the first is simulated.
         self._campaigns = {point.number: changed(run.sweep, point, run.campaign) for point in run.points}
         self._points = {point.number: point for point in run.points}
-        for campaign in self._campaigns.values():
-            check_campaign(campaign, load_inventory(run.sweep.inventory or campaign.inventory))
+        for number, campaign in self._campaigns.items():
+            check_campaign(campaign, self._lab(campaign.lab_file(run.sweep.inventory)))
             check_playable(campaign)
+            check_calibration(*self._resized(number))
             if run.sweep.batch_tokens is not None and has_weights(campaign.model):
                 text = f"{campaign.model_name} has weights, so that its prompts are as long as they are"
                 raise InputError(run.sweep.document.problem(("batch_tokens",), text))
@@ -273,14 +276,17 @@ class _Worlds:
     def of(self, number: int) -> World:
         """Return the world of a point."""
         if self._kept is None or self._kept[0] != number:
-            campaign = self._campaigns[number]
-            inventory = load_inventory(self._sweep.inventory or campaign.inventory)
-            devices = self._points[number].devices
-            if devices is not None:
-                campaign, inventory = resized(campaign, inventory, devices)
+            campaign, inventory = self._resized(number)
             made = prepare(campaign, inventory, batch_tokens=self._sweep.batch_tokens, say=self._say).world
             self._kept = number, replace(made, detail=False)
         return self._kept[1]
+
+    def _resized(self, number: int) -> tuple[Campaign, Inventory]:
+        """Return the campaign and the lab of a point, with as many devices as it has."""
+        campaign = self._campaigns[number]
+        inventory = self._lab(campaign.lab_file(self._sweep.inventory))
+        devices = self._points[number].devices
+        return (campaign, inventory) if devices is None else resized(campaign, inventory, devices)
 
 
 def _handed_out(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor
 from contextlib import contextmanager
-from multiprocessing import get_context
 from typing import Any, NamedTuple
 
 from testbed.errors import InputError, TestbedError
+from testbed.simulate.processes import process_pool
 
 __all__ = ["Workers", "cluster_workers", "local_workers"]
 
@@ -37,14 +37,13 @@ def local_workers(jobs: int) -> Iterator[Workers]:
     Args:
         jobs: How many.
     """
-    # A forked process would inherit the threads of others; and one thread each, since there is one process a processor.
+    # One thread each, since there is one process a processor.
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
-    executor = ProcessPoolExecutor(jobs, get_context("spawn"))
     try:
-        yield Workers(executor, jobs, f"{jobs} processes" if jobs > 1 else "1 process")
+        with process_pool(jobs) as pool:
+            yield Workers(pool, jobs, f"{jobs} processes" if jobs > 1 else "1 process")
     finally:
-        executor.shutdown(wait=True, cancel_futures=True)
         if before is None:
             del os.environ["OMP_NUM_THREADS"]
         else:
@@ -69,7 +68,8 @@ def cluster_workers(address: str) -> Iterator[Workers]:
         from distributed import Client
     except ImportError as error:
         raise InputError(
-            "dask.distributed is not installed", hint="pip install 'wireless-testbed[cluster]'"
+            "dask.distributed is not installed",
+            hint="in testbed's folder: pip install -c constraints.txt -e '.[cluster]'",
         ) from error
     _check_address(address)
     try:
@@ -91,7 +91,10 @@ def cluster_workers(address: str) -> Iterator[Workers]:
                 hint="install this version there",
             )
         executor = client.get_executor(pure=False)
-        yield Workers(executor, slots, f"the Dask cluster at {address}, {slots} threads")
+        try:
+            yield Workers(executor, slots, f"the Dask cluster at {address}, {slots} threads")
+        finally:
+            executor.shutdown(wait=False)  # what nobody waits for any more is cancelled
 
 
 def _check_address(address: str) -> None:

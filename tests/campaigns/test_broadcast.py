@@ -116,6 +116,14 @@ def test_what_only_split_experts_have_is_refused_with_the_line(target: Target, t
         evaluation(tmp_path / "results", target.campaign_file, None, [], Evaluation())
 
 
+def test_a_user_that_the_lab_has_not_is_named_with_its_line(tmp_path: Path) -> None:
+    file = write_campaign(tmp_path, users=["strong", "wean"])
+    with pytest.raises(
+        InputError, match=r"yaml:\d+: users\[1\]: the lab has no device 'wean'; did you mean weak"
+    ):
+        new(tmp_path / "results", file, None, [])
+
+
 def test_a_model_without_weights_is_refused_before_any_host_is_asked(tmp_path: Path) -> None:
     file = write_campaign(tmp_path)
     (tmp_path / "models" / "fused" / "model.safetensors").unlink()

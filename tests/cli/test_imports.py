@@ -1,8 +1,10 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[2]
 HEAVY = {"torch", "transformers", "pandas", "pyarrow", "plotly"}
 
 
@@ -30,7 +32,7 @@ def test_verbs_that_need_no_model_do_not_import_one(arguments):
         "run()\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False, cwd=ROOT
     )
     loaded = done.stderr.rpartition("LOADED")[2].split()
     assert "testbed.cli.main" in loaded, done.stderr

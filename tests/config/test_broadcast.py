@@ -51,7 +51,10 @@ MISTAKES = {
         ("workload: broadcast", "workload: multicast"),
         "run.yaml:2: workload: `split-experts` or `broadcast` was expected, not 'multicast'",
     ),
-    "one user": (("[strong, weak]", "[strong]"), "run.yaml:5: users: "),
+    "one user": (
+        ("[strong, weak]", "[strong]"),
+        "run.yaml:5: users: a list with 2 to 16 entries was expected, not a list with one entry",
+    ),
     "a user twice": (
         ("[strong, weak]", "[weak, weak]"),
         "run.yaml:5: users[1]: weak is a user already (line 5)",
@@ -91,6 +94,10 @@ MISTAKES = {
     "an SNR beyond all bounds": (
         ("snr_db: [10, 1]", "snr_db: [10, -400]"),
         "run.yaml:16: scenarios[0].snr_db[1]: a number from -20 to 60 was expected",
+    ),
+    "an SNR for one of the users": (
+        ("snr_db: [10, 1]", "snr_db: [10]"),
+        "run.yaml:16: scenarios[0].snr_db: a list with at least 2 entries was expected, not a list with one entry",
     ),
     "a rate for such an SNR": (
         ("sharing: superposition}", "sharing: superposition, rate_for_snr_db: [4000, 1]}"),

@@ -133,12 +133,25 @@ BROKEN = {
         (GOOD[GOOD.index("scenarios:") :], "scenarios: []\n"),
         "run.yaml:12: scenarios: a list with at least one entry was expected, not an empty list",
     ),
+    "settings of a placement without their kind": (
+        ("repeats: 2", "placement: {copies: 2}"),
+        "run.yaml:4: placement.kind: this key is missing: `auto`",
+    ),
     "placement that is no placement": (
         ("repeats: 2", "placement: everywhere"),
         "run.yaml:4: placement: `auto` or keys and values (kind, frequency, copies, hot_copies) or keys and values was "
         "expected, not 'everywhere'",
     ),
 }
+
+#: First trained for 2048 tokens. With longrope, who shares a pass with a longer one would be read otherwise than alone.
+YARN, LONGROPE = (
+    {
+        "max_position_embeddings": 8192,
+        "rope_scaling": {"type": kind, "original_max_position_embeddings": 2048},
+    }
+    for kind in ("yarn", "longrope")
+)
 
 Write = Callable[[str], Path]
 
@@ -266,6 +279,52 @@ def test_a_campaign_made_in_a_program_needs_no_file(write: Write, tmp_path: Path
     again = Campaign.model_validate_json(campaign.model_dump_json())
     assert again.model_dump() == campaign.model_dump()
     assert json.loads(again.text)["campaign"] == "first"
+
+
+@pytest.mark.parametrize(
+    ("config", "new", "window", "concurrency", "mistakes"),
+    [
+        ({"max_position_embeddings": 2048}, 2047, 2048, 1, []),
+        (
+            {"max_position_embeddings": 2048},
+            2048,
+            2049,
+            1,
+            [
+                "prompts.max_new_tokens: at most 2047 was expected, not 2048: the model reads 2048 tokens, prompt and "
+                "answer together",
+                "quality.window_tokens: at most 2048 was expected (what the model reads), not 2049",
+            ],
+        ),
+        # What config.json leaves out has the default of the model's class, which nobody knows before it is loaded.
+        ({}, 9000, 9000, 2, []),
+        (YARN, 8000, 8192, 2, []),
+        (LONGROPE, 8000, 8192, 1, []),
+        (
+            LONGROPE,
+            2048,
+            8192,
+            2,
+            [
+                "prompts.max_new_tokens: at most 2047 was expected, not 2048: the model reads 2048 tokens, prompt and "
+                "answer together, where several requests share a pass or prompts are cut"
+            ],
+        ),
+    ],
+)
+def test_no_length_is_beyond_what_the_model_reads(
+    write: Write, config: dict[str, object], new: int, window: int, concurrency: int, mistakes: list[str]
+) -> None:
+    Path("models/tiny/config.json").write_text(json.dumps(config))
+    Path("a.txt").write_text("so it was " * 1000)
+    text = GOOD.replace("prompts.jsonl", f"prompts.jsonl\n  max_new_tokens: {new}")
+    text = text.replace("- name: even", f"- name: even\n    concurrency: {concurrency}")
+    said: list[str] = []
+    try:
+        load_campaign(write(text + f"quality: {{texts: [a.txt], window_tokens: {window}}}\n"))
+    except InputError as error:
+        said = [line.split(": ", 1)[1] for line in error.problems or (error.message,)]
+    assert said == mistakes
 
 
 def test_a_matrix_of_experts_for_each_layer_fits_the_model_or_is_refused() -> None:

@@ -96,6 +96,10 @@ BROKEN = {
         ("role: device", "role: base_station"),
         "lab.yaml:11: hosts.nano.role: a second base_station; bs is one already (line 7)",
     ),
+    "an address that cannot be": (
+        ("10.0.0.2", "300.1.1.1"),
+        "lab.yaml:12: hosts.nano.address: an IPv4 address or a host name was expected, not '300.1.1.1'",
+    ),
     "duplicate address": (
         ("10.0.0.2", "10.0.0.1"),
         "lab.yaml:12: hosts.nano.address: 10.0.0.1 is the address of bs too (line 8)",
@@ -171,6 +175,23 @@ def test_a_broken_inventory_gets_one_clear_message_and_exit_code_2(
     assert not shown.out
 
 
+def test_a_board_of_no_known_kind_is_noted_and_no_mistake(
+    write: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(GOOD.replace("address: 10.0.0.2", "address: 10.0.0.2\n    board: jetson-orin-nx"))
+    monkeypatch.setattr(sys, "argv", ["testbed", "inventory", "check", "lab.yaml"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main.run()
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].endswith("no mistake")
+    assert said[1].startswith("note: nano: jetson-orin-nx is no kind of board that testbed knows: ")
+    assert said[2:] == ["  hint: did you mean jetson-orin-nx-8gb or jetson-orin-nx-16gb?"]
+    write(GOOD.replace("address: 10.0.0.2", "address: 10.0.0.2\n    board: jetson-orin-nx-8gb"))
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main.run()
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -200,7 +221,9 @@ def test_an_unreadable_file_has_exit_code_2(
     with pytest.raises(SystemExit) as caught:
         main.run()
     assert caught.value.code == 2
-    assert "error: /none/lab.yaml: cannot be read: No such file or directory\n" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "error: /none/lab.yaml: cannot be read: No such file or directory\n" in said
+    assert "TESTBED_INVENTORY" in said
 
 
 def test_selecting_hosts_keeps_the_order_and_helps_with_names(write: Write) -> None:

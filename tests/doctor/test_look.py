@@ -1,8 +1,10 @@
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
+import tomllib
 from pathlib import Path
 
 import paramiko
@@ -18,6 +20,8 @@ from testbed.config.inventory import Inventory
 from testbed.doctor import Torch, look
 from testbed.doctor.look import cgroup_problems, clock_state, look_at_keys, read_requirements
 
+#: What pip is told to install with an extra, in a text or in a hint.
+EXTRA = re.compile(r"pip install[^`\"\[]*?'?([\w.-]+)\[([a-z-]+)\]")
 PROJECT = """
 [project]
 dependencies = ["NumPy", "torch==2.13.0"]
@@ -48,6 +52,15 @@ def test_requirements_without_the_source_are_those_of_the_installed_package(monk
     lines = ["numpy", 'pytest; extra == "dev"', 'gguf; extra == "models"']
     monkeypatch.setattr(look.metadata, "requires", lambda _name: lines)
     assert read_requirements(None) == (["numpy"], ["pytest"], {})
+
+
+def test_extras_are_installed_from_the_source_and_not_by_a_name_that_an_index_may_have_from_others():
+    root = Path(__file__).parents[2]
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    files = [root / "README.md", *root.glob("docs/*.md"), *root.glob("testbed/**/*.py")]
+    told = [(file.name, *match) for file in files for match in EXTRA.findall(file.read_text())]
+    assert {name for _, name, _ in told} == {"."}, told
+    assert {extra for *_, extra in told} <= extras.keys()
 
 
 @given(st.lists(st.from_regex(r"[a-z][a-z0-9-]{0,8}(==[0-9.]{1,5})?(; extra == \"dev\")?", fullmatch=True)))
@@ -149,11 +162,35 @@ def test_a_torch_that_cannot_be_imported_says_why(monkeypatch):
     assert look._torch() == Torch(error="ModuleNotFoundError: No module named 'torch_of_nobody'")
 
 
+@pytest.mark.parametrize(
+    ("program", "error"),
+    [
+        ("print()", "cannot be run: Permission denied"),
+        ("import time; time.sleep(60)", "no answer within 0.1 s"),
+    ],
+)
+def test_a_python_that_cannot_be_run_is_told_from_one_that_does_not_answer(
+    monkeypatch, tmp_path, program, error
+):
+    if "run" in error:
+        (tmp_path / "python").touch(mode=0o600)
+        monkeypatch.setattr(look.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(look, "_TORCH", program)
+    monkeypatch.setattr(look, "TORCH_S", 0.1)
+    assert look._torch().error.endswith(error)
+
+
 def test_this_machine_is_looked_at_and_left_as_it_is(monkeypatch, tmp_path):
     monkeypatch.setattr(look, "_TORCH", "print('{}')")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(look.tempfile, "tempdir", None)
-    before = Path("/proc/self/mountinfo").read_text()
+
+    def own_mounts():
+        """The root, and what lies below the trial's folder: others may mount something meanwhile."""
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+        return [line for line in lines if line.split()[4] == "/" or str(tmp_path) in line]
+
+    before = own_mounts()
     done = CliRunner().invoke(app, ["doctor", "--json"])
     answer = json.loads(done.stdout)
     # Of torch nothing was learnt: it is missing, whatever else is there.
@@ -166,7 +203,7 @@ def test_this_machine_is_looked_at_and_left_as_it_is(monkeypatch, tmp_path):
         assert machine["namespaces"].keys() == {"mount", "network", "host name", "ipc", "cgroup", "process"}
         assert set(machine["link_backends"]) >= {"bs-htb-tbf", "socket-pacing"}
     assert list(tmp_path.iterdir()) == []
-    assert Path("/proc/self/mountinfo").read_text() == before
+    assert own_mounts() == before
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ class Lab:
     def cli(self, verb: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run `testbed emulate VERB` on this lab."""
         line = [*cli_line(verb), "--inventory", str(self.inventory), *arguments]
-        return subprocess.run(line, capture_output=True, text=True, timeout=90, check=check, cwd=REPOSITORY)
+        return subprocess.run(line, capture_output=True, text=True, timeout=300, check=check, cwd=REPOSITORY)
 
     def command(self, host: str, *argv: str, user: str | None = None) -> list[str]:
         """Return the command line that runs a command on a host, over SSH through the gateway."""
@@ -68,7 +68,7 @@ class Lab:
     ) -> subprocess.CompletedProcess[str]:
         """Run a command on a host."""
         line = self.command(host, *argv, user=user)
-        return subprocess.run(line, input=text, capture_output=True, text=True, timeout=90, check=check)
+        return subprocess.run(line, input=text, capture_output=True, text=True, timeout=300, check=check)
 
     def state(self) -> dict[str, Any]:
         """Return what the lab's keeper wrote about itself."""
@@ -122,7 +122,7 @@ def small_lab(tmp_path: Path) -> Iterator[Callable[[], Lab]]:
 def wait_for() -> Callable[..., Any]:
     """Call something until it returns something true."""
 
-    def wait(what: Callable[[], Any], *, timeout_s: float = 20.0) -> Any:
+    def wait(what: Callable[[], Any], *, timeout_s: float = 120.0) -> Any:
         deadline = time.monotonic() + timeout_s
         while not (found := what()):
             assert time.monotonic() < deadline, f"{what} stayed false"

@@ -1,6 +1,7 @@
 """A broadcast over an emulated lab: what two devices decode is what is played here with the same noise."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from tests.semcast.campaign_files import write_campaign
 pytestmark = pytest.mark.emulated
 
 ROOT = Path(__file__).resolve().parents[2]
-LAB = "broadcast-test"
+LAB = f"broadcast-{os.getpid()}"
 
 
 def call(*arguments):
@@ -102,7 +103,7 @@ def test_what_was_on_air_is_timed_and_counted(finished):
     heard = run.images[~run.images["on_paper"]]
     assert set(heard["device"]) == {"orin-nx", "orin-nano"}
     assert (heard["decode_ms"] > 0).all()
-    assert (heard["air_ms"] > -1).all()  # stamps of two clocks
+    assert (heard["air_ms"] > -run.clocks["rtt_ms"].max()).all()  # stamps of two clocks
     for row in run.traffic.to_dict("records"):
         assert row["dispatch_bytes"] > 0
         assert -20 <= unexplained_bytes(row) <= 0.02 * row["frame_bytes"] + 100, row

@@ -114,9 +114,11 @@ def test_limits_hold(small_lab):
     lab.cli("up")
     big = "/opt/testbed/python -c 'x = bytearray(400 << 20); print(len(x))'; echo ended with $?"
     assert lab.run("nano", "sh", "-c", big).stdout == "ended with 137\n"
-    # Half a core: a busy loop of a second of wall time gets about half a second of CPU.
+    # Half a core: a busy loop of a second of wall time gets about half a second of CPU. Python's own start is left out.
     script = (
-        "import time; a = time.monotonic()\nwhile time.monotonic() - a < 1: pass\nprint(time.process_time())"
+        "import time; a, b = time.monotonic(), time.process_time()\n"
+        "while time.monotonic() - a < 1: pass\n"
+        "print(time.process_time() - b)"
     )
     assert float(lab.run("nano", "/opt/testbed/python", "-c", script).stdout) < 0.75
 
@@ -223,7 +225,7 @@ def test_a_mode_that_needs_a_reboot_is_there_after_it_and_the_disk_is_as_it_was(
     before = rack.run("orin", "sh", "-c", f"{BOOT_ID}; nvpmodel -q; echo kept > note").stdout.splitlines()
     assert before[1:] == ["NV Power Mode: 15W", "0"]
     linger = "/var/lib/systemd/linger/jetson"
-    script = f"(cat; echo YES) | sudo -S -p '' sh -c 'touch /run/gone {linger}; nvpmodel -m 3'; sleep 30"
+    script = f"(cat; echo YES) | sudo -S -p '' sh -c 'touch /run/gone {linger}; nvpmodel -m 3'; sleep 120"
     assert rack.run("orin", "sh", "-c", script, text=password, check=False).returncode == 255
     wait_for(lambda: rack.run("orin", "sh", "-c", BOOT_ID, check=False).stdout.strip() not in ("", before[0]))
     after = rack.run("orin", "sh", "-c", "nvpmodel -q; cat note; ls /run/gone || true").stdout.splitlines()
@@ -273,5 +275,9 @@ def test_a_reservation_outlives_its_session_where_systemd_ends_what_is_left_of_o
     assert lease("show")["keeper"]["owner"] == "ann@laptop"
     assert lease("release", "--owner", "ann@laptop")["released"] is True
     wait_for(lambda: lease("show")["keeper"] is None)
-    left = rack.run("orin", "ls", "-A", "/var/tmp", user="root").stdout.split()
-    assert [name for name in left if not name.startswith("systemd-private-")] == []
+
+    def kept():
+        names = rack.run("orin", "ls", "-A", "/var/tmp", user="root").stdout.split()
+        return [name for name in names if not name.startswith("systemd-private-")]
+
+    wait_for(lambda: not kept())  # the keeper goes before the folder does

@@ -183,7 +183,7 @@ BREAKAGES = {
     "no-sudo": Breakage(r"cannot become root", r"sudo", emulation={"sudo": "none"}),
     "power-mode-needs-reboot": Breakage(r"7W.*reboot|reboot.*7W", r"--reboot", host={"power_mode": "7W"}),
     "clock-off": Breakage(
-        r"its clock is 5\.0 s ahead of ours",
+        r"its clock is (4\.9|5\.[01]) s ahead of ours",  # as well as a busy machine lets it be known
         r"clock|timedatectl|date",
         board=("jetson-xavier-nx-16gb", "35.5.0"),
         emulation={"clock_offset_s": 5},

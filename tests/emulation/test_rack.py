@@ -103,6 +103,14 @@ def test_this_machines_own_python_is_found_and_one_that_does_not_start_is_not(tm
     assert pythons.find_python.__wrapped__("3.99") is None
 
 
+def test_a_folder_where_this_user_may_not_look_has_no_python_for_them(tmp_path, monkeypatch):
+    def refused(_folder, _pattern):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(pythons.Path, "glob", refused)
+    assert pythons.find_python.__wrapped__("3.99") is None
+
+
 @given(st.sets(st.sampled_from(["NET_SCH_HTB", "NET_SCH_NETEM", "NET_SCH_TBF"])))
 def test_only_the_missing_options_leave_a_kernels_configuration(missing):
     text = "CONFIG_NET=y\nCONFIG_NET_SCH_HTB=m\nCONFIG_NET_SCH_TBF=y\n# CONFIG_NET_SCH_NETEM is not set\n"

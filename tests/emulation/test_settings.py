@@ -10,7 +10,7 @@ import pytest
 from testbed.boards.kinds import kinds
 from testbed.config.inventory import load_inventory
 from testbed.emulation import host, network
-from testbed.emulation.lab import plan_lines
+from testbed.emulation.lab import load, plan_lines, shell_command
 from testbed.emulation.settings import load_lab
 from testbed.emulation.spec import LabSpec
 from testbed.errors import InputError
@@ -39,6 +39,14 @@ def test_the_shipped_inventory_is_a_lab_of_four_boards_and_a_base_station():
         "jetson-xavier-nx-16gb",
     ]
     assert spec.gateway == "10.83.0.254"
+
+
+def test_a_host_that_the_lab_has_not_is_a_mistake_of_the_user():
+    spec = load_lab(SHIPPED)
+    with pytest.raises(InputError, match="has no host nope; its hosts are bs, agx-orin, "):
+        shell_command(spec, "nope")
+    with pytest.raises(InputError, match="has no host nope"):
+        load(spec, "nope", [])
 
 
 def test_the_shipped_inventory_leads_where_the_lab_keeps_its_files():

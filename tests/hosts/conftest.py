@@ -1,5 +1,5 @@
-import getpass
 import os
+import pwd
 import shutil
 import socket
 import subprocess
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from testbed.config.inventory import Host, Inventory
+from tests.ports import kept_port
 
 
 @dataclass
@@ -34,7 +35,7 @@ class Sshd:
 
     def host(self, **changes: object) -> Host:
         settings = {"name": "board", "role": "device", "address": "127.0.0.1", "port": self.port}
-        settings |= {"user": getpass.getuser(), "key_file": self.key_file}
+        settings |= {"user": pwd.getpwuid(os.geteuid()).pw_name, "key_file": self.key_file}
         return Host.model_validate(settings | changes)
 
     def trust(self) -> None:
@@ -43,12 +44,6 @@ class Sshd:
 
 def keygen(file: Path) -> None:
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(file)], check=True)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def answers(port: int) -> bool:
@@ -65,12 +60,14 @@ def start_sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
     running: list[subprocess.Popen[bytes]] = []
+    ports: list[socket.socket] = []
 
     def start(*lines: str) -> Sshd:
         folder = tmp_path_factory.mktemp("sshd")
         keygen(folder / "host_key")
         keygen(folder / "user_key")
-        server = Sshd(folder, free_port())
+        ports.append(kept_port())
+        server = Sshd(folder, int(ports[-1].getsockname()[1]))
         (folder / "sshd_config").write_text(
             "\n".join(
                 [
@@ -94,7 +91,7 @@ def start_sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
                 [str(program), "-D", "-e", "-f", f"{folder}/sshd_config"], stdout=log, stderr=log
             )
         running.append(process)
-        for _ in range(100):
+        for _ in range(600):
             if answers(server.port):
                 return server
             if process.poll() is not None:
@@ -105,7 +102,9 @@ def start_sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
     yield start
     for process in running:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
+    for port in ports:
+        port.close()
 
 
 @pytest.fixture(scope="session")

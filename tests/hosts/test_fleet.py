@@ -48,7 +48,7 @@ def test_outcomes_come_in_inventory_order_with_every_failure(inventory: Inventor
 
 
 def test_no_more_hosts_at_once_than_the_cap(inventory: Inventory) -> None:
-    lock = threading.Lock()
+    lock, full = threading.Lock(), threading.Event()
     now, most = 0, 0
 
     def work(_host: Host, _transport: Transport) -> None:
@@ -56,6 +56,9 @@ def test_no_more_hosts_at_once_than_the_cap(inventory: Inventory) -> None:
         with lock:
             now += 1
             most = max(most, now)
+            if now == 3:
+                full.set()
+        assert full.wait(30)  # nobody leaves before there are as many as may be
         time.sleep(0.01)
         with lock:
             now -= 1

@@ -16,7 +16,7 @@ from testbed.hosts.gate import Gate
 
 
 def test_no_more_are_inside_than_there_are_places() -> None:
-    gate, lock = Gate(3, patience_s=60), threading.Lock()
+    gate, lock, full = Gate(3, patience_s=60), threading.Lock(), threading.Event()
     now, most = 0, 0
 
     def work() -> None:
@@ -25,6 +25,9 @@ def test_no_more_are_inside_than_there_are_places() -> None:
             with lock:
                 now += 1
                 most = max(most, now)
+                if now == 3:
+                    full.set()
+            assert full.wait(30)  # nobody leaves before all places have been taken
             threading.Event().wait(0.005)
             with lock:
                 now -= 1

@@ -80,16 +80,16 @@ def test_a_hung_command_is_ended_at_its_deadline(board: SshTransport, tmp_path: 
     board.run(Command("board", "true"))
     mark = tmp_path / "ended"
     shell = f"trap 'echo TERM > {mark}; exit' TERM; sleep 60 & wait"
-    with pytest.raises(DeadlineError, match=r"took longer than 0\.5 s"):
-        board.run(Command("board", shell, timeout_s=0.5))
+    # Long enough for a busy machine's shell to have come to its trap.
+    with pytest.raises(DeadlineError, match=r"took longer than 2 s"):
+        board.run(Command("board", shell, timeout_s=2))
     assert board.run(Command("board", "echo next")).stdout == "next\n"
     wait_for(lambda: mark.exists() and mark.read_text() == "TERM\n")
 
 
 def test_children_that_keep_the_output_open_do_not_keep_the_command(board: SshTransport) -> None:
-    done = board.run(Command("board", "sleep 20 & echo $!", timeout_s=15))
+    done = board.run(Command("board", "sleep 120 & echo $!", timeout_s=60))
     board.run(Command("board", f"kill {done.stdout}"))
-    assert done.seconds < 15
 
 
 def test_put_and_fetch(board: SshTransport, tmp_path: Path) -> None:
@@ -156,13 +156,15 @@ def test_files_are_given_up_at_their_deadline(board: SshTransport, tmp_path: Pat
     def trickle() -> None:
         with slow.open("wb", buffering=0) as pipe:
             pipe.write(b"x" * CHUNK_BYTES)
-            given_up.wait(0.4)
+            given_up.wait(2.5)
             pipe.write(b"x" * CHUNK_BYTES)
 
-    writer = threading.Thread(target=trickle)
+    # It waits until somebody reads: where nobody came to that, it keeps nobody else.
+    writer = threading.Thread(target=trickle, daemon=True)
     writer.start()
-    with pytest.raises(DeadlineError, match=r"cannot write .*: it took longer than 0\.3 s and was ended"):
-        board.put(Put("board", slow, str(target), timeout_s=0.3))
+    # Another session than the one that was given up: on a busy machine that takes a while, too.
+    with pytest.raises(DeadlineError, match=r"cannot write .*: it took longer than 2 s and was ended"):
+        board.put(Put("board", slow, str(target), timeout_s=2))
     given_up.set()
     writer.join()
     # Nothing of it is left, and what came late is taken for no later answer.
@@ -330,13 +332,13 @@ def test_nothing_listens(sshd: Any) -> None:
 def test_a_server_that_never_speaks_is_given_up_in_time(sshd: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         host = sshd.host(port=silent.getsockname()[1])
-        late = r"no SSH session with .* within 0\.\d+ s: [A-Za-z .]+$"  # what was left of them when it began
+        late = r"no SSH session with .* within (1|0\.\d+) s: [A-Za-z .]+$"  # what was left
         with pytest.raises(ConnectError, match=late):
-            ssh_connect(sshd.known_hosts)(host).run(Command("board", "true", timeout_s=0.3))
+            ssh_connect(sshd.known_hosts)(host).run(Command("board", "true", timeout_s=1))
         with pytest.raises(ConnectError, match=late):
-            ssh_connect(sshd.known_hosts)(host).open(Deadline(0.3))
+            ssh_connect(sshd.known_hosts)(host).open(Deadline(1))
         with pytest.raises(ConnectError, match=late):
-            ssh_connect(sshd.known_hosts, connect_timeout_s=0.3)(host).run(Command("board", "true"))
+            ssh_connect(sshd.known_hosts, connect_timeout_s=1)(host).run(Command("board", "true"))
 
 
 def test_a_login_that_a_busy_server_drops_is_tried_again(start_sshd: Callable[..., Any]) -> None:

@@ -99,7 +99,7 @@ def test_a_key_of_another_kind_is_no_changed_key(
 def test_a_host_that_does_not_answer_does_not_keep_the_others(run: Any, sshd: Any, tmp_path: Path) -> None:
     text = (tmp_path / "lab.yaml").read_text().replace("localhost", "127.0.0.2")
     (tmp_path / "lab.yaml").write_text(text)
-    result = run("--yes", "--timeout", "5")
+    result = run("--yes", "--timeout", "60")
     assert result.exit_code == 1
     assert "error: dev: cannot connect to 127.0.0.2" in result.stderr
     assert "recorded 1 key" in result.stderr

@@ -186,6 +186,12 @@ def test_the_command_checks_a_file_and_says_what_failed(tmp_path: Path) -> None:
     run = CliRunner().invoke(app, ["policy", "check", f"{file}:Mine"])
     assert run.exit_code == 1
     assert "a Selection was expected, not NoneType" in run.stdout
+    file.write_text("class Mine:\n    def select(self, view):\n        return view.nothing\n")
+    run = CliRunner().invoke(app, ["policy", "check", f"{file}:Mine"])
+    assert run.exit_code == 1
+    assert run.stdout.count(f"{file}:3: AttributeError: ") == 1  # every check fails so, and it is said once
+    run = CliRunner().invoke(app, ["policy", "check", "top-k"])
+    assert "did you mean top_k" in str(run.exception)
     run = CliRunner().invoke(app, ["policy", "kinds"])
     assert "top_k  (the baseline of WDMoE" in run.stdout
     # As a campaign file would have it, not as Python writes it.
@@ -210,6 +216,9 @@ def test_an_installed_entry_point_is_found_by_its_name(
     assert resolve_kind(":mine", tmp_path) == f"{tmp_path / 'their_policies.py'}:Mine"
     with pytest.raises(UserPolicyError, match=r"no entry point 'yours' .* there are: mine"):
         resolve_kind(":yours", tmp_path)
+    run = CliRunner().invoke(app, ["policy", "check", ":mine", "--json"])
+    assert run.exit_code == 1  # its `select` returns nothing
+    assert json.loads(run.stdout)["policy"]["kind"] == f"{tmp_path / 'their_policies.py'}:Mine"
 
 
 def test_kinds_are_resolved_from_the_campaigns_folder(tmp_path: Path) -> None:

@@ -274,6 +274,7 @@ def test_packages_are_fetched_checked_and_indexed(served: Any, tmp_path: Path) -
     folder, address = served
     tree = tmp_path / "tree" / "DEBIAN"
     tree.mkdir(parents=True)
+    tree.chmod(0o755)  # whatever the umask: dpkg-deb takes no other
     control = (
         "Package: thing\nVersion: 1.0\nArchitecture: all\nMaintainer: Me <me@example>\nDescription: a thing\n"
     )

@@ -100,6 +100,12 @@ def test_a_board_that_is_too_old_is_refused(host: Host, ready: Facts, site: Site
     assert finding.hint
 
 
+def test_a_board_of_no_known_kind_is_noted(ready: Facts, site: Site) -> None:
+    (finding,) = check_host(device(board="jetson-xavier-nx"), ready, site)
+    assert finding.level == "note"
+    assert "jetson-xavier-nx-16gb" in finding.hint
+
+
 def test_the_base_station_needs_qdiscs(ready: Facts, site: Site) -> None:
     (finding,) = check_host(device(role="base_station"), replace(ready, user="root", qdiscs=("tbf",)), site)
     assert finding.text == "its kernel has no htb, ifb: links cannot be shaped in the kernel"

@@ -71,6 +71,31 @@ def test_a_damaged_run_is_listed_as_such(tmp_path: Path) -> None:
     assert "manifest.json" in entry.problem
 
 
+def test_a_folder_that_may_not_be_entered_does_not_hide_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed, mine = make(tmp_path, "closed", 2.0), make(tmp_path, "mine", 1.0)
+    is_file = Path.is_file
+
+    def entered(path: Path) -> bool:
+        if closed in path.parents:
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", entered)
+    assert [(entry.run, entry.state) for entry in list_runs(tmp_path)] == [
+        ("mine", "completed"),
+        ("closed", "unreadable"),
+    ]
+    assert find_run(tmp_path, "latest") == mine
+
+
+def test_a_copy_is_listed_by_the_name_that_it_is_found_by(tmp_path: Path) -> None:
+    make(tmp_path, "one", 1.0).rename(tmp_path / "kept")
+    (entry,) = list_runs(tmp_path)
+    assert find_run(tmp_path, entry.run) == tmp_path / "kept"
+
+
 def test_a_run_is_found_by_name_by_folder_and_as_the_latest(tmp_path: Path) -> None:
     old, new = make(tmp_path, "old", 10.0), make(tmp_path, "new", 20.0)
     assert find_run(tmp_path, "old") == old

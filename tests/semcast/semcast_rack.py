@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import socket
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from payloads.wire.credentials import Credentials, PlainKey, TlsCertificate
 from payloads.wire.server import Handler, Server, listen
 from testbed.config.inventory import Host
 from testbed.hosts.authority import new_authority
+from tests.ports import kept_port
 
 USERS = ("strong", "weak")
 SCHEMES = ("fusion", "time_division", "superposition")
@@ -72,17 +72,17 @@ class Device:
     receiver: Receiver
     credentials: Credentials
     twist: Callable[[Handler], Handler] = lambda handler: handler
-    port: int = 0
     stopped: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
+        self.place = kept_port()  # it comes back where it was
+        self.port = int(self.place.getsockname()[1])
         self.begin()
 
     def begin(self) -> None:
         self.stopped = threading.Event()
         handler = self.twist(self.receiver.handle)
         server = Server(listen("127.0.0.1", self.port), self.credentials, handler, "receiver")
-        self.port = server.address[1]
         self.thread = threading.Thread(target=self._serve, args=(server,))
         self.thread.start()
 
@@ -140,6 +140,8 @@ class Rack:
     def start(self, name: str, *, pace: Pace | None = None, **options: Any) -> Device:
         """Start the receiver of a user."""
         receiver = Receiver(Shelf(self.models), self.home / name, pace or Pace(None, None))
+        if name in self.devices:
+            self.devices[name].place.close()
         self.devices[name] = Device(receiver, self.credentials(name), **options)
         self.write_devices()
         return self.devices[name]
@@ -207,13 +209,7 @@ class Rack:
             transmitter.close()
         for device in self.devices.values():
             device.stop()
-
-
-def free_port() -> int:
-    """Return a UDP port that nobody uses."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+            device.place.close()
 
 
 def nothing(*_: object) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from multiprocessing import active_children
 from typing import Any
 
 import numpy as np
@@ -16,6 +20,7 @@ from payloads.wdmoe.latency import DeviceSpeed, LatencyModel, message_bytes
 from payloads.wdmoe.routing import Selection, loads_of
 from testbed.simulate import pool
 from testbed.simulate.engine import simulate_trial
+from testbed.simulate.processes import process_pool
 from testbed.simulate.routing import Drawn, draw_routing
 from testbed.simulate.run import simulate_trials
 from testbed.simulate.world import Ask, PolicySettings, TrialPlan, World
@@ -230,6 +235,20 @@ def test_the_same_world_gives_the_same_tables_on_any_number_of_processes(
     assert tables == once.keys() == again.keys()
     for name, frame in once.items():
         assert frame.equals(again[name]), name
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["as it starts", "as it waits"])
+def test_ctrl_c_ends_a_process_without_a_word(capfd, at_once: bool) -> None:
+    with process_pool(1) as workers:
+        first = workers.submit(os.getpid)
+        (process,) = active_children()
+        if not at_once:
+            assert first.result() == process.pid
+        os.kill(process.pid, signal.SIGINT)
+        with pytest.raises(BrokenProcessPool):
+            workers.submit(os.getpid).result()
+    assert process.exitcode == -signal.SIGINT
+    assert capfd.readouterr().err == ""
 
 
 def test_trials_follow_each_other(make_world, two_devices, two_blocks) -> None:

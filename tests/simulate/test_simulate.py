@@ -284,6 +284,20 @@ def test_a_dry_run_says_what_would_be_simulated_and_writes_nothing(call, campaig
     assert re.search(r"^calibration: +none$", text, re.M)
 
 
+@pytest.mark.parametrize("file", ["prompts.jsonl", "nope.json"])
+def test_what_is_no_calibration_is_refused_before_anything_is_done(call, campaign: Path, file: str) -> None:
+    path = campaign.parent / file
+    assert call("--calibration", str(path), "--dry-run", exits=2).startswith(f"{path}: ")
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_simulation_says_how_far_it_is_in_a_pipe_too(campaign: Path) -> None:
+    command = ["simulate", str(campaign), "--results", str(campaign.parent), "--jobs", "1", "--json"]
+    answer = CliRunner().invoke(app, command)
+    assert json.loads(answer.stdout)["trials"] == 8
+    assert "8 of 8 trials\n" in answer.stderr
+
+
 def test_a_batch_of_tokens_is_a_prompt_of_so_many(campaign: Path) -> None:
     wanted = target(campaign, campaign.parent, batch_tokens=500)
     world = prepare(wanted.campaign, wanted.inventory, batch_tokens=wanted.batch_tokens, say=quiet).world

@@ -16,7 +16,7 @@ from testbed.cli.main import app
 from testbed.config.sweep import changed, load_sweep, points_of
 from testbed.config.yaml import read_yaml
 from testbed.errors import InputError, TestbedError
-from testbed.simulate.sweep import SweepRun, Swept, new_sweep, resumed_sweep, run_sweep
+from testbed.simulate.sweep import SweepRun, Swept, check_points, new_sweep, resumed_sweep, run_sweep
 from testbed.simulate.workers import cluster_workers, local_workers
 
 ROOT = Path(__file__).parents[2]
@@ -77,6 +77,13 @@ def test_points_are_every_combination_and_change_what_they_name(files: Path) -> 
     assert channel.devices["default"].snr_db == 20
 
 
+def test_what_is_no_calibration_is_named_before_anything_is_simulated(files: Path) -> None:
+    text = CAMPAIGN + "latency: {calibration: prompts.jsonl}\n"
+    (files / "campaign.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"prompts\.jsonl: a calibration was expected"):
+        check_points(new_sweep(files / "sweep.yaml", load_sweep(files / "sweep.yaml"), files))
+
+
 def _simulated(files: Path) -> pd.DataFrame:
     run = new_sweep(files / "sweep.yaml", load_sweep(files / "sweep.yaml"), files)
     with ThreadPoolExecutor(1) as executor:
@@ -103,6 +110,11 @@ def _simulated(files: Path) -> pd.DataFrame:
             "{devices: [3], to: [1]}",
             "sweep.yaml:8: vary.boards: either `set` and `to` were expected, or `devices`",
         ),
+        (
+            "{set: policies.ours.selection.tau, to: [1.0, 0.8]}",
+            "{set: [seed, repeats], to: [x]}",
+            "2 mistakes",
+        ),
     ],
 )
 def test_a_mistake_is_named_before_anything_is_simulated(
@@ -115,7 +127,16 @@ def test_a_mistake_is_named_before_anything_is_simulated(
         app, ["sweep", str(files / "sweep.yaml"), "--results", str(files), "--dry-run"]
     )
     assert isinstance(shown.exception, InputError)
+    said = shown.exception.message.splitlines()
+    assert len(set(said)) == len(said)
     assert not list(files.glob("sweep-small-*"))
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "campaigns").glob("sweep-*.yaml")), ids=lambda file: file.stem
+)
+def test_a_sweep_that_comes_with_testbed_has_no_mistake(file: Path, tmp_path: Path) -> None:
+    check_points(new_sweep(file, load_sweep(file), tmp_path))
 
 
 @pytest.fixture
@@ -199,6 +220,7 @@ def test_the_command_shows_the_points_and_then_simulates_them(files: Path) -> No
     (files / "sweep.yaml").write_text(FEW)
     done = CliRunner().invoke(app, [*command, "--jobs", "1"])
     assert json.loads(done.stdout)["units"] == 4, done.stderr
+    assert "4 of 4 repeats\n" in done.stderr  # in a pipe too
 
 
 @pytest.mark.parametrize("address", ["nonsense", "tcp://127.0.0.1", "carrier-pigeon://home:1"])
@@ -235,7 +257,8 @@ def test_a_batch_is_for_models_without_weights(files: Path) -> None:
     (files / "shape" / "config.json").write_bytes(
         (ROOT / "payloads/models/mixtral-8x7b-shape/config.json").read_bytes()
     )
-    (files / "shape" / "model.safetensors").touch()
+    for name in ("model.safetensors", "tokenizer.json"):
+        (files / "shape" / name).touch()
     text = (files / "campaign.yaml").read_text()
     (files / "campaign.yaml").write_text(text.replace("model: mixtral-8x7b-shape", "model: shape"))
     with pytest.raises(InputError, match=r"sweep\.yaml:4: batch_tokens: shape has weights"):

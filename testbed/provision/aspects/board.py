@@ -1,4 +1,4 @@
-"""The kind of board: whether its JetPack is one that testbed can use."""
+"""The kind of board: whether its JetPack is one that testbed can use, and its name one that testbed knows."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from testbed.boards.kinds import unknown
 from testbed.config.inventory import Host
 from testbed.hosts.facts import Facts
 from testbed.hosts.steps import Step
@@ -16,7 +17,7 @@ __all__ = ["BoardKind"]
 
 @dataclass(frozen=True)
 class BoardKind:
-    """The kind of board: whether its JetPack is one that testbed can use."""
+    """The kind of board: whether its JetPack is one that testbed can use, and its name one that testbed knows."""
 
     item: str = "board"
 
@@ -29,6 +30,8 @@ class BoardKind:
         if facts.jetpack is not None and int(facts.jetpack.split(".")[0]) < 5:
             text = f"JetPack {facts.jetpack} (L4T {facts.l4t}) is not supported; its Python is too old"
             yield Finding(host.name, "failure", "board", text, "flash the board with JetPack 5, 6 or 7")
+        if host.board and (said := unknown(host.board)):
+            yield Finding(host.name, "note", "board", *said)
 
     def undo(self, host: Host, facts: Facts, recorded: Mapping[str, Any]) -> Iterator[Step]:
         """Yield nothing, since nothing is changed."""
