@@ -52,7 +52,7 @@ def test_the_device_codes_own_tests_pass(version, old_python):
             capture_output=True,
             text=True,
             check=False,
-            timeout=900,
+            timeout=3600,
         )
     said = done.stdout + done.stderr
     assert done.returncode == 0, said[-20_000:]

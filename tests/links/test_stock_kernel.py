@@ -82,8 +82,10 @@ def test_a_command_that_does_not_end_is_ended() -> None:
     done = stock_kernel("sleep", "1000", limit_s=5)
     assert done.returncode == 124, _said(done)
     assert "was stopped" in done.stderr
-    deadline = time.monotonic() + 10
-    while not _kernels() <= before:
+    left = _kernels() - before
+    # Another run of these tests on this machine may have begun one meanwhile, which ends by itself.
+    deadline = time.monotonic() + 600
+    while left & _kernels():
         assert time.monotonic() < deadline, "a process of the kernel lives on"
         time.sleep(0.05)
 

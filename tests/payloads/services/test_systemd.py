@@ -239,6 +239,7 @@ def test_systemd_knows_every_property(name, tmp_path):
     lines = "\n".join(properties(name, system=True))
     unit = tmp_path / "testbed-it.service"
     unit.write_text(f"[Service]\nType=exec\nExecStart=/bin/true\n{lines}\n")
+    unit.chmod(0o644)  # whatever the umask: it warns of one that everybody may write to
     done = subprocess.run(["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True)
     about = [line for line in done.stderr.splitlines() if unit.name in line]
     assert about == []
