@@ -13,6 +13,9 @@ __all__ = ["Spec", "inherited_environment", "read_spec"]
 
 # What an SSH session sets for itself: it differs with every connection and means nothing to a service.
 _SESSION_ONLY = ("SSH_", "TESTBED_READY", "TESTBED_SERVICE", "XDG_SESSION_ID", "OLDPWD", "SHLVL", "_")
+# The weights that a token touches lie all over the memory: with pages of 2 MiB they are found faster. A C library that
+# does not know the setting (glibc before 2.35) leaves it alone.
+_LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 class Spec(NamedTuple):
@@ -59,8 +62,8 @@ def read_spec(folder: Path) -> Spec | None:
 
 
 def inherited_environment() -> dict[str, str]:
-    """Return this process's environment as a service inherits it."""
-    return {key: value for key, value in os.environ.items() if not _is_session_only(key)}
+    """Return this process's environment as a service inherits it, and large pages where it says nothing of them."""
+    return {**_LARGE_PAGES, **{key: value for key, value in os.environ.items() if not _is_session_only(key)}}
 
 
 def _is_session_only(key: str) -> bool:

@@ -37,4 +37,4 @@ def test_verbs_that_need_no_model_do_not_import_one(arguments):
     loaded = done.stderr.rpartition("LOADED")[2].split()
     assert "testbed.cli.main" in loaded, done.stderr
     assert not HEAVY & set(loaded)
-    assert done.returncode in (0, 1), done.stderr
+    assert done.returncode in (0, 1, 3), done.stderr  # 3: who is not root has no lab

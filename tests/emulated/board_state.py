@@ -13,7 +13,7 @@ import os
 import re
 import stat
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -25,7 +25,7 @@ __all__ = ["BoardState", "board_states", "differences", "not_put_back"]
 
 REPOSITORY = Path(__file__).parents[2]
 IN_MEMORY = ("/run", "/tmp", "/dev/shm")
-"""Where a board has file systems of its own, in memory: they are looked at as a whole."""
+"""Where a board has file systems of its own, in memory: they are looked at as a whole, but for overlays below them."""
 EMULATION = ("/dev/shm/faketime*", "/dev/shm/sem.faketime*")
 """What the emulation of a clock that is off leaves there, with each program that asks for the time."""
 
@@ -89,10 +89,11 @@ class BoardState:
 
     def file(self, path: str) -> tuple[object, ...] | None:
         """Return what lies at a path."""
-        if path in self.files or path.startswith(tuple(f"{folder}/" for folder in IN_MEMORY)):
-            return self.files.get(path)
-        point = max((point for point in self.lower if _inside(path, point)), key=len)
-        return _look(Path(self.lower[point]) / os.path.relpath(path, point))
+        if path in self.files:
+            return self.files[path]
+        point = max((point for point in (*self.lower, *IN_MEMORY) if _inside(path, point)), key=len)
+        lower = self.lower.get(point)
+        return None if lower is None else _look(Path(lower) / os.path.relpath(path, point))
 
 
 def board_states(spec: LabSpec, hosts: list[str]) -> dict[str, BoardState]:
@@ -156,11 +157,13 @@ def _state(keeper: int, first: int) -> BoardState:
             lower[point] = upper[1]
             names = _names(Path(f"/proc/{keeper}/root{upper[2]}"), Path(upper[1]))
             paths |= {f"{point.rstrip('/')}/{name}" for name in names}
+    # This project, where it lies below /tmp, is an overlay too: this machine's own files are not looked at.
+    overlays = {str(root / point[1:]) for point in lower}
     for folder in IN_MEMORY:
-        paths |= {f"{folder}/{name}" for name in _names(root / folder[1:])}
+        paths |= {f"{folder}/{name}" for name in _names(root / folder[1:], left_out=overlays)}
     said = subprocess.run(
         ["nsenter", f"--target={first}", "--mount", "--uts", "--ipc", "--net", "--pid", "--", "sh", "-s"],
-        input=ABOUT, capture_output=True, text=True, timeout=60, check=True,
+        input=ABOUT, capture_output=True, text=True, timeout=300, check=True,
     ).stdout  # fmt: skip
     parts = {part.partition("\n")[0]: part.splitlines()[1:] for part in said.split("== ")[1:]}
     about = {
@@ -170,9 +173,10 @@ def _state(keeper: int, first: int) -> BoardState:
     return BoardState({path: _look(root / path[1:]) for path in paths}, lower, about)
 
 
-def _names(folder: Path, lower: Path | None = None) -> Iterator[str]:
+def _names(folder: Path, lower: Path | None = None, left_out: Collection[str] = ()) -> Iterator[str]:
     """Yield what lies in a folder, by its relative path; in an upper folder, also what it hides of the lower one."""
     for at, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if f"{at}/{name}" not in left_out]
         inner = Path(at).relative_to(folder)
         yield from (str(inner / name) for name in [*folders, *files])
         if lower is not None and at != str(folder) and _opaque(at):

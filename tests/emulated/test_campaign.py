@@ -383,7 +383,7 @@ def test_a_stopped_controller_leaves_nothing_and_the_run_can_go_on(how, long_cam
         assert f"testbed run --resume {folder}" in said
         assert load_run(folder).manifest["state"] == "interrupted"
     else:
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
     assert_restored(inventory)
     resume(folder, results)
 

@@ -74,7 +74,7 @@ def test_a_stranger_cannot_log_in(lab, tmp_path):
         str(tmp_path / "key") if part == str(lab.spec.files.key) else part
         for part in lab.command("bs", "true")
     ]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 255
     assert "Permission denied" in done.stderr
 
@@ -99,7 +99,7 @@ def test_status_names_every_host_and_shell_runs_a_command_there(lab):
     assert found["state"] == "up"
     assert [host["name"] for host in found["hosts"]] == [host.name for host in lab.spec.hosts]
     done = subprocess.run(
-        [*lab.command("orin-nx", "sh", "-c", "exit 7")], capture_output=True, check=False, timeout=60
+        [*lab.command("orin-nx", "sh", "-c", "exit 7")], capture_output=True, check=False, timeout=300
     )
     assert done.returncode == 7
 
@@ -146,7 +146,7 @@ def test_without_root_one_line_says_what_is_needed(lab, emulate_line):
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=300,
         cwd=Path(__file__).parents[2],
     )
     assert done.returncode == 3

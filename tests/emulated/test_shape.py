@@ -106,7 +106,7 @@ def apply(inventory):
     for process in started:
         if process.poll() is None:
             process.kill()
-        process.communicate(timeout=30)
+        process.communicate(timeout=300)
 
 
 def on(host, inventory, *command):
@@ -162,7 +162,7 @@ def test_links_are_shaped_until_ctrl_c_and_then_as_they_were(apply, inventory):
     assert {backend for _, backend in rates.values()} <= {"bs-line", "bs-htb-netem", "bs-htb-tbf"}
     assert "htb" in qdiscs("bs", inventory)
     os.kill(process.pid, signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=300)
     assert json.loads(out) == {"event": "restored", "ok": True}
     assert process.returncode == int(not all(row["ok"] for row in said["verified"]))
     assert left_behind(inventory) == {}
@@ -189,7 +189,7 @@ def test_links_go_back_whoever_is_killed(killed, apply, inventory):
         on("bs", inventory, "kill", "-9", str(daemon))
     if "controller" in killed:
         os.kill(process.pid, signal.SIGKILL)
-        process.communicate(timeout=30)
+        process.communicate(timeout=300)
         assert_restored(inventory)
         assert shown(inventory) == {}
         return
@@ -205,7 +205,7 @@ def test_clear_takes_the_links_from_a_lab_that_is_held(apply, inventory):
     assert qdiscs("bs", inventory) == ["noqueue"]
     assert process.poll() is None
     os.kill(process.pid, signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode == 0
     assert left_behind(inventory) == {}
 
@@ -252,7 +252,7 @@ def test_each_device_can_shape_its_own_uplink(lab, apply):
         (True, False)
     ] * 3
     os.kill(process.pid, signal.SIGKILL)
-    process.communicate(timeout=30)
+    process.communicate(timeout=300)
     assert_restored(inventory)
 
 

@@ -82,7 +82,7 @@ def test_down_ends_even_what_still_uses_the_labs_network(small_lab):
         traces = Traces(lab)
         lab.cli("down")
         assert traces.left() == []
-        assert client.wait(timeout=30) == 255
+        assert client.wait(timeout=120) == 255
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -119,7 +119,7 @@ def test_ctrl_c_ends_a_lab_that_is_not_up_yet(small_lab, wait_for, emulate_line)
     with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as command:
         wait_for(lab.spec.files.net.is_symlink)
         command.send_signal(signal.SIGINT)
-        assert command.wait(timeout=30) == 130
+        assert command.wait(timeout=120) == 130
     assert not lab.spec.files.root.exists()
 
 

@@ -345,7 +345,8 @@ def test_an_index_that_does_not_fit_its_files_is_said(checkpoints, tmp_path):
             shard_model(model, tmp_path / "out")
 
 
-def test_the_bar_shows_on_a_terminal_and_nowhere_else(checkpoints, tmp_path):
+def test_the_bar_shows_on_a_terminal_and_nowhere_else(checkpoints, tmp_path, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")  # a dumb one shows none
     shown, hidden = io.StringIO(), io.StringIO()
     for file, terminal in ((shown, True), (hidden, False)):
         with ShardProgress("small", Console(file=file, force_terminal=terminal, width=100)) as progress:

@@ -114,13 +114,16 @@ def test_a_service_that_does_not_get_ready_is_not_left_running(host, gone):
 @pytest.mark.unhurried
 def test_a_service_inherits_the_environment_and_has_a_session_of_its_own(host):
     script = (
-        'echo "$PYTHONPATH $COLOUR [$SSH_CONNECTION]" >$TESTBED_HOME/seen; '
+        'echo "$PYTHONPATH $COLOUR [$SSH_CONNECTION] $GLIBC_TUNABLES" >$TESTBED_HOME/seen; '
         "readlink /proc/self/fd/0 >>$TESTBED_HOME/seen; " + READY
     )
+    host.environment.pop("GLIBC_TUNABLES", None)
     host.start("worker", script, COLOUR="green", SSH_CONNECTION="10.0.0.1 1 10.0.0.2 22")
     seen = (host.home / "seen").read_text().splitlines()
-    assert seen == [f"{host.environment['PYTHONPATH']} green []", "/dev/null"]
+    assert seen == [f"{host.environment['PYTHONPATH']} green [] glibc.malloc.hugetlb=1", "/dev/null"]
     assert os.getsid(host.pid("worker")) == host.pid("worker")
+    host.start("other", script, COLOUR="red", GLIBC_TUNABLES="glibc.malloc.check=0")  # the user's own
+    assert "red [] glibc.malloc.check=0\n" in (host.home / "seen").read_text()
 
 
 @pytest.mark.unhurried
