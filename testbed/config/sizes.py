@@ -43,7 +43,10 @@ def model_sizes(folder: Path) -> ModelSizes:
 
 
 def _longrope_positions(config: Mapping[str, Any]) -> int | None:
-    """Return the length that a model with longrope was first trained for; see ``positions_limit`` of the engine."""
+    """Return the length that a model with longrope was first trained for, as its file says it.
+
+    The base station asks transformers' own form of it: ``positions_limit`` in ``payloads/wdmoe/bs/kv_cache.py``.
+    """
     rope = config.get("rope_parameters") or config.get("rope_scaling")
     if not isinstance(rope, dict) or (rope.get("rope_type") or rope.get("type")) != "longrope":
         return None
