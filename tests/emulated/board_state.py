@@ -13,6 +13,7 @@ import os
 import re
 import stat
 import subprocess
+import time
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from testbed.emulation.spec import LabSpec
 
-__all__ = ["BoardState", "board_states", "differences", "not_put_back"]
+__all__ = ["BoardState", "board_states", "differences", "not_put_back", "states_at_rest"]
 
 REPOSITORY = Path(__file__).parents[2]
 IN_MEMORY = ("/run", "/tmp", "/dev/shm")
@@ -54,6 +55,7 @@ part sysctl; grep -rs . /proc/sys/net/core /proc/sys/net/ipv4 /proc/sys/net/ipv6
 if [ -d /run/systemd/system ]; then
     part files-of-units; systemctl list-unit-files --no-legend --no-pager
     part units; systemctl list-units --no-legend --plain --type=service,socket,timer,path,mount,swap
+    part jobs; systemctl list-jobs --no-legend
     part lingers; ls /var/lib/systemd/linger 2>/dev/null
 fi
 true
@@ -102,6 +104,37 @@ def board_states(spec: LabSpec, hosts: list[str]) -> dict[str, BoardState]:
     with ThreadPoolExecutor(4) as pool:
         found = pool.map(lambda host: _state(lab["pid"], lab["hosts"][host]), hosts)
         return dict(zip(hosts, found, strict=True))
+
+
+def states_at_rest(spec: LabSpec, hosts: list[str]) -> dict[str, BoardState]:
+    """Return what some boards of a lab are once nothing of them changes by itself any more.
+
+    A board that has just come up still asks whether its IPv6 address is its own, and its jtop service still notes what
+    the clocks are.
+    """
+    services = {host.name for host in spec.hosts if host.jtop}
+    deadline = time.monotonic() + 300
+    found = board_states(spec, hosts)
+    while True:
+        time.sleep(0.3)
+        before, found = found, board_states(spec, hosts)
+        moving = {
+            host: differences(before[host], state)
+            for host, state in found.items()
+            if differences(before[host], state) or not _has_started(state, host in services)
+        }
+        if not moving:
+            return found
+        assert time.monotonic() < deadline, f"these boards do not come to rest: {moving}"
+
+
+def _has_started(state: BoardState, jtop: bool) -> bool:
+    """Return whether a board has its addresses, no job of systemd's to do, and what its jtop service notes first."""
+    return (
+        not any(" tentative " in line for line in state.about["addresses"])
+        and not state.about.get("jobs")
+        and (not jtop or any(path.endswith("/jtop/l4t_dfs.conf") for path in state.files))
+    )
 
 
 def differences(

@@ -13,7 +13,7 @@ import pytest
 
 from testbed.emulation.power import energy_mj, parse_script
 
-pytestmark = [pytest.mark.emulated, pytest.mark.alone]
+pytestmark = pytest.mark.emulated
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -131,6 +131,7 @@ def _load(lab, host):
     return next(entry["load"] for entry in hosts if entry["name"] == host)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("host", ["agx-orin", "orin-nano"])
 def test_energy_from_sysfs_and_from_jtop_is_within_a_hundredth_of_the_closed_form(
     lab, tmp_path, wait_for, host

@@ -15,6 +15,8 @@ import yaml
 from testbed import load_run
 from testbed.campaigns.journal import read_journal
 from testbed.config.campaign import load_campaign
+from testbed.emulation.lab import shell_command
+from testbed.emulation.settings import load_lab
 from testbed.links.channels import channel_of
 from testbed.links.traffic import unexplained_bytes
 
@@ -305,9 +307,15 @@ def test_other_backends_run_as_planned_too(network, backends, campaign, results,
     assert qdiscs(inventory) == untouched()
 
 
+def on(host, inventory, *command):
+    """Return what a command prints on a host."""
+    line = shell_command(load_lab(inventory), host, command)
+    return subprocess.run(line, capture_output=True, text=True, timeout=300, check=True).stdout
+
+
 def qdiscs(inventory):
     """Return the queueing disciplines at the base station, without what merely counts."""
-    shown = call("emulate", "shell", "bs", "-i", inventory, "--", "tc", "qdisc", "show").stdout
+    shown = on("bs", inventory, "tc", "qdisc", "show")
     return [re.sub(r" \d+: ", " ", line).strip() for line in shown.splitlines()]
 
 
@@ -319,16 +327,18 @@ def payload_processes(inventory):
     """Return the payload processes that run on any host of the lab."""
     running = []
     for host in ("bs", "agx-orin", "orin-nx", "orin-nano", "xavier-nx"):
-        shown = call("emulate", "shell", host, "-i", inventory, "--", "ps", "-eo", "args").stdout
+        shown = on(host, inventory, "ps", "-eo", "args")
         running += [f"{host}: {line}" for line in shown.splitlines() if "payloads." in line]
     return running
 
 
-def started(file, results):
-    """Start a run and return it when its first trial is at work."""
-    before = set(results.glob("*"))
+def started(results, *arguments, folder=None):
+    """Start a run, or let the one of a folder go on; return it when its first trial is at work."""
+    before = set(results.glob("*")) - {folder}
+    sessions = {entry.session for entry in read_journal(folder / "journal.jsonl")} if folder else set()
+    program = [sys.executable, "-c", "from testbed.cli.main import run; run()"]
     process = subprocess.Popen(
-        [sys.executable, "-c", "from testbed.cli.main import run; run()", "run", file, "--results", results],
+        [*program, "run", *arguments, "--results", results],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -338,7 +348,7 @@ def started(file, results):
     deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         for folder in set(results.glob("*")) - before:
-            entries = read_journal(folder / "journal.jsonl")
+            entries = [e for e in read_journal(folder / "journal.jsonl") if e.session not in sessions]
             if any(e.phase == "trial t001" and "bsctl" in e.line and e.state == "begin" for e in entries):
                 time.sleep(1.0)  # into the trial
                 return process, folder
@@ -363,40 +373,31 @@ def assert_restored(inventory):
         time.sleep(0.3)
 
 
-def resume(folder, results):
-    done = json.loads(call("run", "--resume", folder.name, "--results", results, "--json").stdout)
-    assert done["completed"] == done["planned"] == 2
-    run = load_run(folder)
-    assert run.manifest["state"] == "completed"
-    assert sorted(run.completed["trial"]) == ["t001", "t002"]
-    assert run.energy()["error"].isna().all()
-    return run
-
-
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_controller_leaves_nothing_and_the_run_can_go_on(how, long_campaign, results, inventory):
-    process, folder = started(long_campaign, results)
-    os.kill(process.pid, how)
-    if how is signal.SIGINT:
-        _, said = process.communicate(timeout=300)
-        assert process.returncode == 130
-        assert f"testbed run --resume {folder}" in said
-        assert load_run(folder).manifest["state"] == "interrupted"
-    else:
-        process.communicate(timeout=300)
+def test_a_run_that_is_stopped_in_every_way_leaves_nothing_and_goes_on_to_its_end(
+    long_campaign, results, inventory
+):
+    """By Ctrl-C, then by SIGKILL, then by a worker that is lost: after each of them it goes on."""
+    process, folder = started(results, long_campaign)
+    os.kill(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 130
+    assert f"testbed run --resume {folder}" in said
+    assert load_run(folder).manifest["state"] == "interrupted"
     assert_restored(inventory)
-    resume(folder, results)
 
+    process, _ = started(results, "--resume", folder.name, folder=folder)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=300)
+    assert_restored(inventory)
 
-def test_a_lost_worker_fails_its_trial_and_the_run_can_go_on(long_campaign, results, inventory):
-    process, folder = started(long_campaign, results)
+    process, _ = started(results, "--resume", folder.name, folder=folder)
     properties = "ActiveState,NoNewPrivileges,TasksMax,BindsTo,MemoryMax"
     ask = f"XDG_RUNTIME_DIR=/run/user/$(id -u) systemctl --user show testbed-worker.service -p {properties}"
-    shown = call("emulate", "shell", UNDER_SYSTEMD, "-i", inventory, "--", "sh", "-c", ask).stdout.split()
+    shown = on(UNDER_SYSTEMD, inventory, "sh", "-c", ask).split()
     limits = {"ActiveState=active", "NoNewPrivileges=yes", "TasksMax=4096", "BindsTo=testbed_lease.service"}
     assert limits < set(shown)
     assert "MemoryMax=infinity" not in shown
-    call("emulate", "shell", "orin-nano", "-i", inventory, "--", "pkill", "-9", "-f", "expert_worker")
+    on("orin-nano", inventory, "pkill", "-9", "-f", "expert_worker")
     out, said = process.communicate(timeout=600)
     assert process.returncode == 1, said
     trials = load_run(folder).trials.set_index("trial")
@@ -405,4 +406,10 @@ def test_a_lost_worker_fails_its_trial_and_the_run_can_go_on(long_campaign, resu
     assert trials.loc["t002", "state"] == "completed"
     assert "1 of 2 trials completed" in out
     assert_restored(inventory)
-    resume(folder, results)
+
+    done = json.loads(call("run", "--resume", folder.name, "--results", results, "--json").stdout)
+    assert done["completed"] == done["planned"] == 2
+    run = load_run(folder)
+    assert run.manifest["state"] == "completed"
+    assert sorted(run.completed["trial"]) == ["t001", "t002"]
+    assert run.energy()["error"].isna().all()

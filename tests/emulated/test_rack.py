@@ -23,7 +23,7 @@ import yaml
 from testbed.emulation import lab as lab_module
 from testbed.emulation.settings import load_lab
 from testbed.emulation.spec import LabSpec
-from tests.emulated.board_state import board_states, differences, not_put_back
+from tests.emulated.board_state import board_states, differences, not_put_back, states_at_rest
 
 pytestmark = [pytest.mark.emulated]
 
@@ -333,7 +333,7 @@ def test_a_rack_with_broken_boards(rack):
     reached = [host for host in boards if host in rack.well or BREAKAGES[rack.broken[host]].reached]
     half_way = {host for host in rack.broken if BREAKAGES[rack.broken[host]].half_way}
     limits = [f"--limit={host}" for host in boards]  # the base station's own check takes the longest of all
-    before = board_states(rack.spec, boards)
+    before = states_at_rest(rack.spec, boards)
 
     first = rack.provision(*limits)
     found = failures(first.stderr)
@@ -346,9 +346,10 @@ def test_a_rack_with_broken_boards(rack):
         assert re.search(breakage.hint, told[0]), (host, found[host])
     assert named(first, "changed") == set(rack.well), first.stdout
     assert named(first, "changed in part") == half_way, first.stdout
-    during = board_states(rack.spec, boards)
-    touched = {host for host in boards if differences(before[host], during[host], not_put_back())}
-    assert touched == {*rack.well, *half_way}
+    during = states_at_rest(rack.spec, boards)
+    changes = {host: differences(before[host], during[host], not_put_back()) for host in boards}
+    touched = {host for host, found in changes.items() if found}
+    assert touched == {*rack.well, *half_way}, {host: changes[host] for host in touched & {*rack.broken}}
 
     limits = [f"--limit={host}" for host in reached]
     second = rack.provision(*limits)
@@ -359,7 +360,7 @@ def test_a_rack_with_broken_boards(rack):
     undone = rack.provision("--undo", *limits)
     assert undone.returncode == 0, undone.stdout + undone.stderr
     assert named(undone, "undone") == touched, undone.stdout
-    after = board_states(rack.spec, boards)
+    after = states_at_rest(rack.spec, boards)
     for host in boards:
         assert differences(before[host], after[host], not_put_back()) == {}, host
     again = rack.provision("--undo", *limits)

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from testbed.config.campaign import load_campaign
+from testbed.emulation.lab import shell_command
+from testbed.emulation.settings import load_lab
 from testbed.links.channels import channel_of
 
 pytestmark = pytest.mark.emulated
@@ -110,7 +112,9 @@ def apply(inventory):
 
 
 def on(host, inventory, *command):
-    return call("emulate", "shell", host, "-i", inventory, "--", *command).stdout
+    """Return what a command prints on a host."""
+    line = shell_command(load_lab(inventory), host, command)
+    return subprocess.run(line, capture_output=True, text=True, timeout=300, check=True).stdout
 
 
 def qdiscs(host, inventory):

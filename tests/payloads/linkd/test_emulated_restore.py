@@ -11,7 +11,7 @@ import pytest
 
 from tests.payloads.linkd.conftest import children_of, kill_with
 
-pytestmark = [pytest.mark.emulated, pytest.mark.alone]
+pytestmark = pytest.mark.emulated
 
 FOUND = {
     "the kernel's own": [],

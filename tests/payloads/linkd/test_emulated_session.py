@@ -16,7 +16,7 @@ from payloads.linkd.channel import Channel, Rule
 from payloads.linkd.client import Client
 from tests.payloads.linkd.conftest import children_of, kill_with
 
-pytestmark = [pytest.mark.emulated, pytest.mark.alone]
+pytestmark = pytest.mark.emulated
 
 BLOCK_S = 0.02
 BLOCKS = 40
@@ -58,6 +58,7 @@ def _assert_as_before(pair: Any, before: str) -> None:
     assert not pair.state.exists()
 
 
+@pytest.mark.alone
 def test_a_channel_is_played_held_and_told(link_pair, channel_file) -> None:
     link_pair.start("b", "serve", "--leaf", "tbf", "--sample-hz", "20")
     answer = _set_channel(link_pair, channel_file)
@@ -161,6 +162,7 @@ def line_pair(link_pair) -> Any:
     return link_pair, daemon, before
 
 
+@pytest.mark.alone
 def test_the_line_delays_both_ways_and_is_changed_in_place(line_pair) -> None:
     pair, _daemon, before = line_pair
     rows = pair.probe("--sizes", "1024", "--repeats", "3", "--retries", "0")
@@ -223,6 +225,7 @@ def test_the_daemon_finds_a_leaf_for_a_delay_and_goes_back(link_pair) -> None:
     _assert_as_before(link_pair, before)
 
 
+@pytest.mark.alone
 def test_a_device_shapes_its_own_uplink(link_pair) -> None:
     link_pair.start("d", "respond", "--listen", f"{link_pair.address}:7071")
     link_pair.start("d", "serve", "--side", "device", "--leaf", "tbf")
