@@ -128,14 +128,14 @@ def _adopt(options: argparse.Namespace) -> int:
 def _show(_options: argparse.Namespace) -> int:
     from payloads.artifacts.collect import describe
 
-    print(json.dumps(describe(Store())))
+    print(json.dumps(describe(Store(make=False))))
     return 0
 
 
 def _verify(options: argparse.Namespace) -> int:
     from payloads.artifacts.collect import verify
 
-    print(json.dumps(verify(Store(), dry_run=options.dry_run)))
+    print(json.dumps(verify(Store(make=False), dry_run=options.dry_run)))
     return 0
 
 
@@ -147,7 +147,7 @@ def _gc(options: argparse.Namespace) -> int:
     if options.keep_bytes is not None and options.keep_bytes < 0:
         raise ArtifactError("--keep-bytes: a number from 0 on was expected")
     chosen = {"older_than_s": options.older_than, "keep_bytes": options.keep_bytes}
-    print(json.dumps(collect(Store(), **chosen, dry_run=options.dry_run)))
+    print(json.dumps(collect(Store(make=False), **chosen, dry_run=options.dry_run)))
     return 0
 
 

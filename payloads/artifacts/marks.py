@@ -32,6 +32,7 @@ class Mark:
     def __init__(self, name: str, digests: Iterable[str], objects: Path) -> None:
         if not _NAME.fullmatch(name):
             raise ValueError(f"{name!r} names no mark: small letters, digits, - and _, at most 40")
+        objects.mkdir(mode=0o700, parents=True, exist_ok=True)
         with guarded(objects) as folder:
             self._path = folder / f"{name}.{os.getpid()}-{os.urandom(4).hex()}.json"
             self._file = open(self._path, "w")  # noqa: SIM115
@@ -51,7 +52,10 @@ class Mark:
 def guarded(objects: Path) -> Iterator[Path]:
     """Keep others from making marks meanwhile; yields the folder of the marks."""
     folder = objects / _FOLDER
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not objects.is_dir():
+        yield folder  # there is nothing to need
+        return
+    folder.mkdir(mode=0o700, exist_ok=True)
     with open(folder / ".lock", "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield folder

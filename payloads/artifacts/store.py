@@ -69,11 +69,16 @@ class Store:
 
     An object whose bytes were checked has a marker ``<sha256>.ok`` with its size and time of change, so that
     it is read again only after it was touched. The marker's own time of change says when it was last used.
+
+    Args:
+        folder: The folder; this host's where it is left out.
+        make: Whether it is made when it is not there; who only looks leaves nothing behind.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, *, make: bool = True) -> None:
         self.folder = folder if folder is not None else home_folder() / "objects"
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if make:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def path(self, digest: str) -> Path:
         """Return where an object lies."""
@@ -111,7 +116,7 @@ class Store:
     def held(self) -> list[Held]:
         """Return the objects that are here, whole or not."""
         found = []
-        for entry in os.scandir(self.folder):
+        for entry in os.scandir(self.folder) if self.folder.is_dir() else ():
             if DIGEST.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                 size, used = entry.stat().st_size, entry.stat().st_mtime
                 with contextlib.suppress(FileNotFoundError):
@@ -189,7 +194,8 @@ class Store:
 
     def free_bytes(self) -> int:
         """Return the bytes that this user can still write here."""
-        disk = os.statvfs(self.folder)
+        there = next(folder for folder in (self.folder, *self.folder.parents) if folder.is_dir())
+        disk = os.statvfs(there)
         return disk.f_bavail * disk.f_frsize
 
     @contextlib.contextmanager
@@ -202,6 +208,9 @@ class Store:
         Raises:
             ArtifactError: Another process changes objects, and nobody is to wait.
         """
+        if not self.folder.is_dir():
+            yield  # there are none
+            return
         with open(self.folder / ".lock", "a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -38,10 +38,15 @@ def home_folder() -> Path:
     return Path(override).absolute() if override else Path.home() / ".testbed"
 
 
-def services_folder() -> Path:
-    """Return the folder of all services, made when it is not there."""
+def services_folder(*, make: bool = True) -> Path:
+    """Return the folder of all services.
+
+    Args:
+        make: Whether it is made when it is not there; who only looks leaves nothing behind.
+    """
     folder = home_folder() / "services"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if make:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
 
 
@@ -54,7 +59,7 @@ def service_folder(name: str) -> Path:
 
 def service_names() -> list[str]:
     """Return the names of all services that this host has ever been given, sorted."""
-    return sorted(entry.parent.name for entry in services_folder().glob("*/spec.json"))
+    return sorted(entry.parent.name for entry in services_folder(make=False).glob("*/spec.json"))
 
 
 def check_name(name: str) -> str:

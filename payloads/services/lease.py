@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 from payloads.services.layout import read_json, services_folder, write_whole
@@ -18,6 +17,8 @@ __all__ = ["GRACE_S", "INITIAL_S", "Lease", "LeaseWatch", "read_lease", "write_l
 
 GRACE_S = 2.0
 INITIAL_S = 60.0
+
+_NAME = "lease.json"
 
 
 class Lease(NamedTuple):
@@ -38,20 +39,16 @@ class Lease(NamedTuple):
         return (self.until_ns - time.monotonic_ns()) / 1e9
 
 
-def _path() -> Path:
-    return services_folder() / "lease.json"
-
-
 def write_lease(left_s: float) -> None:
     """Record that this process holds the lease for ``left_s`` seconds from now."""
     peer = os.environ.get("SSH_CONNECTION", "").split(" ")[0]
     lease = Lease(time.monotonic_ns() + int(left_s * 1e9), os.getpid(), peer)
-    write_whole(_path(), json.dumps(dict(lease._asdict(), boot=boot_id())))
+    write_whole(services_folder() / _NAME, json.dumps(dict(lease._asdict(), boot=boot_id())))
 
 
 def read_lease() -> Lease | None:
     """Return the lease as last recorded in this boot, or None where there was none."""
-    value = read_json(_path())
+    value = read_json(services_folder(make=False) / _NAME)
     if value is None or value.pop("boot") != boot_id():
         return None
     return Lease(**value)

@@ -106,6 +106,7 @@ def release(owner: str, backend: Callable[[], Any]) -> dict[str, Any]:
     stopped = services.stop_all("the host was given back") if running else []
     put_back = restore_power(open_notes())
     _forget(reserved)
+    _see_off(record.keeper)
     tidy()
     return {"released": True, "stopped": stopped, **put_back}
 
@@ -138,6 +139,15 @@ def _wait_until_left(owner: str) -> None:
             raise ServiceError(
                 f"{refusal(described(claim, now))}; its process {claim.pid} (user {claim.user}) does not let go"
             )
+        time.sleep(_POLL_S)
+
+
+def _see_off(keeper: Claim | None) -> None:
+    """Wait until the keeper has seen that nothing is left to do: who looks next is to find the host free."""
+    deadline = time.monotonic() + _LEAVE_S
+    while keeper is not None and time.monotonic() < deadline:
+        if standing(read_record(), here_and_now()).keeper != keeper:
+            return
         time.sleep(_POLL_S)
 
 

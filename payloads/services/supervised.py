@@ -102,7 +102,7 @@ class SupervisorBackend:
 
     def lost(self) -> str:
         """Say what has become of the supervisor if it was killed, else return an empty string."""
-        record = read_json(services_folder() / "supervisor.json")
+        record = read_json(services_folder(make=False) / "supervisor.json")
         if record is None or _supervisor() is not None:
             return ""
         return f"the supervisor (process {record['pid']}) was killed"
@@ -204,7 +204,7 @@ def _wait(done: Any, limit_s: float) -> None:
 
 def _supervisor() -> processes.Process | None:
     """Return the living supervisor, or None."""
-    record = read_json(services_folder() / "supervisor.json")
+    record = read_json(services_folder(make=False) / "supervisor.json")
     if record is None:
         return None
     process = processes.Process(record["pid"], record["ticks"], record["boot"])

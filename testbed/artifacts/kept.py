@@ -9,6 +9,8 @@ from typing import Any
 from testbed.errors import InputError
 
 __all__ = [
+    "Answers",
+    "Rows",
     "age_seconds",
     "collected_rows",
     "gc_arguments",
@@ -111,8 +113,7 @@ def verified_rows(answers: Answers) -> Rows:
 
 def collected_rows(answers: Answers) -> Rows:
     """Return what went, or would go, and what stays."""
-    first = next(iter(answers.values()), {"dry_run": False})
-    went = "would go" if first["dry_run"] else "removed"
+    went = "would go" if any(said["dry_run"] for said in answers.values()) else "removed"
     rows: Rows = [("host", went, "for age", "for space", "begun", "stays", "of it in use")]
     for host, said in answers.items():
         by = {reason: sum(one["reason"] == reason for one in said["removed"]) for reason in ("age", "space")}

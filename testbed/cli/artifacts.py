@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,13 +15,13 @@ from testbed.cli.common import (
     InventoryOption,
     JsonOption,
     LimitOption,
-    end_with,
-    print_error,
+    end_if_failed,
     print_json,
     print_table,
 )
 
 if TYPE_CHECKING:
+    from testbed.artifacts.kept import Answers, Rows
     from testbed.hosts.fleet import Outcome
     from testbed.hosts.steps import Command
 
@@ -38,8 +38,8 @@ def show(
     from testbed.artifacts.kept import shown_rows
 
     answers, outcomes = _ask(inventory, limit, "show")
-    print_json(answers) if as_json else print_table(shown_rows(answers))
-    _fail(outcomes)
+    _print(answers, shown_rows, as_json=as_json)
+    end_if_failed(outcomes)
 
 
 @app.command()
@@ -56,8 +56,8 @@ def verify(
     from testbed.artifacts.kept import verified_rows
 
     answers, outcomes = _ask(inventory, limit, "verify", dry_run=dry_run)
-    print_json(answers) if as_json else print_table(verified_rows(answers))
-    _fail(outcomes)
+    _print(answers, verified_rows, as_json=as_json)
+    end_if_failed(outcomes)
     if any(answer["damaged"] for answer in answers.values()):
         raise typer.Exit(1)
 
@@ -88,15 +88,22 @@ def gc(
 
     arguments = gc_arguments(older_than, keep_bytes)
     answers, outcomes = _ask(inventory, limit, "gc", *arguments, dry_run=dry_run)
-    print_json(answers) if as_json else print_table(collected_rows(answers))
-    if dry_run and not as_json:
+    _print(answers, collected_rows, as_json=as_json)
+    if dry_run and answers and not as_json:
         print("dry run: nothing was removed")
-    _fail(outcomes)
+    end_if_failed(outcomes)
+
+
+def _print(answers: Answers, rows: Callable[[Answers], Rows], *, as_json: bool) -> None:
+    if as_json:
+        print_json(answers)
+    elif answers:
+        print_table(rows(answers))
 
 
 def _ask(
     inventory: Path, limit: Sequence[str] | None, action: str, *arguments: str, dry_run: bool = True
-) -> tuple[Mapping[str, Mapping[str, Any]], Sequence[Outcome[dict[str, Any]]]]:
+) -> tuple[Answers, Sequence[Outcome[dict[str, Any]]]]:
     """Ask the hosts at once; return the answers of those that gave one, and all outcomes.
 
     A host that somebody else has is only looked at.
@@ -125,12 +132,3 @@ def _ask(
     with Fleet(lab) as fleet, HostProgress(f"artifacts {action}", len(hosts)) as progress:
         outcomes = fleet.each(ask, hosts, on_done=lambda outcome: progress.done(outcome.host.name))
     return {outcome.host.name: outcome.get() for outcome in outcomes if outcome.ok}, outcomes
-
-
-def _fail(outcomes: Sequence[Outcome[Any]]) -> None:
-    """Name the hosts that failed and end the command if there are any."""
-    errors = [outcome.error for outcome in outcomes if outcome.error is not None]
-    for error in errors:
-        print_error(str(error), getattr(error, "hint", ""))
-    if errors:
-        end_with(errors)

@@ -16,6 +16,7 @@ from testbed.cli.common import (
     JsonOption,
     LimitOption,
     end_with,
+    print_failures,
     print_json,
     say,
 )
@@ -47,7 +48,7 @@ def bundle(
     they lack; nothing is changed there.
     """
     from testbed.config.inventory import load_inventory
-    from testbed.errors import ConnectError, HostError, TestbedError
+    from testbed.errors import ConnectError
     from testbed.hosts.facts import gather_facts
     from testbed.hosts.fleet import Fleet
     from testbed.hosts.transport import Transport
@@ -71,14 +72,13 @@ def bundle(
     with Fleet(lab) as fleet, HostProgress("ask", len(hosts)) as progress:
         outcomes = fleet.each(ask, hosts, on_done=lambda outcome: progress.done(outcome.host.name))
     asked = [(outcome.host, *outcome.get()) for outcome in outcomes if outcome.ok]
-    failed = [outcome.error for outcome in outcomes if outcome.error is not None]
     downloads = downloads_for((host, facts) for host, facts, _ in asked)
     debs: dict[str, dict[Deb, None]] = {}
     for _, facts, lacking in asked:
         debs.setdefault(target_of(facts) or "", {}).update(dict.fromkeys(lacking))
-    if dry_run:
+    if asked and dry_run:
         _print_plan(downloads, debs, as_json=as_json)
-    else:
+    elif asked:
         maker = BundleMaker(folder)
         for download in downloads:
             say(f"{download.target}: {', '.join(download.requirements)}")
@@ -86,12 +86,12 @@ def bundle(
         for target, lacking_there in debs.items():
             maker.add_debs(target, lacking_there)
         _print_made(folder, maker.finish(), as_json=as_json)
-    for error in failed:
-        say(f"failure: {error}")
-        if isinstance(error, HostError | TestbedError) and error.hint:
-            say(f"  hint: {error.hint}")
-    if failed:
-        end_with(failed)
+    errors = print_failures(outcomes)
+    unreached = (outcome for outcome in outcomes if isinstance(outcome.error, ConnectError))
+    if jetpack is None and any(outcome.host.is_device for outcome in unreached):
+        say("hint: --jetpack 5, 6 or 7 says what those devices run that cannot be asked yet")
+    if errors:
+        end_with(errors)
 
 
 def _print_plan(downloads: Sequence[Download], debs: dict[str, dict[Deb, None]], *, as_json: bool) -> None:

@@ -17,6 +17,8 @@ import typer
 if TYPE_CHECKING:
     from rich.status import Status
 
+    from testbed.hosts.fleet import Outcome
+
 __all__ = [
     "DEFAULT_INVENTORY",
     "DEFAULT_RESULTS",
@@ -27,8 +29,10 @@ __all__ = [
     "LimitOption",
     "OtherLabOption",
     "ResultsOption",
+    "end_if_failed",
     "end_with",
     "print_error",
+    "print_failures",
     "print_json",
     "print_table",
     "say",
@@ -72,6 +76,28 @@ def print_error(message: str, hint: str = "") -> None:
     say(f"error: {message}")
     if hint:
         say(f"hint: {hint}")
+
+
+def print_failures(outcomes: Iterable[Outcome[Any]]) -> list[Exception]:
+    """Write what failed on which host to standard error, equal problems once; return the hosts' errors."""
+    from testbed.errors import HeldError
+    from testbed.hosts.leases import together
+    from testbed.provision.grouping import group_problems, told_error
+
+    failed = [(outcome.host, outcome.error) for outcome in outcomes if outcome.error is not None]
+    if held := [error for _, error in failed if isinstance(error, HeldError)]:
+        error = together(held)
+        print_error(str(error), error.hint)
+    rest = [told_error(host, error) for host, error in failed if not isinstance(error, HeldError)]
+    for problem in group_problems(rest):
+        print_error(f"{problem.whose}: {problem.text}", problem.hint)
+    return [error for _, error in failed]
+
+
+def end_if_failed(outcomes: Iterable[Outcome[Any]]) -> None:
+    """Name the hosts that failed, and end the command if there are any."""
+    if errors := print_failures(outcomes):
+        end_with(errors)
 
 
 def end_with(errors: Iterable[Exception]) -> NoReturn:

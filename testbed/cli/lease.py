@@ -14,7 +14,7 @@ from testbed.cli.common import (
     InventoryOption,
     JsonOption,
     LimitOption,
-    end_with,
+    end_if_failed,
     print_error,
     print_json,
     print_table,
@@ -56,7 +56,7 @@ def list_leases(
             for note in said.get("left", []):
                 say(f"warning: {name}: a {note} has set its power, and it could not be put back")
                 say(f"  hint: testbed lease release --limit {name}, which tries again")
-    _fail(outcomes)
+    end_if_failed(outcomes)
 
 
 @app.command(short_help="Reserve hosts for a time.")
@@ -103,7 +103,7 @@ def take(
             for outcome in given_back:
                 why = f"could not be given back: {outcome.error}" if outcome.error else "was given back"
                 say(f"{outcome.host.name} {why}")
-            _fail(outcomes)
+            end_if_failed(outcomes)
     answers = {outcome.host.name: outcome.get() for outcome in outcomes}
     print_json(answers) if as_json else typer.echo("\n".join(reserved_words(answers, owner)))
     for name, said in answers.items():
@@ -141,7 +141,7 @@ def release(
     wrong = {name: said["problems"] for name, said in answers.items() if said["problems"]}
     for name, problems in wrong.items():
         print_error(f"{name}: not as it was: {'; '.join(problems)}")
-    _fail(outcomes)
+    end_if_failed(outcomes)
     if wrong:
         raise typer.Exit(1)
 
@@ -183,18 +183,3 @@ def _asked(
 def _print_plan(steps: Sequence[Command], *, as_json: bool) -> None:
     lines = [step.line() for step in steps]
     print_json(lines) if as_json else typer.echo("\n".join(lines))
-
-
-def _fail(outcomes: Sequence[Outcome[Any]]) -> None:
-    """Name the hosts that failed, those that one owner holds together, and end the command if there are any."""
-    from testbed.errors import HeldError
-    from testbed.hosts.leases import together
-
-    errors = [outcome.error for outcome in outcomes if outcome.error is not None]
-    held = [error for error in errors if isinstance(error, HeldError)]
-    shown: list[Exception] = [together(held)] if held else []
-    shown += [error for error in errors if not isinstance(error, HeldError)]
-    for error in shown:
-        print_error(str(error), getattr(error, "hint", ""))
-    if errors:
-        end_with(errors)

@@ -14,8 +14,7 @@ from testbed.cli.common import (
     InventoryOption,
     JsonOption,
     LimitOption,
-    end_with,
-    print_error,
+    end_if_failed,
     print_json,
     print_table,
 )
@@ -58,7 +57,7 @@ def status(
             for s in answer["services"]:
                 rows.append((name, s["name"], s["state"], str(s["pid"] or ""), s.get("last_line", "")))
         print_table(rows, keys=2)
-    _fail(outcomes)
+    end_if_failed(outcomes)
 
 
 @app.command()
@@ -80,7 +79,7 @@ def logs(
     for outcome in outcomes:
         if outcome.ok:
             typer.echo(outcome.get(), nl=False)
-    _fail(outcomes)
+    end_if_failed(outcomes)
 
 
 @app.command()
@@ -114,7 +113,7 @@ def stop(
     else:
         for name, said in stopped.items():
             typer.echo(f"{name}: {', '.join(said) or 'nothing was running'}")
-    _fail(outcomes)
+    end_if_failed(outcomes)
 
 
 def _lab(inventory: Path) -> Inventory:
@@ -135,12 +134,3 @@ def _on_each(lab: Inventory, hosts: Sequence[Host], work: Callable[[Host, Transp
 
     with Fleet(lab) as fleet:
         return fleet.each(work, hosts)
-
-
-def _fail(outcomes: Sequence[Outcome[Any]]) -> None:
-    """Name the hosts that failed and end the command if there are any."""
-    errors = [outcome.error for outcome in outcomes if outcome.error is not None]
-    for error in errors:
-        print_error(str(error), getattr(error, "hint", ""))
-    if errors:
-        end_with(errors)

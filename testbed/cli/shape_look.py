@@ -17,7 +17,7 @@ from testbed.cli.common import (
     InventoryOption,
     JsonOption,
     LimitOption,
-    end_with,
+    end_if_failed,
     print_error,
     print_json,
     say,
@@ -66,7 +66,7 @@ def backends(
         )
     elif answers:
         print_backends(lab, answers)
-    _fail(outcomes)
+    end_if_failed(outcomes)
     if found:
         raise typer.Exit(1)
 
@@ -125,7 +125,7 @@ def show(
         print(UNSHAPED)
     elif answers:
         print_links(answers)
-    _fail(outcomes)
+    end_if_failed(outcomes)
 
 
 def _bs_named(lab: Inventory, limit: Sequence[str]) -> bool:
@@ -158,7 +158,7 @@ def clear(
     else:
         for name, interface in restored.items():
             print(f"{name}: {f'{interface} is as it was' if interface else 'nothing was shaped'}")
-    _fail(outcomes)
+    end_if_failed(outcomes)
 
 
 def watch(
@@ -216,12 +216,3 @@ def _or_nothing(outcome: Outcome[str]) -> Outcome[str]:
 def _object(text: str) -> dict[str, Any]:
     value: dict[str, Any] = json.loads(text)
     return value
-
-
-def _fail(outcomes: Sequence[Outcome[str]]) -> None:
-    """Name the hosts that failed and end the command if there are any."""
-    errors = [outcome.error for outcome in outcomes if outcome.error is not None]
-    for error in errors:
-        print_error(str(error), getattr(error, "hint", ""))
-    if errors:
-        end_with(errors)

@@ -14,6 +14,7 @@ from testbed.cli.common import (
     JsonOption,
     LimitOption,
     print_error,
+    print_failures,
     print_json,
     print_table,
     say,
@@ -68,9 +69,7 @@ def trust(
         rows = [("host", "key", "fingerprint", "state")]
         rows += [(key.host, key.kind, key.fingerprint, key.state) for key in found]
         print_table(rows)
-    for outcome in outcomes:
-        if outcome.error is not None:
-            print_error(str(outcome.error), getattr(outcome.error, "hint", ""))
+    print_failures(outcomes)
     if new:
         _agree(new, lab.known_hosts, yes=yes)
         record_keys(lab.known_hosts, new)

@@ -22,6 +22,7 @@ __all__ = ["GatewaySocket", "dial", "gateway_command", "gateway_error"]
 
 SLICE_S = 0.1  # how soon a wait notices that it has been called off
 USER_TIMEOUT_MS = 30_000  # bytes that stay unacknowledged for so long end a connection
+_NAME_HINT = "is its `address` right, and does a name server know it?"
 
 
 def gateway_command(template: str, address: str, port: int) -> str:
@@ -72,7 +73,12 @@ def dial(
             f"no answer from {where} within {deadline}",
             hint="is the host on and connected?",
         )
-    hint = "is its SSH server running?" if last.errno == errno.ECONNREFUSED else ""
+    refused = last.errno == errno.ECONNREFUSED
+    hint = (
+        "is its SSH server running?"
+        if refused
+        else "is the host on and connected, and is its `address` right?"
+    )
     raise ConnectError(name, f"cannot connect to {where}: {last.strerror or last}", hint=hint)
 
 
@@ -96,9 +102,10 @@ def _addresses(name: str, address: str, port: int, deadline: Deadline) -> Sequen
     thread.start()
     thread.join(deadline.remaining_s)
     if not answer:
-        raise ConnectError(name, f"the name {address} was not resolved within {deadline}")
+        raise ConnectError(name, f"the name {address} was not resolved within {deadline}", hint=_NAME_HINT)
     if isinstance(answer[0], OSError):
-        raise ConnectError(name, f"the name {address} cannot be resolved: {answer[0].strerror}")
+        problem = f"the name {address} cannot be resolved: {answer[0].strerror}"
+        raise ConnectError(name, problem, hint=_NAME_HINT)
     return [(family, target) for family, _, _, _, target in answer[0]]
 
 

@@ -121,7 +121,7 @@ def _check_key_file(host: Host, key_file: Path) -> None:
         raise ConnectError(
             host.name,
             f"there is no key file {key_file}",
-            hint="an emulated lab makes its own: testbed emulate up; elsewhere see `key_file` in the inventory",
+            hint="an emulated lab makes its own: `testbed emulate up` with this inventory; else see `key_file` there",
         )
 
 

@@ -243,3 +243,17 @@ def test_the_commands(home, store):
     assert json.loads(run("gc", "--older-than", "86400", "--dry-run").stdout)["removed_bytes"] == 3
     assert json.loads(run("gc", "--older-than", "86400").stdout)["kept"] == 0
     assert run("gc", "--older-than", "-1").returncode == 2
+
+
+@pytest.mark.parametrize(
+    "words", [["show"], ["verify", "--dry-run"], ["gc", "--keep-bytes", "0", "--dry-run"]]
+)
+def test_a_look_at_a_host_without_objects_leaves_nothing_there(tmp_path, words):
+    home = tmp_path / "home"
+    environment = dict(os.environ, PYTHONPATH=str(ROOT), TESTBED_HOME=str(home))
+    command = [sys.executable, "-m", "payloads.artifacts", *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    assert not any(
+        json.loads(done.stdout).get(key) for key in ("objects", "removed", "kept", "in_use", "parts")
+    )
+    assert not home.exists()

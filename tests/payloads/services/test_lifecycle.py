@@ -225,3 +225,9 @@ def test_wrong_use_is_said_in_one_line(host):
 def test_status_is_readable_before_anything_was_started(host):
     shown = json.loads(host.run("status", "--json").stdout)
     assert shown == {"backend": "supervisor", "lease": None, "services": []}
+
+
+def test_a_look_at_a_host_that_was_never_used_leaves_nothing_there(host):
+    assert json.loads(host.run("status", "--json").stdout)["services"] == []
+    assert host.run("logs", "worker").returncode != 0
+    assert not host.home.exists()
