@@ -36,7 +36,14 @@ class SftpFiles:
         self._host = host
         self._channel = channel
         channel.settimeout(STALL_TIMEOUT_S)
-        self._sftp = paramiko.SFTPClient(channel)
+        try:
+            self._sftp = paramiko.SFTPClient(channel)
+        except paramiko.SFTPError as error:
+            raise HostError(
+                host,
+                f"its SFTP server does not answer as one: {error}",
+                hint="a login script of the user, such as ~/.bashrc, must print nothing: `ssh HOST true` shows it",
+            ) from error
         self._home = self._sftp.normalize(".")
 
     def close(self) -> None:
@@ -157,7 +164,7 @@ class SftpFiles:
             if deadline.passed:
                 why = f"it took longer than {deadline} and was ended"
             raise DeadlineError(self._host, f"{what}: {why}") from error
-        except (EOFError, paramiko.SSHException) as error:
+        except (EOFError, paramiko.SSHException, paramiko.SFTPError) as error:
             raise ConnectError(self._host, f"{what}: the connection was lost") from error
         except OSError as error:
             if isinstance(error, HostError):

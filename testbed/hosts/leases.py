@@ -126,12 +126,14 @@ class Leases:
             HostError: The host refused for another reason.
         """
         stream = self._fleet.transport(command.host).stream(command)
+        first, said = "", dict[str, Any]()
         try:
-            first = next(stream.lines(command.timeout_s), "")
+            for first in stream.lines(command.timeout_s):
+                if said := _object(first):  # a login script of the host may say something before
+                    break
         except HostError:
             stream.close()
             raise
-        said = _object(first)
         if said.get("held") is not True:
             answer = stream.stderr.strip() or first or "no answer"
             stream.close()

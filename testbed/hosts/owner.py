@@ -26,8 +26,13 @@ def this_owner() -> str:
     named = os.environ.get("TESTBED_OWNER")
     if named:
         return check_owner(named, "TESTBED_OWNER")
-    user = os.environ.get("SUDO_USER") or getpass.getuser()
-    return f"{user}@{socket.gethostname().partition('.')[0]}"
+    try:
+        user = os.environ.get("SUDO_USER") or getpass.getuser()
+    except (KeyError, OSError):  # an account without a name, as containers have them
+        user = f"uid{os.getuid()}"
+    # An account of a domain is called ann@corp.example or CORP\\ann; who takes over must be able to write it.
+    words = (user, socket.gethostname().partition(".")[0])
+    return "@".join(re.sub(r"[\s@'\"\\]", ".", word)[:64] or "unknown" for word in words)
 
 
 def check_owner(name: str, where: str) -> str:

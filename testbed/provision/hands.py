@@ -58,6 +58,19 @@ class Hands:
         self._progress = progress
         self._leases: Leases | None = None
 
+    def hold(self) -> None:
+        """Hold the host, unless it is held already.
+
+        Raises:
+            HostError: Somebody else has it, or the lease was lost.
+        """
+        if self._leases is None:
+            hold = holding_command(self._host, self._purpose)
+            leases = Leases(self._fleet)
+            leases.take(replace(hold, timeout_s=self._way.deadline.timeout_s(hold.timeout_s)))
+            self._leases = leases
+        self._leases.check()
+
     def do(self, step: Step) -> None:
         """Do one step.
 
@@ -65,12 +78,7 @@ class Hands:
             HostError: It failed, or took too long, or somebody else has the host.
         """
         self._way.check(step.title)
-        if self._leases is None:
-            hold = holding_command(self._host, self._purpose)
-            leases = Leases(self._fleet)
-            leases.take(replace(hold, timeout_s=self._way.deadline.timeout_s(hold.timeout_s)))
-            self._leases = leases
-        self._leases.check()
+        self.hold()
         self._progress(self._host.name, step.title)
         try:
             if isinstance(step, Command) and step.reboots:

@@ -195,6 +195,9 @@ def undo_fleet(
         undone = 0
         with Hands(fleet, host, "provision --undo", deadline, way.progress) as hands:
             try:
+                hands.hold()
+                # Asked again, now that nobody else changes it: with the record goes what only the record tells of.
+                plan = plan_undo(host, ask_host(fleet, host, deadline), site)
                 for undoing in plan.undoings:
                     limit.check(host.name)
                     for step in undoing.steps:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import threading
 
 import pytest
@@ -63,6 +65,22 @@ def test_the_operator_is_named_by_the_environment_or_by_login_and_machine(monkey
     for wrong in ("ann", "ann@", "a b@c", "a@b@c", "x" * 70 + "@y"):
         with pytest.raises(InputError, match="user@machine was expected"):
             check_owner(wrong, "TESTBED_OWNER")
+
+
+@pytest.mark.parametrize("account", ["ann@corp.example", "CORP\\ann", "ann lee", "x" * 80])
+def test_whoever_the_operator_is_can_be_named(monkeypatch, account):
+    monkeypatch.delenv("TESTBED_OWNER")
+    monkeypatch.setenv("SUDO_USER", account)
+    owner = this_owner()
+    assert check_owner(owner, "--take-over-from") == owner
+    assert shlex.split(owner) == [owner]  # as a remedy has it, to be pasted
+
+
+def test_an_account_without_a_name_is_an_operator_too(monkeypatch):
+    for name in ("TESTBED_OWNER", "SUDO_USER", "LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
+    assert this_owner().startswith(f"uid{os.getuid()}@")
 
 
 @pytest.mark.parametrize("wrong", ["two\nlines", "x" * 201, "\x1b[2J"])
@@ -214,4 +232,15 @@ def test_a_host_that_was_taken_over_is_lost_and_can_be_taken_again():
     lost()
     leases.retake("left")
     leases.check()
+    leases.release()
+
+
+def test_what_a_login_script_says_is_no_answer():
+    way = Way()
+    leases = Leases(way)
+    stream = way.stream(TAKE)
+    stream.said = ["Welcome to the rack", "", *stream.said]
+    way.stream = lambda command: stream
+    leases.take(TAKE)
+    assert leases.taken == {"left"}
     leases.release()

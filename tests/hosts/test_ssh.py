@@ -404,3 +404,13 @@ def test_several_hosts_on_the_way(tmp_path: Path) -> None:
     assert near.gateway == "nc 10.0.0.1 2222"
     assert near.connect_kwargs["key_filename"] == ["/key"]
     assert (way("self").jump, way("plain").jump, way("plain").gateway) == (None, None, None)
+
+
+def test_a_login_script_that_prints_is_named_as_what_spoils_the_files(start_sshd: Any) -> None:
+    noisy = start_sshd("ForceCommand echo Welcome to the rack")
+    noisy.trust()
+    transport = ssh_connect(noisy.known_hosts)(noisy.host())
+    with pytest.raises(HostError, match="its SFTP server does not answer as one") as caught:
+        transport.put(Put("board", b"x", "~/file"))
+    assert "~/.bashrc" in caught.value.hint
+    transport.close()

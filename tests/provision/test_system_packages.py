@@ -1,5 +1,7 @@
+import fcntl
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +48,7 @@ for name; do :; done
 grep -qx "$name" $BOARD/installed && echo "ii " || { echo "no packages found" >&2; exit 1; }
 """
 PURGE = """
-echo "$*" >>$BOARD/log; shift
+echo "$*" >>$BOARD/log; shift 2
 for name; do grep -vx "$name" $BOARD/installed >$BOARD/left; mv $BOARD/left $BOARD/installed; done
 """
 
@@ -97,7 +99,7 @@ def test_only_what_is_missing_is_installed_and_exactly_what_came_goes(board: Boa
         undone = board.run(Packages().undo(wanted, facts(), change.recorded))
         assert all(not done.returncode for done in undone), undone[-1].stderr
         assert (board.folder / "installed").read_text() == "other\n"
-    assert board.log[2:] == ["--purge libown tool", "install libold=0.9 rival=0.7"]
+    assert board.log[2:] == ["--purge --force-remove-reinstreq libown tool", "install libold=0.9 rival=0.7"]
     assert (board.folder / "marks").read_text() == "manual libown tool\n"
     assert not (board.home / ".testbed/packages").exists()
 
@@ -110,6 +112,58 @@ def test_undoing_after_a_cut_off_attempt_removes_what_had_come(board: Board) -> 
     board.run(again.steps[:1])  # what had come already is still in the note
     assert all(not done.returncode for done in board.run(Packages().undo(host(), facts(), change.recorded)))
     assert (board.folder / "installed").read_text() == "other\n"
+
+
+def test_what_an_upgraded_package_needs_goes_when_its_old_version_is_there_again(board: Board) -> None:
+    (change,) = Packages().changes(host(packages=["tool"]), facts())
+    board.run(change.steps)
+    refuse = "test -e $BOARD/old || { echo 'dpkg: libold depends on libown' >&2; exit 1; }"
+    board.program("dpkg", f"{refuse}\n{PURGE}")
+    board.program("apt-get", 'case "$*" in *libold=0.9*) touch $BOARD/old ;; esac')
+    undone = board.run(Packages().undo(host(), facts(), change.recorded))
+    assert all(not done.returncode for done in undone), undone[-1].stderr
+    assert (board.folder / "installed").read_text() == "other\n"
+
+
+def test_another_dpkg_that_is_at_work_is_waited_for(board: Board) -> None:
+    (change,) = Packages().changes(host(packages=["tool"]), facts())
+    board.run(change.steps)
+    locked = "dpkg: error: dpkg frontend lock was locked by another process with pid 7"
+    wait = f"test -e $BOARD/free || {{ echo '{locked}' >&2; exit 2; }}"
+    board.program("dpkg", f"{wait}\n{PURGE}")
+    board.program("sleep", "touch $BOARD/free")
+    undone = board.run(Packages().undo(host(), facts(), change.recorded))
+    assert all(not done.returncode for done in undone), undone[0].stderr
+    assert (board.folder / "installed").read_text() == "other\n"
+
+
+def test_apt_goes_on_to_its_end_where_nobody_listens_any_more(board: Board) -> None:
+    (change,) = Packages().changes(host(packages=["tool"]), facts())
+    board.run(change.steps[:1])
+    board.program(
+        "apt-get", f"echo Unpacking || exit 1\ncut -d' ' -f6 /proc/self/stat >$BOARD/session\n{APT}"
+    )
+    (install,) = change.steps[1:]
+    assert isinstance(install, Command)
+    # A device that takes no byte is what a lost connection is to whoever writes to it.
+    (done,) = board.run([replace(install, shell=f"exec >/dev/full; {install.shell}")])
+    assert done.returncode == 0, done.stderr
+    assert int((board.folder / "session").read_text()) != os.getsid(0)
+
+
+@pytest.mark.parametrize(
+    ("program", "told"),
+    [("apt-get", "apt cannot bring back libold=0.9 rival=0.7"), ("dpkg", "dpkg does not remove libown tool")],
+)
+def test_an_undoing_that_cannot_be_says_how_to_get_past_it(board: Board, program: str, told: str) -> None:
+    (change,) = Packages().changes(host(packages=["tool"]), facts())
+    board.run(change.steps)
+    board.program(program, "exit 1")
+    (failed,) = board.run(Packages().undo(host(), facts(), change.recorded))
+    said = failed.stderr.splitlines()[-1]
+    assert (failed.returncode, said.startswith(told)) == (1, True), said
+    Path(said.rpartition("sudo rm ")[2]).unlink()
+    assert all(not done.returncode for done in board.run(Packages().undo(host(), facts(), change.recorded)))
 
 
 def test_undoing_what_never_began_does_nothing(board: Board) -> None:
@@ -173,6 +227,18 @@ def test_a_dpkg_that_was_cut_off_must_be_told_to_go_on() -> None:
         assert list(Packages().changes(wanted, facts(interrupted=True))) == []
         (finding,) = Packages().findings(wanted, facts(interrupted=True), ())
         assert (finding.level, finding.hint) == (level, "on the host: sudo dpkg --configure -a")
+
+
+def test_a_dpkg_that_is_at_work_was_not_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "updates").mkdir()
+    (tmp_path / "updates" / "0000").touch()
+    monkeypatch.setattr(probe, "DPKG_UPDATES", str(tmp_path / "updates"))
+    monkeypatch.setattr(probe, "DPKG_LOCK", str(tmp_path / "lock"))
+    assert probe.packages([])["interrupted"]
+    with (tmp_path / "lock").open("w") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        assert not probe.packages([])["interrupted"]
+    assert probe.packages([])["interrupted"]
 
 
 def test_a_host_without_apt_is_told_and_a_run_only_warns() -> None:

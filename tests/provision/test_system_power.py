@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from testbed.config.inventory import Host
-from testbed.hosts.facts import Facts
+from testbed.hosts.facts import Facts, Recorded
 from testbed.hosts.facts.board import Board as BoardFacts
 from testbed.hosts.facts.board import PowerMode, board_of
 from testbed.hosts.probes import board as probe
@@ -187,6 +188,18 @@ def test_a_boot_is_agreed_to_only_where_masks_differ(board: Board) -> None:
     assert [getattr(step, "reboots", None) for step in steps] == [True, False, False]
     assert all(not done.returncode for done in board.run(steps))
     assert (board.folder / "mode").read_text() == "0\n"
+
+
+def test_undoing_several_modes_foresees_each_boot_on_the_way_back(board: Board) -> None:
+    # From MAXN (0) over 15W (3), whose masks are others, to 25W (5), whose masks are those of MAXN.
+    ways = [{"id": 0, "mode": "MAXN", "clocks": None}, {"id": 3, "mode": "15W", "clocks": None}]
+    now = replace(facts(MODES[2]), record=tuple(Recorded("power", way) for way in ways))
+    assert MODES[0].gates == MODES[2].gates != MODES[1].gates
+    for way in reversed(ways):
+        assert [getattr(step, "reboots", None) for step in Power(reboot=True).undo(host(), now, way)] == [
+            True,
+            False,
+        ]
 
 
 def test_a_mode_that_nvpmodel_refuses_fails_with_its_words(board: Board) -> None:

@@ -12,6 +12,7 @@ from testbed.errors import HostError
 from testbed.hosts.facts import Facts, Recorded
 from testbed.hosts.fleet import Fleet
 from testbed.hosts.steps import Command
+from testbed.provision import undo
 from testbed.provision.apply import HostResult, provision_fleet
 from testbed.provision.aspect import Site
 from testbed.provision.code import PayloadCode
@@ -226,3 +227,24 @@ def test_nothing_is_undone_on_a_host_that_another_has(host: Host) -> None:
     result = host.undo()
     assert "ann@laptop" in str(result.error)
     assert host.tree() == was
+
+
+def test_what_another_changed_before_the_host_was_ours_is_undone_too(
+    host: Host, only: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only(MARKS[0])
+    assert host.provision().ok
+    ask, asked = undo.ask_host, []
+
+    def ask_host(*args: Any, **options: Any) -> Facts:
+        facts = ask(*args, **options)
+        asked.append(facts)
+        if len(asked) == 1:  # somebody else has it until a moment after we have asked
+            only(*MARKS)
+            assert host.provision().ok
+        return facts
+
+    monkeypatch.setattr(undo, "ask_host", ask_host)
+    done = host.undo()
+    assert done.plan is not None
+    assert [one.item for one in done.plan.undoings] == ["second", "first", "code", "folders", "record"]

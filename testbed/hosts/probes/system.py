@@ -10,6 +10,7 @@ from testbed.hosts.probes.start import names_in, output, read, which
 
 DPKG_STATUS = "/var/lib/dpkg/status"
 DPKG_UPDATES = "/var/lib/dpkg/updates"
+DPKG_LOCK = "/var/lib/dpkg/lock"
 TIME_PROGRAMS = {"chronyd": "chrony", "systemd-timesyn": "systemd-timesyncd", "ntpd": "ntp", "ptp4l": "ptp4l"}
 TIME_UNITS = ("chrony", "chronyd", "systemd-timesyncd", "ntp", "ntpsec")
 ZRAM_UNITS = ("nvzramconfig", "zramswap")
@@ -84,6 +85,14 @@ def installed_packages(status: str, names: List[str]) -> Dict[str, str]:
     return found
 
 
+def locked(path: str) -> bool:
+    """Return whether some process has locked a file; the kernel tells that also to who may not open it."""
+    try:
+        return ":%d " % os.stat(path).st_ino in (read("/proc/locks") or "")
+    except OSError:
+        return False
+
+
 def packages(names: List[str]) -> Dict[str, Any]:
     """Return the state of Debian's packages, of those asked for."""
     try:
@@ -94,7 +103,8 @@ def packages(names: List[str]) -> Dict[str, Any]:
     return {
         "apt": bool(status and which("apt-get")),
         "installed": installed_packages(status, names),
-        "interrupted": any(name.isdigit() for name in names_in(DPKG_UPDATES)),
+        # While dpkg is at work it looks the same; then apt waits for its end.
+        "interrupted": any(name.isdigit() for name in names_in(DPKG_UPDATES)) and not locked(DPKG_LOCK),
     }
 
 

@@ -21,9 +21,36 @@ TIMEOUT_S = 3600.0
 NOTES = f"{HOME}/packages"
 DEBS = f"{REMOTE}/debs"
 INSTALL = "--no-install-recommends --allow-downgrades"
+# In a session of its own: what ends a step whose controller has gone must not end dpkg in the middle of a package.
 APT = (
-    "DEBIAN_FRONTEND=noninteractive APT_LISTCHANGES_FRONTEND=none apt-get -q -y -o DPkg::Lock::Timeout=300 "
+    "DEBIAN_FRONTEND=noninteractive APT_LISTCHANGES_FRONTEND=none setsid -w apt-get -q -y -o DPkg::Lock::Timeout=300 "
     "-o Dpkg::Use-Pty=0 -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold"
+)
+# An apt that says something where nobody reads it any more ends: it says it to a file first.
+_APART = 'apart() { "$@" >"$note.log" 2>&1 </dev/null || { cat "$note.log" >&2; false; }; }'
+#: Undoes an installation, in shell: is given its ``note`` and what ``apt`` is.
+_UNDO = (
+    _APART,
+    'there() { dpkg-query -W -f "\\${db:Status-Abbrev}" "$1" 2>/dev/null | grep -q "^.[^n]"; }',
+    'came() { for name in $(grep -v = "$note"); do if there "$name"; then echo "$name"; fi; done; }',
+    # dpkg, not apt: apt would take along whatever was installed later and needs one of these. What a cut-off dpkg left
+    # half done goes too.
+    "remove() { apart env LC_ALL=C setsid -w dpkg --purge --force-remove-reinstreq $come; }",
+    # apt waits by itself for another that is at work, dpkg does not.
+    'busy() { grep -q "lock [a-z]* locked by another" "$note.log"; }',
+    "patiently() { for _ in $(seq 60); do remove && break; busy || break; sleep 5; done; }",
+    # apt would keep a mark for each that came along; it has none for those that are wanted for themselves. Where apt
+    # cannot take it away, the mark stays and does no harm: the packages go all the same.
+    "unmark() { apt-mark manual $come >/dev/null 2>&1 || true; }",
+    'purge() { come="$(came)"; test -z "$come" || { unmark; patiently; come="$(came)"; test -z "$come"; }; }',
+    f"install() {{ apart apt install {INSTALL} $old; }}",
+    'back() { old="$(grep = "$note")"; test -z "$old" || install || { apt update && install; }; }',
+    'give_up() { echo "$1, or leave them as they are by: sudo rm $note" >&2; exit 1; }',
+    # First what came, which may be in the way of what went for it. A package that was upgraded may need what came:
+    # that goes when the old version is there again.
+    'undo() { purge || again=1; back || give_up "apt cannot bring back $(echo $old): let it have them"; '
+    'test -z "$again" || purge || give_up "dpkg does not remove $(echo $come): remove what needs them now"; }',
+    'again=; if test -e "$note"; then undo && rm -f "$note"; fi',
 )
 
 
@@ -61,7 +88,10 @@ class Packages:
         keep = f"rm {path}.said && mv {path}.part {path}"
         folder = f"mkdir -p {shell_path(NOTES)} && {self._index()}"
         prepare = f"{self._apt()}{folder}{{ test -e {path} || {{ {look} && {keep}; }}; }}"
-        install = f"{self._apt()}{install} || {{ apt update && {install}; }}"
+        install = (
+            f"{self._apt()}note={path}; {_APART}; apart {install} || {{ apt update && apart {install}; }}"
+        )
+        install += f" && rm -f {path}.log"
         old = [package for package in missing if package_name(package) in facts.system.packages.installed]
         yield Change(
             host.name,
@@ -101,22 +131,11 @@ class Packages:
     def undo(self, host: Host, facts: Facts, recorded: Mapping[str, Any]) -> Iterator[Step]:
         """Yield what removes the packages that came, and brings the old versions of others back."""
         note = shell_path(recorded["note"])
-        # dpkg, not apt: apt would take along whatever was installed later and needs one of these.
-        there = 'dpkg-query -W -f "\\${db:Status-Abbrev}" "$name" 2>/dev/null | grep -q "^.[^n]"'
-        come = f'$(for name in $(grep -v = {note}); do if {there}; then echo "$name"; fi; done)'
-        # apt would keep a mark for each that came along; it has none for those that are wanted for themselves.
-        # Where apt cannot take it away, the mark stays and does no harm: the packages go all the same.
-        mark = "{ apt-mark manual $come >/dev/null 2>&1 || true; }"
-        purge = f'come="{come}"; test -z "$come" || {{ {mark} && dpkg --purge $come; }}'
-        back = f'old="$(grep = {note})"; test -z "$old" || apt install {INSTALL} $old'
-        shell = (
-            f"{Packages()._apt()}if test -e {note}; then {{ {purge}; }} && {{ {back}; }} && rm -f {note}; fi"
-        )
+        shell = f"{Packages()._apt()}note={note}; {'; '.join(_UNDO)}"
         yield Command(host.name, shell, "remove the packages that came", TIMEOUT_S, become=True)
         folder = shell_path(NOTES)
-        shell = (
-            f"rm -f {note}.part {note}.said; ! test -d {folder} || rmdir --ignore-fail-on-non-empty {folder}"
-        )
+        shell = f"rm -f {note}.part {note}.said {note}.log; "
+        shell += f"! test -d {folder} || rmdir --ignore-fail-on-non-empty {folder}"
         yield Command(host.name, shell, "remove the note of them", become=True)
 
     def _apt(self) -> str:

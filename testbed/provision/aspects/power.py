@@ -89,7 +89,7 @@ class Power:
             mode = PowerMode(recorded["id"], str(recorded["mode"]))
             there = f"nvpmodel -q | grep -qx {mode.id}"
             known = facts.board.by_id(mode.id)
-            boots = self.reboot and known is not None and needs_boot(facts, known)
+            boots = self.reboot and known is not None and _may_boot(facts, known)
             shell = f"{there} || {{ {_set(mode, agree=boots, must=True)}; }}"
             yield _root(host, shell, f"go back to the power mode {mode.name}", reboots=boots)
         if recorded["clocks"] is not None:
@@ -109,6 +109,13 @@ def needs_boot(facts: Facts, target: PowerMode) -> bool:
     """Return whether a mode needs a boot: by its masks, or since nvpmodel asked for one already."""
     now = facts.board.by_id(facts.board.mode_id)
     return facts.board.needs_reboot == target.name or (now is not None and now.gates != target.gates)
+
+
+def _may_boot(facts: Facts, target: PowerMode) -> bool:
+    """Return whether a mode needs a boot in the middle of an undoing, from whichever recorded mode it is by then."""
+    ids = [entry.recorded["id"] for entry in facts.record if entry.item == "power"]
+    between = filter(None, map(facts.board.by_id, ids))
+    return needs_boot(facts, target) or any(mode.gates != target.gates for mode in between)
 
 
 def _set(mode: PowerMode, *, agree: bool, must: bool = False) -> str:
