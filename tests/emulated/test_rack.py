@@ -36,7 +36,7 @@ WELL: tuple[tuple[str, str, dict[str, Any], dict[str, Any]], ...] = (
     (
         "jetson-orin-nano-8gb",
         "36.4.3",
-        {"power_mode": "25W", "jetson_clocks": True, "groups": ["dialout"]},
+        {"power_mode": "25W", "jetson_clocks": True, "groups": ["dialout"], "packages": ["rack-tool"]},
         {"systemd": True},
     ),
     ("jetson-xavier-nx-16gb", "35.5.0", {"power_mode": "MODE_15W_6CORE"}, {}),
@@ -113,6 +113,35 @@ class Breakage:
     by: Callable[[Rack, str], None] | None = None
     reached: bool = True
     half_way: bool = False
+
+
+def offer_packages(rack: Rack, host: str) -> None:
+    """Let the board's apt know of a package that needs another."""
+    rack.root(
+        host,
+        """
+        set -e
+        mkdir -p /srv/packages
+        cd /srv/packages
+        for name in rack-tool rack-data; do
+            mkdir -p $name/DEBIAN $name/usr/share/$name
+            echo $name >$name/usr/share/$name/file
+            printf 'Package: %s\nVersion: 1.0\nArchitecture: all\nMaintainer: a <a@b>\nDescription: -\n' $name \
+                >$name/DEBIAN/control
+        done
+        echo 'Depends: rack-data' >>rack-tool/DEBIAN/control
+        chmod -R u=rwX,go=rX .
+        for name in rack-tool rack-data; do
+            dpkg-deb -b --root-owner-group $name $name.deb
+            dpkg-deb -f $name.deb
+            printf 'Filename: ./%s.deb\nSize: %s\n' $name $(stat -c %s $name.deb)
+            printf 'SHA256: %s\n\n' $(sha256sum $name.deb | cut -d ' ' -f 1)
+        done | grep -v '^dpkg-deb:' >Packages
+        rm -f /etc/apt/sources.list.d/*
+        echo 'deb [trusted=yes] file:/srv/packages ./' >/etc/apt/sources.list
+        apt-get -q update
+        """,
+    )
 
 
 def other_key(rack: Rack, host: str) -> None:
@@ -283,6 +312,8 @@ def rack(tmp_path: Path) -> Iterator[Rack]:
         for host, breakage in broken.items():
             if by := BREAKAGES[breakage].by:
                 by(made, host)
+        for host in well[:: len(WELL)]:  # those that are to have a package
+            offer_packages(made, host)
         yield made
     finally:
         lab_module.down(spec.lab)
