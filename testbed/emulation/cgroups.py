@@ -209,6 +209,10 @@ class Group:
         if memory is not None:
             name = "memory.max" if self._layout.unified else "memory.limit_in_bytes"
             (memory / name).write_text(str(memory_mib << 20))
+            # This machine's swap is no memory of the host's; a kernel without swap has no such file.
+            swap = memory / ("memory.swap.max" if self._layout.unified else "memory.swappiness")
+            if swap.exists():
+                swap.write_text("0")
 
     def add(self, pid: int) -> None:
         """Move a process into the group; its children will follow it."""

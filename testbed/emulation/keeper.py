@@ -261,7 +261,7 @@ class Keeper:
         assert self._control is not None
         connection, _ = self._control.accept()
         with connection, contextlib.suppress(OSError):
-            connection.settimeout(0.5)
+            connection.settimeout(5)
             try:
                 with connection.makefile("r") as lines:
                     answer = self._do(json.loads(lines.readline()))

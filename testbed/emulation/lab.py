@@ -262,7 +262,7 @@ def _ask(files: LabFiles, request: dict[str, Any]) -> dict[str, Any]:
     """
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(5)
+            connection.settimeout(30)
             connection.connect(str(files.control))
             connection.sendall(json.dumps(request).encode() + b"\n")
             with connection.makefile("r") as lines:
@@ -357,6 +357,7 @@ def shell_command(
         "LogLevel": "ERROR",
         # netcat does not pass the end of a connection on, so a host that is gone would not be noticed.
         "ServerAliveInterval": "5",
+        "ConnectTimeout": "60",
         "ProxyCommand": f"nsenter --net={files.net} nc %h %p",
     }
     line = ["ssh", "-F", "/dev/null", "-i", str(files.key), "-p", str(found.port)]

@@ -55,6 +55,7 @@ class RunningHost:
         self.folders = folders
         self.board = board
         self.boots = 0
+        self._asked: socket.socket | None = None
         self.booted(pid)
 
     def booted(self, pid: int) -> None:
@@ -65,6 +66,7 @@ class RunningHost:
         self.again_s: float | None = None
         self.sshd = False
         self.jtop = not self.host.jtop
+        self._hang_up()
 
     @property
     def state(self) -> str:
@@ -89,8 +91,27 @@ class RunningHost:
             what = "reboots" if self.again_s is not None else f"ended with {code}"
             print(f"{self.host.name} {what}", flush=True)
             return
-        self.sshd = self.sshd or _ssh_answers(self.host)
+        self.sshd = self.sshd or self._ssh_answers()
         self.jtop = self.jtop or _jtop_listens(self.pid)
+
+    def _ssh_answers(self) -> bool:
+        """Return whether the SSH server has said what it is; a busy one that is asked once takes its time for that."""
+        try:
+            if self._asked is None:
+                self._asked = socket.create_connection((self.host.address, self.host.port), timeout=0.2)
+                self._asked.setblocking(False)
+            answer = self._asked.recv(256)
+        except BlockingIOError:
+            return False
+        except OSError:
+            answer = b""
+        self._hang_up()
+        return answer.startswith(b"SSH-")
+
+    def _hang_up(self) -> None:
+        if self._asked is not None:
+            self._asked.close()
+            self._asked = None
 
 
 def start_host(spec: LabSpec, number: int, keys: HostKeys, layout: Layout, pid_namespace: int) -> RunningHost:
@@ -227,14 +248,6 @@ def _expect(descriptor: int, wanted: bytes, host: str) -> None:
     if said != wanted:
         text = said[1:].decode(errors="replace") if said.startswith(b"e") else "ended while it was started"
         raise OSError(f"{host}: {text}")
-
-
-def _ssh_answers(host: HostSpec) -> bool:
-    try:
-        with socket.create_connection((host.address, host.port), timeout=0.2) as connection:
-            return connection.recv(256).startswith(b"SSH-")
-    except OSError:
-        return False
 
 
 def _jtop_listens(pid: int) -> bool:

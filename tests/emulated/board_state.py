@@ -37,7 +37,7 @@ part power; nvpmodel -q
 part clocks; jetson_clocks --show
 part user; id jetson
 part processes; ps -eo user:32,args --no-headers
-part swap; cat /proc/swaps
+part swap; awk '{print $1, $2, $3}' /proc/swaps
 part name; hostname
 part mounts; cat /proc/mounts
 part settings; grep -rsE . /sys --include='*_max_freq' --include='*_min_freq' --include='*governor' --include=online \
@@ -60,10 +60,10 @@ if [ -d /run/systemd/system ]; then
 fi
 true
 """
-#: What of that comes and goes by itself, by the part: logins, what asks, and what systemd starts on demand.
+#: What of that comes and goes by itself, by the part: logins, what asks (jtop too), and what systemd starts on demand.
 PASSING = {
     "processes": re.compile(
-        r" sshd: | sh -s$| ps -eo |systemd-(hostnamed|logind|timedated|localed|executor)|"
+        r" sshd: | sh -s$| ps -eo |nvpmodel -q|swapon --show|systemd-(hostnamed|logind|timedated|localed|executor)|"
         r"\(sd-pam\)|systemd --user|dbus-daemon "
     ),
     "units": re.compile(

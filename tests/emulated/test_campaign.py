@@ -80,6 +80,7 @@ def campaign(tmp_path_factory, inventory):
         ],
         "scenarios": [{"name": "even", "links": {"default": {"downlink_mbit": 20, "uplink_mbit": 20}}}],
         "verify": {"message_bytes": [32768], "repeats": 3},
+        "telemetry": {"power_hz": 5},  # a reading that a busy machine is late with is no hole yet
     }
 
     def write(**changes):
@@ -231,12 +232,20 @@ def test_the_rates_of_a_trial_follow_its_channel(campaign, results):
     began_s = blocks["t_s"].min()  # the first block is put in force when the channel begins
     assert blocks["t_s"].nunique() >= 10
     assert began_s < run.trials["t_start_s"].iloc[0] < blocks["t_s"].max()
-    for row in blocks.to_dict("records"):
-        # The first one may have been late itself, by up to half a block: then the others seem early.
-        moments = (row["t_s"] - began_s + early_s for early_s in (0.005, 0.05))
-        rates_then = (channel.rates(channel.block_at(t))[row["device"]] for t in moments)
-        asked = [both[row["direction"] == "uplink"] for both in rates_then]
-        assert any(row["asked_mbit"] == pytest.approx(rate, rel=1e-4) for rate in asked), (row, asked)
+    states = [channel.rates(number) for number in range(len(channel.t_s))]
+    late_s = []
+    for t_s, rows in blocks.groupby("t_s"):
+        asked = {(row.device, row.direction == "uplink"): row.asked_mbit for row in rows.itertuples()}
+        (block,) = (
+            number
+            for number, rates in enumerate(states)
+            if all(rate == pytest.approx(rates[name][up], rel=1e-4) for (name, up), rate in asked.items())
+        )
+        late_s.append((t_s - began_s - channel.t_s[block] + FADING["duration_s"] / 2) % FADING["duration_s"])
+    # Any may be late on a busy machine, the first one too; most are as late as each other, so they keep their beat.
+    late_s.sort()
+    quarter = len(late_s) // 4
+    assert late_s[-1 - quarter] - late_s[quarter] < FADING["coherence_ms"] / 1000
     sent = run.throughput.groupby(["device", "direction"])["frame_bytes"].sum()
     counted = run.traffic.set_index(["device", "direction"])["frame_bytes"]
     assert (sent > 0).all()
@@ -350,7 +359,7 @@ def started(results, *arguments, folder=None):
         for folder in set(results.glob("*")) - before:
             entries = [e for e in read_journal(folder / "journal.jsonl") if e.session not in sessions]
             if any(e.phase == "trial t001" and "bsctl" in e.line and e.state == "begin" for e in entries):
-                time.sleep(1.0)  # into the trial
+                time.sleep(0.3)  # into the trial, which lasts for a second or two where a machine is fast
                 return process, folder
         if process.poll() is not None:
             break

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -16,10 +17,31 @@ import pytest
 from testbed.emulation import cgroups, cleanup
 from testbed.emulation import lab as lab_module
 from testbed.errors import TestbedError
+from tests.emulated.conftest import REPOSITORY
 
 pytestmark = pytest.mark.emulated
 
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "uts")
+#: `testbed emulate up` that has not got the lab from its keeper yet, however late this test is with what it does next.
+UP = """
+import time
+from testbed.cli.main import run
+from testbed.emulation import lab
+up = lab.up
+lab.up = lambda spec, tell: up(spec, lambda event: time.sleep(3600 if event["event"] == "ready" else 0))
+run()
+"""
+
+
+@contextlib.contextmanager
+def going_up(lab):
+    """Run `testbed emulate up` for as long as the body takes, and end it if it still runs then."""
+    line = [sys.executable, "-c", UP, "emulate", "up", "--inventory", str(lab.inventory)]
+    with subprocess.Popen(line, stdout=subprocess.DEVNULL, cwd=REPOSITORY) as command:
+        try:
+            yield command
+        finally:
+            command.kill()
 
 
 def namespaces_of(pid: int | str) -> set[str]:
@@ -96,12 +118,10 @@ def test_the_end_of_the_keeper_is_the_end_of_the_lab(small_lab, wait_for, number
 
 
 @pytest.mark.parametrize("moment", ["keeper.log", "net", "bs.console", "nano.console"])
-def test_an_up_that_is_killed_half_way_leaves_nothing(small_lab, wait_for, emulate_line, moment):
+def test_an_up_that_is_killed_half_way_leaves_nothing(small_lab, wait_for, moment):
     lab = small_lab()
-    line = [*emulate_line("up"), "--inventory", str(lab.inventory)]
-    with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as command:
+    with going_up(lab):
         wait_for((lab.spec.files.root / moment).exists)
-        command.kill()
     wait_for(lambda: not lab.spec.files.root.exists())
     layout = cgroups.find_layout()
     assert [group for group in cgroups.lab_folders(layout, lab.name) if group.exists()] == []
@@ -113,10 +133,9 @@ def test_an_up_that_is_killed_half_way_leaves_nothing(small_lab, wait_for, emula
     lab.cli("down")
 
 
-def test_ctrl_c_ends_a_lab_that_is_not_up_yet(small_lab, wait_for, emulate_line):
+def test_ctrl_c_ends_a_lab_that_is_not_up_yet(small_lab, wait_for):
     lab = small_lab()
-    line = [*emulate_line("up"), "--inventory", str(lab.inventory)]
-    with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as command:
+    with going_up(lab) as command:
         wait_for(lab.spec.files.net.is_symlink)
         command.send_signal(signal.SIGINT)
         assert command.wait(timeout=120) == 130

@@ -250,6 +250,14 @@ class LinkPair:
         return self.home("b") / "linkd.state.json"
 
 
+def runs(pid: int) -> bool:
+    """Return whether a process runs; one that has ended and that nobody buries does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def children_of(process: subprocess.Popen[str]) -> list[int]:
     """Return the processes that a process has started and that it has not collected."""
     with open(f"/proc/{process.pid}/task/{process.pid}/children") as children:

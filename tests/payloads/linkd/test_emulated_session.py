@@ -14,7 +14,7 @@ import pytest
 
 from payloads.linkd.channel import Channel, Rule
 from payloads.linkd.client import Client
-from tests.payloads.linkd.conftest import children_of, kill_with
+from tests.payloads.linkd.conftest import children_of, kill_with, runs
 
 pytestmark = pytest.mark.emulated
 
@@ -191,7 +191,7 @@ def test_kill_9_takes_the_line_away_as_well(line_pair, guarded: bool) -> None:
         assert pair.linkd("restore").stdout == '{"restored": "eth0"}\n'
     _assert_as_before(pair, before)
     for child in children:
-        _wait(lambda child=child: not Path(f"/proc/{child}").exists(), f"{child} still runs")
+        _wait(lambda child=child: not runs(child), f"{child} still runs")
 
 
 def test_a_line_that_died_is_told_and_set_starts_another(line_pair) -> None:

@@ -18,7 +18,7 @@ from payloads.linkd.channel import linear_channel
 from payloads.linkd.client import Client
 from payloads.linkd.errors import LinkdError, RefusedError
 from payloads.linkd.line import MAX_RATE_MBIT, MAX_SUM_MBIT
-from tests.payloads.linkd.conftest import children_of, kill_with
+from tests.payloads.linkd.conftest import children_of, kill_with, runs
 
 pytestmark = [pytest.mark.emulated, pytest.mark.alone]
 
@@ -260,11 +260,7 @@ def test_nothing_is_left_of_it(link_pair, talk, way) -> None:
         if "guard" in way:
             link_pair.linkd("restore")
     deadline = time.monotonic() + 60
-    while (
-        _everything(link_pair) != before
-        or link_pair.state.exists()
-        or any(Path(f"/proc/{pid}").exists() for pid in lines)
-    ):
+    while _everything(link_pair) != before or link_pair.state.exists() or any(runs(pid) for pid in lines):
         assert time.monotonic() < deadline, _everything(link_pair)
         time.sleep(0.05)
     assert talk.ms(1, 3) < 80
@@ -341,7 +337,7 @@ def test_a_line_that_hangs_is_told_and_started_again_by_the_next_set(link_pair, 
             client.show()
     _set(link_pair, 20, 20, delay_ms=30)
     assert talk.ms(1, 3) > 50
-    assert not any(Path(f"/proc/{pid}").exists() for pid in hung)
+    assert not any(runs(pid) for pid in hung)
 
 
 @pytest.mark.parametrize("leaf", ["tbf", "line"])
