@@ -21,6 +21,7 @@ from testbed.hosts.transport import Transport
 __all__ = ["StartedServices", "ended_services", "started_service", "status_command"]
 
 STATUS_TIMEOUT_S = 10.0
+_LEASE_ENDED = "the lease ended"
 _START = re.compile(r" payloads\.services start (\S+) ")
 
 
@@ -61,6 +62,9 @@ def ended_services(host: str, answer: str, started: Mapping[str, int]) -> Iterat
         else:
             what = f"{name} on {host}: {state}"
         reason = str(service.get("last_reason") or service.get("reason") or "")
+        if reason.startswith(_LEASE_ENDED):  # that all services were stopped then says nothing more
+            yield name, restarts, reason
+            continue
         what += f" ({reason})" if reason else ""
         line = str(service.get("last_line") or "")
         yield name, restarts, f"{what}, its last line: {line}" if line else what
@@ -107,9 +111,12 @@ class StartedServices:
             return transport.run(status_command(host)).stdout
 
         hosts = [host for host in fleet.inventory.hosts.values() if host.name in started]
+        told = set()
         for outcome in fleet.each(ask, hosts):
             host = outcome.host.name
             for name, restarts, words in ended_services(host, outcome.value or "", started[host]):
                 with self._lock:
                     self._restarts[host][name] = restarts
-                error.add(words)
+                if words not in told:
+                    error.add(words)
+                told.add(words)

@@ -48,7 +48,7 @@ def bundle(
     they lack; nothing is changed there.
     """
     from testbed.config.inventory import load_inventory
-    from testbed.errors import ConnectError
+    from testbed.errors import ConnectError, TestbedError
     from testbed.hosts.facts import gather_facts
     from testbed.hosts.fleet import Fleet
     from testbed.hosts.transport import Transport
@@ -82,10 +82,20 @@ def bundle(
         maker = BundleMaker(folder)
         for download in downloads:
             say(f"{download.target}: {', '.join(download.requirements)}")
-            maker.add_wheels(download)
+            try:
+                maker.add_wheels(download)
+            except TestbedError as error:
+                if download.needed:
+                    raise
+                say(f"warning: left out: {error}")
+                say(
+                    "  hint: it is needed only where the host's Python does not see one that is installed there"
+                )
         for target, lacking_there in debs.items():
             maker.add_debs(target, lacking_there)
         _print_made(folder, maker.finish(), as_json=as_json)
+        if len(asked) < len(hosts):
+            say(f"warning: {folder} lacks what the hosts need that failed")
     errors = print_failures(outcomes)
     unreached = (outcome for outcome in outcomes if isinstance(outcome.error, ConnectError))
     if jetpack is None and any(outcome.host.is_device for outcome in unreached):

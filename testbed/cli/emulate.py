@@ -156,7 +156,9 @@ def shell(
     _require_root("shell")
     from testbed.emulation import lab
 
-    line = lab.shell_command(_lab(inventory), host, command or (), user="root" if as_root else None)
+    spec = _lab(inventory)
+    line = lab.shell_command(spec, host, command or (), user="root" if as_root else None)
+    lab.running_state(spec.lab)
     sys.stdout.flush()
     os.execvp(line[0], line)
 
@@ -182,7 +184,10 @@ def load(
     try:
         text = sys.stdin.read() if str(script) == "-" else script.read_text()
         steps = parse_script(json.loads(text))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        why = f"{script}: cannot be read: {error.strerror or error}"
+        raise InputError(why, hint="its form: [[2, 0.5], [1, 1.0]], pairs of seconds and load") from error
+    except ValueError as error:
         raise InputError.at(script, None, "", f"a load script was expected: {error}") from error
     answer = lab.load(spec, host, steps)
     board = next(entry.kind for entry in spec.hosts if entry.name == host)

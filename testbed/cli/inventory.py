@@ -54,7 +54,7 @@ def show(
     limit: LimitOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the hosts with all their settings, defaults filled in. What they really are says `testbed probe`."""
+    """Show the hosts; with --json all their settings, defaults filled in. What they really are says `testbed probe`."""
     from testbed.config.inventory import load_inventory
 
     inventory = load_inventory(file)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from testbed.config.inventory import Host, Inventory
     from testbed.hosts.fleet import Fleet, Outcome
     from testbed.hosts.steps import Command
+    from testbed.hosts.transport import Transport
 
 __all__ = ["app"]
 
@@ -94,16 +95,22 @@ def take(
     if dry_run:
         _print_plan([_command(host, "take", *words) for host in hosts], as_json=as_json)
         return
-    with _fleet(lab) as fleet:
-        outcomes = _asked(fleet, hosts, lambda host: _command(host, "take", *words))
-        if not all(outcome.ok for outcome in outcomes):
-            # All or none: what was free until now is free again.
-            taken = [o.host for o in outcomes if o.ok and not o.get()["extended"]]
-            given_back = _asked(fleet, taken, lambda host: _command(host, "release", "--owner", owner))
-            for outcome in given_back:
-                why = f"could not be given back: {outcome.error}" if outcome.error else "was given back"
-                say(f"{outcome.host.name} {why}")
-            end_if_failed(outcomes)
+    maybe: set[str] = set()
+    try:
+        with _fleet(lab) as fleet:
+            outcomes = _taken(fleet, hosts, lambda host: _command(host, "take", *words), maybe)
+            if not all(outcome.ok for outcome in outcomes):
+                # All or none: what was free until now is free again.
+                taken = [o.host for o in outcomes if o.ok and not o.get()["extended"]]
+                given_back = _asked(fleet, taken, lambda host: _command(host, "release", "--owner", owner))
+                for outcome in given_back:
+                    why = f"could not be given back: {outcome.error}" if outcome.error else "was given back"
+                    say(f"{outcome.host.name} {why}")
+                _say_in_doubt(o.host.name for o in outcomes if not o.ok and o.host.name in maybe)
+                end_if_failed(outcomes)
+    except KeyboardInterrupt:
+        _say_in_doubt(host.name for host in hosts if host.name in maybe)
+        raise
     answers = {outcome.host.name: outcome.get() for outcome in outcomes}
     print_json(answers) if as_json else typer.echo("\n".join(reserved_words(answers, owner)))
     for name, said in answers.items():
@@ -178,6 +185,32 @@ def _asked(
     from testbed.hosts.leases import ask_lease
 
     return fleet.each(lambda host, transport: ask_lease(host, transport, command(host)), hosts)
+
+
+def _taken(
+    fleet: Fleet, hosts: Sequence[Host], command: Callable[[Host], Command], maybe: set[str]
+) -> list[Outcome[dict[str, Any]]]:
+    """Ask each host to be reserved; ``maybe`` has those that are, and those of which nobody knows."""
+    from testbed.errors import CommandError, HeldError
+    from testbed.hosts.leases import ask_lease
+
+    def ask(host: Host, transport: Transport) -> dict[str, Any]:
+        maybe.add(host.name)
+        try:
+            return ask_lease(host, transport, command(host))
+        except (HeldError, CommandError) as error:
+            # Who says no has reserved nothing; what a signal ended has said neither.
+            if not (isinstance(error, CommandError) and error.exit_status < 0):
+                maybe.remove(host.name)
+            raise
+
+    return fleet.each(ask, hosts)
+
+
+def _say_in_doubt(names: Iterable[str]) -> None:
+    if words := ", ".join(names):
+        say(f"warning: {words}: may be reserved for you: no answer was waited for, or none came")
+        say("  hint: `testbed lease list` says who has them, `testbed lease release` gives them back")
 
 
 def _print_plan(steps: Sequence[Command], *, as_json: bool) -> None:

@@ -126,7 +126,7 @@ def _provision(
     show: Callable[[HostResult], None] = (
         came.append
         if as_json
-        else _aside(way.progress, lambda result: _print_result(result, dry_run=dry_run))
+        else _aside(fleet, way.progress, lambda result: _print_result(result, dry_run=dry_run))
     )
     if dry_run:
         plans = survey_fleet(
@@ -165,7 +165,9 @@ def _undo(
 
     came: list[UndoResult] = []
     show: Callable[[UndoResult], None] = (
-        came.append if as_json else _aside(way.progress, lambda result: _print_undo(result, steps=dry_run))
+        came.append
+        if as_json
+        else _aside(fleet, way.progress, lambda result: _print_undo(result, steps=dry_run))
     )
     with _told_if_interrupted(came, way.progress):
         results = undo_fleet(fleet, hosts, site, way, dry_run=dry_run, on_result=show)
@@ -261,10 +263,12 @@ def _failed(told: Sequence[Any], failed: Sequence[Any]) -> list[Exception] | Non
     return [result.error or TestbedError("cannot be used as it is") for result in failed]
 
 
-def _aside(progress: HostProgress, show: Callable[[Any], None]) -> Callable[[Any], None]:
+def _aside(fleet: Any, progress: HostProgress, show: Callable[[Any], None]) -> Callable[[Any], None]:
     """Return what prints one host's lines whole and beside the display, though hosts are done side by side."""
 
     def one(result: Any) -> None:
+        if fleet.ended.is_set() and not result.changed:
+            return  # the user has ended it: that a host had no turn is no news, and no fault of its own
         with progress.aside():
             show(result)
 

@@ -48,7 +48,7 @@ def status(
     answers = {o.host.name: o.get() for o in outcomes if o.ok}
     if as_json:
         print_json(answers)
-    else:
+    elif answers:
         rows = [("host", "service", "state", "process", "last line")]
         for name, answer in answers.items():
             held = answer["lease"]

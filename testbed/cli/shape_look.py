@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from testbed.config.inventory import Host, Inventory
     from testbed.hosts.fleet import Outcome
     from testbed.hosts.steps import Command
+    from testbed.hosts.transport import Transport
 
 __all__ = ["backends", "clear", "preview", "show", "watch"]
 
@@ -141,8 +142,9 @@ def clear(
 ) -> None:
     """Put the links of all hosts back as they were, also where the link daemon is dead.
 
-    A run that is under way loses its links by this.
+    A run of yours that is under way loses its links by this. A host that somebody else has is left alone and named.
     """
+    from testbed.hosts.leases import ask_lease, lease_command, refuse_others
     from testbed.links.commands import clear_command
 
     lab = _lab(inventory)
@@ -151,7 +153,11 @@ def clear(
         lines = [clear_command(host).line() for host in hosts]
         print_json(lines) if as_json else print("\n".join(lines))
         return
-    outcomes = _each(lab, hosts, clear_command, "putting the links back")
+
+    def theirs(host: Host, transport: Transport) -> None:
+        refuse_others(host, ask_lease(host, transport, lease_command(host, "show")))
+
+    outcomes = _each(lab, hosts, clear_command, "putting the links back", before=theirs)
     restored = {o.host.name: _object(o.get())["restored"] for o in outcomes if o.ok}
     if as_json:
         print_json(restored)
@@ -191,13 +197,22 @@ def _lab(inventory: Path) -> Inventory:
 
 
 def _each(
-    lab: Inventory, hosts: Sequence[Host], command: Callable[[Host], Command], title: str
+    lab: Inventory,
+    hosts: Sequence[Host],
+    command: Callable[[Host], Command],
+    title: str,
+    before: Callable[[Host, Transport], None] | None = None,
 ) -> list[Outcome[str]]:
     from testbed.hosts.fleet import Fleet
 
+    def ask(host: Host, transport: Transport) -> str:
+        if before is not None:
+            before(host, transport)
+        return transport.run(command(host)).stdout
+
     with Fleet(lab) as fleet, HostProgress(title, len(hosts)) as progress:
         return fleet.each(
-            lambda host, transport: transport.run(command(host)).stdout,
+            ask,
             hosts,
             on_done=lambda outcome: progress.done(outcome.host.name),
         )

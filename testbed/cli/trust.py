@@ -53,7 +53,7 @@ def trust(
     settings = SshSettings(lab.known_hosts)
     with Fleet(lab) as fleet, HostProgress("fetching host keys", len(hosts)) as progress:
         outcomes = fleet.each(
-            lambda host, _transport: fetch_key(host, settings, timeout_s),
+            lambda host, _transport: fetch_key(host, settings, timeout_s, fleet.ended),
             hosts,
             on_done=lambda outcome: progress.done(outcome.host.name),
             reach=False,

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["clock_environment", "clock_files", "find_library"]
+__all__ = ["clock_environment", "clock_files", "find_library", "without_sleep"]
+
+_SLEEP = b"\0clock_nanosleep\0"
 
 
 def find_library(root: Path = Path("/usr/lib")) -> str | None:
@@ -21,6 +23,19 @@ def find_library(root: Path = Path("/usr/lib")) -> str | None:
     """
     found = sorted(root.glob("*/faketime/libfaketimeMT.so.1"))
     return str(found[0]) if found else None
+
+
+def without_sleep(library: bytes) -> bytes:
+    """Return the library without its own ``clock_nanosleep``: under another name nobody finds it, and libc's is taken.
+
+    That of version 0.9.10, Debian 12's, takes every moment of the monotonic clock for one of the clock that is off. It
+    refuses to wait for it, so that each ``time.sleep`` of Python 3.11 and newer fails (EINVAL).
+
+    Args:
+        library: The file's content.
+    """
+    # The first place is the table of exported names; the other is what the library itself looks up in libc.
+    return library.replace(_SLEEP, _SLEEP[:-2] + b"_\0", 1) if library.count(_SLEEP) == 2 else library
 
 
 def clock_environment(offset_s: float, library: str | None) -> dict[str, str]:

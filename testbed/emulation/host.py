@@ -17,7 +17,7 @@ from pathlib import Path
 
 from testbed.emulation import jetpack, rootfs, system, systemd
 from testbed.emulation.accounts import make_accounts
-from testbed.emulation.clock import clock_environment, clock_files, find_library
+from testbed.emulation.clock import clock_environment, clock_files, find_library, without_sleep
 from testbed.emulation.namespaces import (
     CLONE_NEWCGROUP,
     CLONE_NEWIPC,
@@ -36,6 +36,7 @@ from testbed.emulation.spec import HostSpec, LabSpec
 __all__ = ["HostKeys", "Pipes", "become_host", "hosts_file", "services"]
 
 _HOME = "/opt/testbed"
+_CLOCK_LIBRARY = f"{_HOME}/clock.so"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # Loading modules, raw input and output, the clock, device nodes, setting up audit, the kernel's log, wake-ups.
 _DROPPED = (16, 17, 25, 27, 30, 32, 33, 34, 35, 36, 37)
@@ -156,7 +157,7 @@ def _environment() -> dict[str, str]:
 
 
 def _clock(host: HostSpec) -> dict[str, str]:
-    return clock_environment(host.clock_offset_s, find_library())
+    return clock_environment(host.clock_offset_s, _CLOCK_LIBRARY if find_library() else None)
 
 
 def services(spec: LabSpec, host: HostSpec) -> list[dict[str, object]]:
@@ -226,6 +227,9 @@ def _configure(spec: LabSpec, host: HostSpec, keys: HostKeys) -> None:
     if host.release is not None:
         files["/etc/os-release"] = (system.os_release(host.release), 0o644)
     _write(files)
+    if _clock(host) and (library := find_library()):
+        Path(_CLOCK_LIBRARY).write_bytes(without_sleep(Path(library).read_bytes()))
+        Path(_CLOCK_LIBRARY).chmod(0o644)
     if host.kind is not None:
         _link("/etc/nvpmodel.conf", system.nvpmodel_file(host.kind))
     if host.systemd:

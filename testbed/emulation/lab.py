@@ -26,7 +26,18 @@ from testbed.emulation.preflight import PROGRAM_PATH, require_programs
 from testbed.emulation.spec import STATE_ROOT, HostSpec, LabFiles, LabSpec
 from testbed.errors import InputError, RefusedError, TestbedError
 
-__all__ = ["Removed", "State", "down", "load", "plan_lines", "shell_command", "state_of", "status", "up"]
+__all__ = [
+    "Removed",
+    "State",
+    "down",
+    "load",
+    "plan_lines",
+    "running_state",
+    "shell_command",
+    "state_of",
+    "status",
+    "up",
+]
 
 _END_TIMEOUT_S = 15.0
 _KILL_AFTER_S = 5.0
@@ -80,6 +91,18 @@ def state_of(lab: str) -> State | None:
         data = {}
     running = "pid" in data and cleanup.start_ticks(data["pid"]) == data["start_ticks"]
     return State(files, data, running)
+
+
+def running_state(lab: str) -> State:
+    """Return what is known of a lab that is up.
+
+    Raises:
+        TestbedError: It is not.
+    """
+    state = state_of(lab)
+    if state is None or not state.running:
+        raise TestbedError(f"the lab {lab} is not up", hint="`testbed emulate up` with this inventory")
+    return state
 
 
 @contextlib.contextmanager
@@ -327,9 +350,7 @@ def load(spec: LabSpec, host: str, script: Sequence[LoadStep]) -> dict[str, Any]
         TestbedError: It is not up, or the host is no board.
     """
     _named(spec, host)
-    state = state_of(spec.lab)
-    if state is None or not state.running:
-        raise TestbedError(f"the lab {spec.lab} is not up", hint="run `testbed emulate up`")
+    state = running_state(spec.lab)
     steps = [[step.seconds, step.load] for step in script]
     return _ask(state.files, {"do": "load", "host": host, "script": steps})
 

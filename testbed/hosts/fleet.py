@@ -66,6 +66,9 @@ class Fleet:
         observe: Is told of each step.
         connect_timeout_s: The most seconds that reaching one host may take (SSH only).
         become: The password for sudo, where it asks for one (SSH only).
+
+    Attributes:
+        ended: Is set once it is closed, as it is at Ctrl-C: whoever waits on a host need not wait any longer.
     """
 
     def __init__(
@@ -88,7 +91,7 @@ class Fleet:
         self._transports: dict[str, Transport] = {}
         self._retired: list[Transport] = []
         self._lock = threading.Lock()
-        self._closed = False
+        self.ended = threading.Event()
 
     def transport(self, name: str) -> Transport:
         """Return the transport of one host.
@@ -99,7 +102,7 @@ class Fleet:
         """
         host = self.inventory.host(name)
         with self._lock:
-            if self._closed:
+            if self.ended.is_set():
                 raise ConnectError(name, "the fleet is closed")
             if name not in self._transports:
                 transport = self._connect(host)
@@ -190,7 +193,7 @@ class Fleet:
     def close(self) -> None:
         """Close all connections; steps that wait on a host fail at once."""
         with self._lock:
-            self._closed = True
+            self.ended.set()
             transports = [*self._transports.values(), *self._retired]
             self._transports.clear()
             self._retired.clear()

@@ -57,18 +57,21 @@ class FoundKey:
         }
 
 
-def fetch_key(host: Host, settings: SshSettings, timeout_s: float) -> FoundKey:
+def fetch_key(
+    host: Host, settings: SshSettings, timeout_s: float, called_off: threading.Event | None = None
+) -> FoundKey:
     """Ask a host for its key, without logging in.
 
     Args:
         host: The host.
         settings: The SSH configuration and the file of host keys.
         timeout_s: The most seconds that this may take.
+        called_off: Set by another thread to end the wait for a host that does not answer.
 
     Raises:
         ConnectError: The host does not answer.
     """
-    deadline, called_off = Deadline(timeout_s), threading.Event()
+    deadline, called_off = Deadline(timeout_s), called_off or threading.Event()
     endpoint = settings.endpoint(host)
     recorded = settings.recorded_keys(endpoint.known_name)
     key = with_retries(

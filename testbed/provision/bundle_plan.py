@@ -83,6 +83,7 @@ class Download:
         first_options: Where those come from, as options of pip.
         rest: What is fetched with all that it needs; where there is a first, this stands for what those need.
         options: Where that comes from, as options of pip.
+        needed: Whether it is certain to be installed; what only may be is left out where there are no wheels of it.
     """
 
     target: str
@@ -91,6 +92,7 @@ class Download:
     options: tuple[str, ...] = ()
     first: tuple[str, ...] = ()
     first_options: tuple[str, ...] = ()
+    needed: bool = True
 
 
 @dataclass(frozen=True)
@@ -126,8 +128,8 @@ def downloads_for(fleet: Iterable[tuple[Host, Facts]]) -> list[Download]:
     Args:
         fleet: The hosts, each with what it is.
     """
-    found = [download for host, facts in fleet for download in _downloads(host, facts)]
-    return list(dict.fromkeys(found))
+    found = dict.fromkeys(download for host, facts in fleet for download in _downloads(host, facts))
+    return [one for one in found if one.needed or replace(one, needed=True) not in found]
 
 
 def _downloads(host: Host, facts: Facts) -> Iterator[Download]:
@@ -148,10 +150,12 @@ def _downloads(host: Host, facts: Facts) -> Iterator[Download]:
                 options = ("--no-index", "--find-links", source.find_links)
             yield Download(target, wanted, (), index, wanted, options)
     running, fresh = facts.jtop.running_version, facts.environment.recipe != recipe_of(host)
-    # Whether a fresh environment will see the system's client is known only when it is there.
-    if host.is_device and running is not None and (fresh or client_requirement(host, facts) is not None):
+    lacking = client_requirement(host, facts)
+    # Whether a fresh environment will see the system's client is known only when it is there. Mostly it does, and of
+    # the versions before 7 there are no wheels.
+    if host.is_device and running is not None and (fresh or lacking is not None):
         client = f"jetson-stats=={running}"
-        yield Download(target, (client,), (client,), index)
+        yield Download(target, (client,), (client,), index, needed=lacking is not None)
 
 
 def pip_arguments(

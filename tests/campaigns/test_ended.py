@@ -66,6 +66,21 @@ def test_the_last_line_of_a_base_station_that_ended_is_part_of_the_error(carry_o
     )
 
 
+def test_a_host_that_was_taken_over_is_told_of_once_and_not_for_each_service_that_stopped_by_it(
+    carry_out, script
+):
+    why = "the lease ended: taken over by bob@desk (mine now)"
+    script["bs"] += [
+        ("bsctl trial", CommandError("bs", "bsctl trial t001", 1, REFUSED)),
+        ("services status", answer(described("base-station", "stopped", 0, why, "ready"))),
+    ]
+    for name in ("left", "right"):
+        script[name].append(("services status", answer(described("worker", "ending", 0, why, "connected"))))
+    with pytest.raises(CommandError) as caught:
+        carry_out("wdmoe.bs.base_station")
+    assert caught.value.message == f"bs: `bsctl trial t001` ended with status 1: {REFUSED}; {why}"
+
+
 def test_so_is_that_of_a_device_that_had_to_be_started_again(carry_out, script):
     script["bs"] += [
         ("bsctl trial", CommandError("bs", "bsctl", 1, "device left lost")),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from testbed.cli import main
+from testbed.errors import ConnectError
 from testbed.hosts.fake import Answer, FakeTransport
 from testbed.hosts.fleet import Fleet
 
@@ -97,3 +98,26 @@ def test_a_board_that_is_not_as_it_was_ends_with_1(lease):
     code, out, err = lease({"bs": free, "nano": left}, "release")
     assert (code, out.splitlines()) == (1, ["bs: given back", "nano: given back"])
     assert "nano: not as it was: its power mode needs a reboot" in err
+
+
+def test_a_host_whose_answer_is_lost_is_named_as_maybe_reserved(lease):
+    lost = [("lease take", ConnectError("bs", "the connection was lost: EOFError"))]
+    killed = [("lease take", Answer(exit_status=-1, stderr="ended by a signal"))]
+    code, out, err = lease({"bs": lost, "nano": killed}, "take")
+    assert (code, out) == (1, "")
+    assert "warning: bs, nano: may be reserved for you" in err
+    assert "error: bs: the connection was lost: EOFError" in err
+    code, _, err = lease({"bs": lost, "nano": [("lease take", refused(ANN))]}, "take")
+    assert "warning: bs: may be reserved for you" in err
+    failed = [("lease take", Answer(exit_status=1, stderr="its process 7 does not let go"))]
+    _, _, err = lease({"bs": failed, "nano": failed}, "take")
+    assert "may be reserved" not in err
+
+
+def test_ctrl_c_names_the_hosts_that_may_be_reserved_by_now(lease, monkeypatch):
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # this process is the tests' own
+    took = [("lease take", json.dumps(TAKEN))]
+    code, out, err = lease({"bs": took, "nano": [("lease take", KeyboardInterrupt())]}, "take")
+    assert (code, out) == (130, "")
+    assert err.splitlines()[0].startswith("warning: bs, nano: may be reserved for you")
+    assert err.splitlines()[-1] == "interrupted"

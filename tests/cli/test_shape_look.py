@@ -13,6 +13,9 @@ ABLE = dict.fromkeys(
 )
 
 
+NOBODY = json.dumps({"held": None, "reserved": None})
+
+
 def capable(**missing):
     return json.dumps({"root": True, "kinds": {}, "backends": ABLE | missing})
 
@@ -86,6 +89,7 @@ def test_clear_asks_every_host_and_a_dry_run_none(lab, shape, asked):
     assert [line.partition(":")[0] for line in dry.stdout.splitlines()] == ["bs", "left", "right"]
     assert not lab.made
     for host, restored in (("bs", "eth0"), ("left", None), ("right", None)):
+        lab.script[host].append(("services lease show", NOBODY))
         lab.script[host].append(("linkd clear", json.dumps({"restored": restored})))
     done = shape("clear")
     assert done.stdout.splitlines() == [
@@ -94,7 +98,20 @@ def test_clear_asks_every_host_and_a_dry_run_none(lab, shape, asked):
         "right: nothing was shaped",
     ]
     for transport in lab.made.values():
-        assert asked(transport) == ["linkd clear"]
+        assert asked(transport)[-1] == "linkd clear"
+
+
+def test_clear_leaves_the_links_of_a_host_alone_that_somebody_else_has(lab, shape, asked):
+    ann = {"kind": "run", "owner": "ann@laptop", "purpose": "run wdmoe-0007", "since_s": 60.0, "left_s": None}
+    lab.script["bs"].append(("services lease show", json.dumps({"held": ann, "reserved": None})))
+    for host in ("left", "right"):
+        lab.script[host].append(("services lease show", NOBODY))
+        lab.script[host].append(("linkd clear", json.dumps({"restored": None})))
+    done = shape("clear")
+    assert done.exit_code == 3
+    assert "bs: held by ann@laptop (run wdmoe-0007)" in done.stderr
+    assert done.stdout.splitlines() == ["left: nothing was shaped", "right: nothing was shaped"]
+    assert "linkd clear" not in asked(lab.made["bs"])
 
 
 EVENTS = [

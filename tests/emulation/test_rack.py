@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import os
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -14,7 +17,7 @@ from hypothesis import strategies as st
 from testbed.boards.kinds import board, kinds
 from testbed.boards.releases import releases
 from testbed.emulation import accounts, host, jetpack, pythons, system, systemd, tree
-from testbed.emulation.clock import clock_environment, clock_files, find_library
+from testbed.emulation.clock import clock_environment, clock_files, find_library, without_sleep
 from testbed.emulation.init import REBOOT_STATUS
 from testbed.emulation.keys import NO_PASSWORD, lab_keys
 from testbed.emulation.preflight import needed_programs
@@ -148,6 +151,27 @@ def test_a_clock_that_is_right_needs_no_library(tmp_path):
     files = clock_files(clock_environment(5, "/lib/x.so"))
     assert files["/etc/sudoers.d/80-clock"][1] == 0o440
     assert "FAKETIME=+5.000000s\n" in files["/etc/testbed-clock.env"][0]
+
+
+def test_python_sleeps_where_the_clock_is_off(tmp_path):
+    library = find_library()
+    if library is None:
+        pytest.skip("the package faketime is not installed")
+    copy = tmp_path / "clock.so"
+    copy.write_bytes(without_sleep(Path(library).read_bytes()))
+    code = "import time; time.sleep(0.001); print(time.time())"
+    environment = {**os.environ, **clock_environment(1000.0, str(copy))}
+    before = time.time()
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert before + 1000 <= float(done.stdout) <= time.time() + 1000
+
+
+def test_another_library_is_taken_as_it_is():
+    named = b"\0clock_nanosleep\0"
+    assert without_sleep(named) == named
+    assert without_sleep(named + b"code" + named) == b"\0clock_nanoslee_\0code" + named
 
 
 def test_units_start_what_the_supervisor_would_start():

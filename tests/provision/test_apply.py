@@ -211,7 +211,7 @@ def test_what_was_done_until_the_user_ended_it_is_said(
                 assert main.ident is not None
                 signal.pthread_kill(main.ident, signal.SIGINT)
                 for _ in range(3000):
-                    if fleet._closed:
+                    if fleet.ended.is_set():
                         break
                     threading.Event().wait(0.01)
 

@@ -82,9 +82,12 @@ def test_what_a_fleet_needs_is_gathered_once_for_each_kind_of_python() -> None:
     assert downloads_for(fleet) == [
         Download(TARGET, ("smbus2",), ("smbus2",)),
         Download(TARGET, torch, (), (), torch, index),
-        Download(TARGET, client, client),
+        Download(TARGET, client, client, needed=False),
         Download("cp38-aarch64-glibc2.31", ("smbus2",), ("smbus2",)),
     ]
+    alone = device(python={"packages": ["smbus2"], "system_packages": False})
+    found = downloads_for([(host, replace(FACTS, jtop=jtop)), (alone, replace(FACTS, jtop=jtop))])
+    assert [one.needed for one in found if one.requirements == client] == [True]
     assert downloads_for([(device(python={"manage": False}), FACTS)]) == []
 
 

@@ -46,13 +46,8 @@ def test_a_client_is_made_to_fit_the_service() -> None:
     found = facts(host, jtop={"service_version": "7.1.4", "error": MISMATCH})
     (change,) = JTOP.changes(host, found)
     assert change.recorded == {"client": "7.2.2", "own": False}
-    assert (
-        change.steps[0]
-        .line()
-        .endswith(
-            "--quiet --index-url https://wheels.example/jp6 --only-binary jetson-stats jetson-stats==7.1.4"
-        )
-    )
+    words = "--quiet --index-url https://wheels.example/jp6 --prefer-binary jetson-stats==7.1.4"
+    assert change.steps[0].line().endswith(words)
     assert list(JTOP.findings(host, found, [change])) == []
     (back,) = JTOP.undo(host, found, change.recorded)
     assert "pip uninstall --yes --quiet --disable-pip-version-check jetson-stats" in back.line()

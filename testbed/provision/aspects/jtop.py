@@ -76,10 +76,8 @@ class Jtop:
             yield from bundled_steps(host.name, facts, self.bundle, [wanted])
             return
         index = [f"--index-url {shell_path(host.python.index)}"] if host.python.index else []
-        # A wheel only: whatever an archive of the sources does when it is built is not wanted on a board.
-        yield pip_install(
-            host.name, [wanted], [*index, "--only-binary jetson-stats"], "install the client of jtop"
-        )
+        # Before version 7 there were no wheels; built in an environment, the sources leave the host's service alone.
+        yield pip_install(host.name, [wanted], [*index, "--prefer-binary"], "install the client of jtop")
 
     def findings(self, host: Host, facts: Facts, changes: Sequence[Change]) -> Iterator[Finding]:
         """Yield what no change puts right."""
