@@ -106,7 +106,8 @@ def release(owner: str, backend: Callable[[], Any]) -> dict[str, Any]:
     stopped = services.stop_all("the host was given back") if running else []
     put_back = restore_power(open_notes())
     _forget(reserved)
-    _see_off(record.keeper)
+    # Read again: the keeper of what was taken a moment ago may not have been known above.
+    _see_off(standing(read_record(), here_and_now()).keeper)
     tidy()
     return {"released": True, "stopped": stopped, **put_back}
 

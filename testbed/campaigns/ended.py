@@ -111,12 +111,13 @@ class StartedServices:
             return transport.run(status_command(host)).stdout
 
         hosts = [host for host in fleet.inventory.hosts.values() if host.name in started]
-        told = set()
+        told: dict[str, list[str]] = {}
         for outcome in fleet.each(ask, hosts):
             host = outcome.host.name
             for name, restarts, words in ended_services(host, outcome.value or "", started[host]):
                 with self._lock:
                     self._restarts[host][name] = restarts
-                if words not in told:
-                    error.add(words)
-                told.add(words)
+                told.setdefault(words, []).append(host)
+        for words, where in told.items():
+            whose = f"on {', '.join(dict.fromkeys(where))}: " if words.startswith(_LEASE_ENDED) else ""
+            error.add(whose + words)

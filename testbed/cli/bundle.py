@@ -95,7 +95,7 @@ def bundle(
             maker.add_debs(target, lacking_there)
         _print_made(folder, maker.finish(), as_json=as_json)
         if len(asked) < len(hosts):
-            say(f"warning: {folder} lacks what the hosts need that failed")
+            say(f"warning: {folder} has nothing for the hosts that could not be asked")
     errors = print_failures(outcomes)
     unreached = (outcome for outcome in outcomes if isinstance(outcome.error, ConnectError))
     if jetpack is None and any(outcome.host.is_device for outcome in unreached):

@@ -208,9 +208,10 @@ def _taken(
 
 
 def _say_in_doubt(names: Iterable[str]) -> None:
-    if words := ", ".join(names):
-        say(f"warning: {words}: may be reserved for you: no answer was waited for, or none came")
-        say("  hint: `testbed lease list` says who has them, `testbed lease release` gives them back")
+    if found := list(names):
+        limits = " ".join(f"--limit {name}" for name in found)
+        say(f"warning: {', '.join(found)}: may be reserved for you: no answer was waited for, or none came")
+        say(f"  hint: `testbed lease list` says who has them, `testbed lease release {limits}` frees them")
 
 
 def _print_plan(steps: Sequence[Command], *, as_json: bool) -> None:

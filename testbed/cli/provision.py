@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +26,7 @@ from testbed.cli.common import (
 if TYPE_CHECKING:
     from testbed.config.inventory import Host
     from testbed.hosts.become import BecomePassword
+    from testbed.hosts.fleet import Fleet
     from testbed.provision.apply import HostResult
     from testbed.provision.plan import HostPlan
     from testbed.provision.undo import UndoResult
@@ -123,11 +125,8 @@ def _provision(
     from testbed.provision.survey import survey_fleet
 
     came: list[HostResult] = []
-    show: Callable[[HostResult], None] = (
-        came.append
-        if as_json
-        else _aside(fleet, way.progress, lambda result: _print_result(result, dry_run=dry_run))
-    )
+    shown = came.append if as_json else partial(_print_result, dry_run=dry_run)
+    show = _aside(fleet, way.progress, shown)
     if dry_run:
         plans = survey_fleet(
             fleet,
@@ -164,11 +163,8 @@ def _undo(
     from testbed.provision.undo import undo_fleet
 
     came: list[UndoResult] = []
-    show: Callable[[UndoResult], None] = (
-        came.append
-        if as_json
-        else _aside(fleet, way.progress, lambda result: _print_undo(result, steps=dry_run))
-    )
+    shown = came.append if as_json else partial(_print_undo, steps=dry_run)
+    show = _aside(fleet, way.progress, shown)
     with _told_if_interrupted(came, way.progress):
         results = undo_fleet(fleet, hosts, site, way, dry_run=dry_run, on_result=show)
     way.progress.end()
@@ -263,7 +259,7 @@ def _failed(told: Sequence[Any], failed: Sequence[Any]) -> list[Exception] | Non
     return [result.error or TestbedError("cannot be used as it is") for result in failed]
 
 
-def _aside(fleet: Any, progress: HostProgress, show: Callable[[Any], None]) -> Callable[[Any], None]:
+def _aside(fleet: Fleet, progress: HostProgress, show: Callable[[Any], None]) -> Callable[[Any], None]:
     """Return what prints one host's lines whole and beside the display, though hosts are done side by side."""
 
     def one(result: Any) -> None:

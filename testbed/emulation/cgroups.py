@@ -209,7 +209,8 @@ class Group:
         if memory is not None:
             name = "memory.max" if self._layout.unified else "memory.limit_in_bytes"
             (memory / name).write_text(str(memory_mib << 20))
-            # This machine's swap is no memory of the host's; a kernel without swap has no such file.
+            # This machine's swap is no memory of the host's: version 1 avoids it, version 2 refuses it.
+            # A kernel without swap has no such file.
             swap = memory / ("memory.swap.max" if self._layout.unified else "memory.swappiness")
             if swap.exists():
                 swap.write_text("0")

@@ -39,6 +39,7 @@ class SftpFiles:
         try:
             self._sftp = paramiko.SFTPClient(channel)
         except paramiko.SFTPError as error:
+            channel.close()
             raise HostError(
                 host,
                 f"its SFTP server does not answer as one: {error}",

@@ -126,7 +126,8 @@ class Leases:
             HostError: The host refused for another reason.
         """
         stream = self._fleet.transport(command.host).stream(command)
-        first, said = "", dict[str, Any]()
+        first = ""
+        said: dict[str, Any] = {}
         try:
             for first in stream.lines(command.timeout_s):
                 if said := _object(first):  # a login script of the host may say something before

@@ -30,7 +30,7 @@ def this_owner() -> str:
         user = os.environ.get("SUDO_USER") or getpass.getuser()
     except (KeyError, OSError):  # an account without a name, as containers have them
         user = f"uid{os.getuid()}"
-    # An account of a domain is called ann@corp.example or CORP\\ann; who takes over must be able to write it.
+    # An account of a domain is called ann@corp.example or CORP\ann; who takes over must be able to write it.
     words = (user, socket.gethostname().partition(".")[0])
     return "@".join(re.sub(r"[\s@'\"\\]", ".", word)[:64] or "unknown" for word in words)
 

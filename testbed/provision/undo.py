@@ -205,7 +205,7 @@ def undo_fleet(
                     undone += 1
             except (TestbedError, OSError) as error:
                 return UndoResult(host, plan, undone, hands.done, error)
-        return UndoResult(host, plan, undone, changed=True)
+        return UndoResult(host, plan, undone, changed=hands.done)
 
     def result_of(outcome: Outcome[UndoResult]) -> UndoResult:
         return outcome.get() if outcome.error is None else UndoResult(outcome.host, error=outcome.error)

@@ -78,7 +78,8 @@ def test_a_host_that_was_taken_over_is_told_of_once_and_not_for_each_service_tha
         script[name].append(("services status", answer(described("worker", "ending", 0, why, "connected"))))
     with pytest.raises(CommandError) as caught:
         carry_out("wdmoe.bs.base_station")
-    assert caught.value.message == f"bs: `bsctl trial t001` ended with status 1: {REFUSED}; {why}"
+    said = f"{REFUSED}; on bs, left, right: {why}"
+    assert caught.value.message == f"bs: `bsctl trial t001` ended with status 1: {said}"
 
 
 def test_so_is_that_of_a_device_that_had_to_be_started_again(carry_out, script):

@@ -72,7 +72,7 @@ def test_a_bundle_for_hosts_that_cannot_be_asked_is_not_made(testbed, tmp_path):
     assert not (tmp_path / "bundle").exists()
 
 
-@pytest.mark.parametrize("words", [["provision"], ["provision", "--undo"]])
+@pytest.mark.parametrize("words", [["provision"], ["provision", "--json"], ["provision", "--undo"]])
 def test_ctrl_c_does_not_call_hosts_out_of_reach_that_had_no_turn(testbed, monkeypatch, words):
     monkeypatch.setattr("signal.signal", lambda *_: None)  # this process is the tests' own
 

@@ -106,6 +106,7 @@ def test_a_host_whose_answer_is_lost_is_named_as_maybe_reserved(lease):
     code, out, err = lease({"bs": lost, "nano": killed}, "take")
     assert (code, out) == (1, "")
     assert "warning: bs, nano: may be reserved for you" in err
+    assert "`testbed lease release --limit bs --limit nano`" in err
     assert "error: bs: the connection was lost: EOFError" in err
     code, _, err = lease({"bs": lost, "nano": [("lease take", refused(ANN))]}, "take")
     assert "warning: bs: may be reserved for you" in err

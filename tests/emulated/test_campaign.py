@@ -356,11 +356,11 @@ def started(results, *arguments, folder=None):
     )
     deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
-        for folder in set(results.glob("*")) - before:
-            entries = [e for e in read_journal(folder / "journal.jsonl") if e.session not in sessions]
+        for found in set(results.glob("*")) - before:
+            entries = [e for e in read_journal(found / "journal.jsonl") if e.session not in sessions]
             if any(e.phase == "trial t001" and "bsctl" in e.line and e.state == "begin" for e in entries):
-                time.sleep(0.3)  # into the trial, which lasts for a second or two where a machine is fast
-                return process, folder
+                time.sleep(0.3)  # into the trial
+                return process, found
         if process.poll() is not None:
             break
         time.sleep(0.2)
@@ -371,7 +371,7 @@ def started(results, *arguments, folder=None):
 @pytest.fixture
 def long_campaign(campaign):
     """A campaign whose trials last for some seconds."""
-    prompts = {"file": str(ROOT / "payloads/prompts/quickstart.jsonl"), "count": 2, "max_new_tokens": 150}
+    prompts = {"file": str(ROOT / "payloads/prompts/quickstart.jsonl"), "count": 2, "max_new_tokens": 300}
     return campaign(campaign="long", prompts=prompts, quality=None)
 
 

@@ -137,6 +137,19 @@ def test_another_dpkg_that_is_at_work_is_waited_for(board: Board) -> None:
     assert (board.folder / "installed").read_text() == "other\n"
 
 
+def test_an_apt_that_was_left_alone_and_has_brought_nothing_yet_is_waited_for(board: Board) -> None:
+    (change,) = Packages().changes(host(packages=["tool"]), facts())
+    board.run(change.steps[:1])
+    locked = "dpkg: error: dpkg frontend lock was locked by another process with pid 7"
+    wait = f"test -e $BOARD/free || {{ echo '{locked}' >&2; exit 2; }}"
+    board.program("dpkg", f"{wait}\n{PURGE}")
+    board.program("sleep", r"printf 'tool\nlibown\n' >>$BOARD/installed; touch $BOARD/free")
+    undone = board.run(Packages().undo(host(), facts(), change.recorded))
+    assert all(not done.returncode for done in undone), undone[0].stderr
+    assert (board.folder / "free").exists()
+    assert (board.folder / "installed").read_text() == "other\n"
+
+
 def test_apt_goes_on_to_its_end_where_nobody_listens_any_more(board: Board) -> None:
     (change,) = Packages().changes(host(packages=["tool"]), facts())
     board.run(change.steps[:1])

@@ -35,21 +35,23 @@ _UNDO = (
     'came() { for name in $(grep -v = "$note"); do if there "$name"; then echo "$name"; fi; done; }',
     # dpkg, not apt: apt would take along whatever was installed later and needs one of these. What a cut-off dpkg left
     # half done goes too.
-    "remove() { apart env LC_ALL=C setsid -w dpkg --purge --force-remove-reinstreq $come; }",
+    "remove() { apart env LC_ALL=C setsid -w dpkg --purge --force-remove-reinstreq $all; }",
     # apt waits by itself for another that is at work, dpkg does not.
     'busy() { grep -q "lock [a-z]* locked by another" "$note.log"; }',
-    "patiently() { for _ in $(seq 60); do remove && break; busy || break; sleep 5; done; }",
+    "patiently() { for _ in $(seq 60); do remove && return; busy || return 0; sleep 5; done; false; }",
     # apt would keep a mark for each that came along; it has none for those that are wanted for themselves. Where apt
     # cannot take it away, the mark stays and does no harm: the packages go all the same.
     "unmark() { apt-mark manual $come >/dev/null 2>&1 || true; }",
-    'purge() { come="$(came)"; test -z "$come" || { unmark; patiently; come="$(came)"; test -z "$come"; }; }',
+    # dpkg is given all that was to come: an apt that was left alone may still fetch it, and is waited for by this.
+    'purge() { all="$(grep -v = "$note")"; test -z "$all" && return; come="$(came)"; test -z "$come" || unmark; '
+    'patiently && come="$(came)" && test -z "$come"; }',
     f"install() {{ apart apt install {INSTALL} $old; }}",
     'back() { old="$(grep = "$note")"; test -z "$old" || install || { apt update && install; }; }',
     'give_up() { echo "$1, or leave them as they are by: sudo rm $note" >&2; exit 1; }',
     # First what came, which may be in the way of what went for it. A package that was upgraded may need what came:
     # that goes when the old version is there again.
     'undo() { purge || again=1; back || give_up "apt cannot bring back $(echo $old): let it have them"; '
-    'test -z "$again" || purge || give_up "dpkg does not remove $(echo $come): remove what needs them now"; }',
+    'test -z "$again" || purge || give_up "dpkg does not remove $(echo ${come:-$all}): remove what needs them now"; }',
     'again=; if test -e "$note"; then undo && rm -f "$note"; fi',
 )
 

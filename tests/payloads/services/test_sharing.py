@@ -173,7 +173,7 @@ def test_a_reservation_lets_its_owner_in_alone_and_ends_by_itself(on_jetson, jet
 
 
 @pytest.mark.unhurried
-def test_a_takeover_needs_the_name_and_ends_the_run(on_jetson, jetson, gone):
+def test_a_takeover_needs_the_name_and_ends_the_run(on_jetson, jetson, gone, eventually):
     holder = on_jetson.hold(*ANN, "--purpose", "run x-0001")
     on_jetson.start("a", READY)
     pid = on_jetson.pid("a")
@@ -184,6 +184,7 @@ def test_a_takeover_needs_the_name_and_ends_the_run(on_jetson, jetson, gone):
     assert holder.wait(30) == 1
     assert json.loads(holder.stdout.readlines()[-1])["reason"] == "taken over by bob@desk (mine now)"
     assert gone(pid)
+    eventually(lambda: said(on_jetson.run("lease", "show"))["keeper"])
     assert said(on_jetson.run("lease", "release", *BOB))["released"] is True
     # At once: the keeper, which looks once a second, has been waited for.
     nobody = {"reserved": None, "held": None, "keeper": None, "left": []}
