@@ -106,8 +106,7 @@ def release(owner: str, backend: Callable[[], Any]) -> dict[str, Any]:
     stopped = services.stop_all("the host was given back") if running else []
     put_back = restore_power(open_notes())
     _forget(reserved)
-    # Read again: the keeper of what was taken a moment ago may not have been known above.
-    _see_off(standing(read_record(), here_and_now()).keeper)
+    _see_keeper_off()
     tidy()
     return {"released": True, "stopped": stopped, **put_back}
 
@@ -143,13 +142,14 @@ def _wait_until_left(owner: str) -> None:
         time.sleep(_POLL_S)
 
 
-def _see_off(keeper: Claim | None) -> None:
+def _see_keeper_off() -> None:
     """Wait until the keeper has seen that nothing is left to do: who looks next is to find the host free."""
+    keeper = standing(read_record(), here_and_now()).keeper
     deadline = time.monotonic() + _LEAVE_S
     while keeper is not None and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
         if standing(read_record(), here_and_now()).keeper != keeper:
             return
-        time.sleep(_POLL_S)
 
 
 def _forget(claim: Claim) -> None:

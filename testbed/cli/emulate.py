@@ -53,7 +53,7 @@ def up(
 ) -> None:
     """Bring the lab up. On a lab that is up already this says so and does nothing."""
     if dry_run:
-        from testbed.emulation.lab import plan_lines
+        from testbed.emulation.plan import plan_lines
 
         lines = plan_lines(_lab(inventory))
         typer.echo(json.dumps({"plan": lines}) if as_json else "\n".join(lines))

@@ -20,7 +20,6 @@ from typing import Any
 
 from testbed.emulation import cgroups, cleanup
 from testbed.emulation.keys import lab_keys
-from testbed.emulation.network import bridge_lines, host_lines, link_lines
 from testbed.emulation.power import LoadStep
 from testbed.emulation.preflight import PROGRAM_PATH, require_programs
 from testbed.emulation.spec import STATE_ROOT, HostSpec, LabFiles, LabSpec
@@ -31,7 +30,6 @@ __all__ = [
     "State",
     "down",
     "load",
-    "plan_lines",
     "running_state",
     "shell_command",
     "state_of",
@@ -394,23 +392,3 @@ def _named(spec: LabSpec, host: str) -> HostSpec:
         names = ", ".join(entry.name for entry in spec.hosts)
         raise InputError(f"the lab {spec.lab} has no host {host}; its hosts are {names}")
     return found
-
-
-def plan_lines(spec: LabSpec) -> list[str]:
-    """Return what :func:`up` would do, in lines for people."""
-    lines = [f"lab {spec.lab}: state in {spec.files.root}", "in a new network and mount namespace:"]
-    lines += [f"  ip {line}" for line in bridge_lines(spec)]
-    for number, host in enumerate(spec.hosts):
-        board = host.kind
-        what = f"{board.model}, JetPack {board.jetpack} (L4T {board.l4t})" if board else "plain machine"
-        lines += [
-            f"{host.name}: {what}",
-            "  new network, mount, PID, UTS, IPC and cgroup namespaces",
-            f"  limits: {host.cpu_cores:g} cores, {host.memory_mib} MiB of memory, {host.disk_mib} MiB written",
-            *(f"  ip {line}" for line in link_lines(number, host, 0)[:1]),
-            *(f"  inside: ip {line}" for line in host_lines(spec, host)),
-            f"  process 1: {'systemd' if host.systemd else 'a supervisor'}; login: {host.user}"
-            + (f", sudo: {host.sudo}" if host.user != "root" else ""),
-            f"  services: sshd on {host.address}:{host.port}" + (", jtop" if host.jtop else ""),
-        ]
-    return lines

@@ -10,7 +10,8 @@ import pytest
 from testbed.boards.kinds import kinds
 from testbed.config.inventory import load_inventory
 from testbed.emulation import host, network
-from testbed.emulation.lab import load, plan_lines, shell_command
+from testbed.emulation.lab import load, shell_command
+from testbed.emulation.plan import plan_lines
 from testbed.emulation.settings import load_lab
 from testbed.emulation.spec import LabSpec
 from testbed.errors import InputError
